@@ -1,0 +1,10 @@
+"""Train deep recurrent networks forward in time."""
+
+from deepeprop_jax.cell import Cell
+from deepeprop_jax.flax_linen import linen_cell
+from deepeprop_jax.flax_nnx import nnx_cell
+from deepeprop_jax.learner import LearnerState, OnlineLearner
+from deepeprop_jax.network import graph, stack
+from deepeprop_jax.transform import deep_eprop
+
+__all__ = ["Cell", "LearnerState", "OnlineLearner", "deep_eprop", "graph", "linen_cell", "nnx_cell", "stack"]

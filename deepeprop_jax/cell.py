@@ -1,0 +1,130 @@
+"""A cell, and a network of cells as one directed acyclic graph of nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+Path = tuple[int | str, ...]
+
+INPUT = "input"
+"""The name of the external input of a network."""
+
+Wire = Any
+"""How a node's input is made of the outputs below it; one of
+
+* ``"input"``: the external input of the network,
+* an ``int``: the output of the node with that index,
+* a ``tuple`` of wires: concatenated on the last axis,
+* a ``dict`` of wires: a dict with the same keys.
+"""
+
+
+class Vertex(NamedTuple):
+    """One node of a network.
+
+    Attributes:
+      name: unique name, as error messages and tables print it, e.g. ``"encoder/0"``.
+      path: where the node's parameters and carry lie in those of the whole network.
+      cell: the node's own cell (its ``graph`` is None).
+      wire: how the node's input is made of the outputs below it.
+      depth: number of identical layers L where the node is a ``stack(cell, depth=L)``, else None.
+    """
+
+    name: str
+    path: Path
+    cell: Cell
+    wire: Wire
+    depth: int | None = None
+
+
+class Graph(NamedTuple):
+    """Nodes in topological order (parents first), and how the output of the network is made of theirs."""
+
+    nodes: tuple[Vertex, ...]
+    output: Wire
+
+
+class Cell(NamedTuple):
+    """A recurrent cell (or a whole network of them) as two pure functions.
+
+    Attributes:
+      init: ``init(key, x) -> (params, carry)`` for one step's batch ``x`` of shape (batch, ...);
+        the carry comes back with a leading batch axis.
+      apply: ``apply(params, carry, x) -> (carry, y)`` for ONE example, without a batch axis.
+        A feed-forward layer has an empty carry, ``()``.
+      graph: the nodes inside, filled in by ``stack`` and ``graph``; None for a single cell.
+    """
+
+    init: Callable[[jax.Array, PyTree], tuple[PyTree, PyTree]]
+    apply: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
+    graph: Graph | None = None
+
+
+def graph_of(cell: Cell) -> Graph:
+    """The nodes of a network; a single cell is a graph of one node."""
+    if cell.graph is not None:
+        return cell.graph
+    return Graph((Vertex("cell", (), cell, INPUT),), 0)
+
+
+def parents(wire: Wire) -> tuple[int, ...]:
+    """Indices of the nodes whose outputs a wire carries, each once, in order of appearance."""
+    if isinstance(wire, str):
+        return ()
+    if isinstance(wire, int):
+        return (wire,)
+    parts = wire.values() if isinstance(wire, Mapping) else wire
+    return tuple(dict.fromkeys(p for part in parts for p in parents(part)))
+
+
+def connect(wire: Wire, x: PyTree, outputs: Mapping[int, PyTree]) -> PyTree:
+    """The value that a wire carries: linear in the external input ``x`` and in the nodes' ``outputs``."""
+    if isinstance(wire, str):
+        return x
+    if isinstance(wire, int):
+        return outputs[wire]
+    if isinstance(wire, Mapping):
+        return {name: connect(part, x, outputs) for name, part in wire.items()}
+    values = [connect(part, x, outputs) for part in wire]
+    if len(values) == 1:
+        return values[0]
+    seen = [jax.tree.map(jnp.shape, value) for value in values]
+    for value, shape in zip(values, seen, strict=True):
+        if len(jax.tree.leaves(value)) != 1 or jax.tree.structure(value) != jax.tree.structure(0):
+            raise ValueError(
+                f"Parents given as a tuple are concatenated, so each must give one array; seen outputs of shapes {seen}, "
+                f"of which {shape} is not one array. Give the parents as a dict {{argument name: parent}} instead."
+            )
+    if any(len(shape) == 0 or shape[:-1] != seen[0][:-1] for shape in seen):
+        raise ValueError(
+            f"Parents given as a tuple are concatenated on the last axis, so all other axes must agree; seen shapes {seen}. "
+            f"Give the parents as a dict {{argument name: parent}}, or reshape in a feed-forward cell between."
+        )
+    return jnp.concatenate(values, axis=-1)
+
+
+def select(tree: PyTree, path: Path) -> PyTree:
+    """The part of a network's params or carry that belongs to the node at ``path``."""
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def assemble(graph: Graph, values: list[PyTree]) -> PyTree:
+    """The inverse of ``select`` over all nodes: nest per-node values as the user's network is nested."""
+    by_path = {vertex.path: value for vertex, value in zip(graph.nodes, values, strict=True)}
+
+    def build(prefix: Path) -> PyTree:
+        if prefix in by_path:
+            return by_path[prefix]
+        keys = list(dict.fromkeys(p[len(prefix)] for p in by_path if p[: len(prefix)] == prefix))
+        if isinstance(keys[0], int):
+            return tuple(build((*prefix, key)) for key in sorted(keys))
+        return {key: build((*prefix, key)) for key in keys}
+
+    return build(())

@@ -1,0 +1,164 @@
+"""``stack(cell, depth=L)``: the layer functions under one ``lax.scan`` over depth, so that L does not enter the program.
+
+The influences of all L source layers run beside each other as columns, k-major, behind ``band`` layers of zeros:
+columns of source layer k start at (band + k) * columns. Layer l keeps a trace of the ``band`` source layers below it,
+which is the window that starts at l * columns.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from deepeprop_jax import layer as one
+from deepeprop_jax.layer import Kept, LayerGradient, Moment
+from deepeprop_jax.node import Node, Reals
+from deepeprop_jax.plan import Pair, Plan
+from deepeprop_jax.real import Parts, PyTree
+
+
+class DeepTraces(NamedTuple):
+    """The traces of a node with depth, for its own parameters.
+
+    Attributes:
+      own: per block, (L, batch, rows, columns): each layer's influence of its own parameters.
+      band: (L, batch, n, band * columns): of the ``band`` layers below; None if none is kept.
+    """
+
+    own: tuple[jax.Array, ...]
+    band: jax.Array | None
+
+
+def _layers_first(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), tree)
+
+
+def forward(node: Node, params: PyTree, carry_tm1: PyTree, x: PyTree, depth: int) -> tuple[PyTree, PyTree, Moment]:
+    """``layer.forward`` through L layers; the moment's leaves have a leading axis L."""
+
+    def body(u: PyTree, layer: tuple[PyTree, PyTree]) -> tuple[PyTree, tuple[PyTree, Moment]]:
+        carry_t, y, moment = one.forward(node, layer[0], layer[1], u)
+        return y, (carry_t, moment)
+
+    y, (carry_t, moment) = jax.lax.scan(body, x, (params, _layers_first(carry_tm1)), length=depth)
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), carry_t), y, moment
+
+
+def local_blocks(node: Node, moment: Moment) -> jax.Array:
+    """D of every layer, (L, batch, K, K, units)."""
+    return jax.lax.map(lambda layer_moment: one.local_blocks(node, layer_moment), moment)
+
+
+def reverse(node: Node, moment: Moment, blocks: jax.Array | None, dy: Reals) -> LayerGradient:
+    """``layer.reverse`` from the top layer down; params and carry cotangents have a leading axis L."""
+
+    def body(dy: Reals, layer: tuple[Moment, jax.Array | None]) -> tuple[Reals, tuple[Reals, jax.Array | None]]:
+        gradient = one.reverse(node, layer[0], layer[1], dy)
+        return gradient.input, (gradient.params, gradient.carry)
+
+    du, (params, carry) = jax.lax.scan(body, dy, (moment, blocks), reverse=True)
+    return LayerGradient(params, carry, du)
+
+
+def update(
+    plan: Plan,
+    v: int,
+    moment: Moment,
+    blocks: jax.Array | None,
+    own_tm1: DeepTraces,
+    cross_tm1: dict[int, jax.Array],
+    from_below: dict[int, jax.Array],
+) -> tuple[DeepTraces, dict[int, jax.Array], dict[int, jax.Array]]:
+    """One step of all traces of a node with depth, layer by layer upward.
+
+    Args:
+      own_tm1: the node's own traces.
+      cross_tm1: per node k below with a kept influence, (layers, batch, n, columns).
+      from_below: per node k below, U^{v,k} at the bottom layer, (batch, inputs, columns of k).
+
+    Returns:
+      The same traces one step on, and Y^{v,k} at the top layer for the sources that are passed on (v itself included).
+    """
+    node, depth, columns, band = plan.nodes[v], plan.depth(v), plan.columns[v], plan.bands[v]
+    wanted = plan.wanted(v)
+    batch = _batch_size(moment.input)
+    pairs = {k: plan.pairs[v, k] for k in cross_tm1}
+    padded = {k: _pad_layers(trace, depth) for k, trace in cross_tm1.items()}
+    inside = dict(from_below)
+    if wanted.own_output:
+        inside[v] = jnp.zeros((batch, node.input.size, (band + depth) * columns), plan.dtype)
+
+    def body(below: dict[int, jax.Array], layer):
+        index, layer_moment, layer_blocks, layer_own, layer_band, layer_cross = layer
+        partial = one.partials(node, layer_moment, layer_blocks, wanted, plan.dtype)
+        own_t = one.own_influence(node, partial, wanted.own, layer_own)
+        above, cross_t, band_t = {}, {}, layer_band
+        for k, influence in below.items():
+            if k == v:
+                continue
+            kept = _kept(plan, v, pairs.get(k), k, index)
+            cross_t[k], output = one.cross_influence(node, partial, kept, layer_cross.get(k), influence, wanted.output)
+            above[k] = influence if output is None else output
+        if wanted.own_output:
+            own_y = one.own_output(node, partial, wanted, layer_own, own_t, batch, plan.dtype)
+            band_t, above[v] = _own_upward(node, partial, wanted, below[v], layer_band, own_y, index, columns, band)
+        return above, (own_t, band_t, {k: cross_t[k] for k in padded})
+
+    layers = (jnp.arange(depth), moment, blocks, own_tm1.own, own_tm1.band, padded)
+    above, (own_t, band_t, cross_t) = jax.lax.scan(body, inside, layers, length=depth)
+    if v in above:
+        above[v] = above[v][..., band * columns :]
+    above = {k: y for k, y in above.items() if (v, k) in plan.transmitted}
+    return DeepTraces(own_t, band_t), {k: trace[: pairs[k].layers] for k, trace in cross_t.items()}, above
+
+
+def _own_upward(node, partial, wanted, below, band_tm1, own_y, index, columns: int, band: int):
+    """The own influences of all layers, one layer up: the window of kept ones also moves right in time."""
+    start = index * columns
+    window = below
+    if band:
+        window = jax.lax.dynamic_slice_in_dim(below, start, band * columns, axis=2)
+    kept = Kept(band * columns) if band else None
+    # All source layers pass through; those in the window have a past as well.
+    _, through = one.cross_influence(node, partial, None, None, below, True)
+    band_t = band_tm1
+    if band:
+        band_t, output = one.cross_influence(node, partial, kept, band_tm1, window, True)
+        through = jax.lax.dynamic_update_slice_in_dim(through, output, start, axis=2)
+    return band_t, jax.lax.dynamic_update_slice_in_dim(through, own_y, start + band * columns, axis=2)
+
+
+def _kept(plan: Plan, v: int, pair: Pair | None, k: int, index: jax.Array) -> Kept | None:
+    """Which columns of source k layer ``index`` of v keeps."""
+    if pair is None:
+        return None
+    if pair.mask is None and pair.layers == plan.depth(v):
+        return Kept(pair.columns)
+    mask = jnp.ones((pair.layers, pair.sources), bool) if pair.mask is None else jnp.asarray(pair.mask)
+    rows = jnp.pad(mask, ((0, plan.depth(v) - pair.layers), (0, 0)))
+    return Kept(pair.columns, jnp.repeat(rows[index], plan.columns[k], total_repeat_length=pair.columns))
+
+
+def _pad_layers(trace: jax.Array, depth: int) -> jax.Array:
+    return jnp.pad(trace, ((0, depth - trace.shape[0]), *((0, 0),) * (trace.ndim - 1)))
+
+
+def _batch_size(parts: Parts) -> int:
+    """Behind the leading axis L."""
+    return (parts.real + parts.other)[0].shape[1]
+
+
+def band_gradient(cotangent: jax.Array, band: jax.Array, depth: int, columns: int) -> jax.Array:
+    """``lambda . S`` of the kept influences between layers, as a gradient per source layer, (L, columns).
+
+    Args:
+      cotangent: (L, batch, n).
+      band: (L, batch, n, band * columns).
+    """
+    found = jnp.einsum("lbn,lbnp->lp", cotangent, band)
+    width = band.shape[-1] // columns
+    source = jnp.arange(depth)[:, None] + jnp.arange(width)[None]  # the source layer, plus the width
+    total = jnp.zeros((width + depth, columns), band.dtype)
+    return total.at[source].add(found.reshape(depth, width, columns))[width:]

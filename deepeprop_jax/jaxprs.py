@@ -1,0 +1,178 @@
+"""The only file that touches jaxprs: trace a function to a flat program, slice it, evaluate it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.extend.core as jex
+
+Literal = jex.Literal
+
+_INLINED = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "remat": "jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+}
+"""Calls that mean just their body. Not ``custom_jvp_call``: its body is the primal, without the rule."""
+
+
+class Variable:
+    """A value of a flat program; every call of an inlined function gets variables of its own."""
+
+    __slots__ = ("aval",)
+
+    def __init__(self, aval: Any):
+        self.aval = aval
+
+
+Atom = Any
+"""A ``Variable`` or a ``Literal``."""
+
+
+class Equation:
+    """One primitive applied to atoms."""
+
+    __slots__ = ("inputs", "outputs", "params", "primitive")
+
+    def __init__(self, primitive: jex.Primitive, params: dict, inputs: list[Atom], outputs: list[Variable]):
+        self.primitive, self.params, self.inputs, self.outputs = primitive, params, inputs, outputs
+
+    @property
+    def name(self) -> str:
+        """The primitive's name."""
+        return self.primitive.name
+
+
+class Program(NamedTuple):
+    """Equations in order, without calls; ``constants`` are the arrays that the traced function closed over."""
+
+    equations: list[Equation]
+    inputs: list[Variable]
+    outputs: list[Atom]
+    constants: dict[Variable, Any]
+
+
+def trace(function: Callable, *args: Any) -> Program:
+    """The flat program of ``function``; arguments may be arrays or ``jax.ShapeDtypeStruct``, leaves in pytree order."""
+    closed = jax.make_jaxpr(function)(*args)
+    equations: list[Equation] = []
+    constants: dict[Variable, Any] = {}
+
+    def walk(closed: Any, args: list[Atom]) -> list[Atom]:
+        # From JAX 0.12 on a jaxpr is closed by itself; before, the closed one wraps the open one.
+        jaxpr, values = getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
+        environment: dict[Any, Atom] = dict(zip(jaxpr.invars, args, strict=True))
+        for var, value in zip(jaxpr.constvars, values, strict=True):
+            environment[var] = Variable(var.aval)
+            constants[environment[var]] = value
+
+        def read(atom: Any) -> Atom:
+            return atom if isinstance(atom, Literal) else environment[atom]
+
+        for eqn in jaxpr.eqns:
+            inputs = [read(atom) for atom in eqn.invars]
+            if eqn.primitive.name in _INLINED:
+                outputs = walk(eqn.params[_INLINED[eqn.primitive.name]], inputs)
+            else:
+                outputs = [Variable(var.aval) for var in eqn.outvars]
+                equations.append(Equation(eqn.primitive, eqn.params, inputs, outputs))
+            environment.update(zip(eqn.outvars, outputs, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    inputs = [Variable(var.aval) for var in getattr(closed, "jaxpr", closed).invars]
+    return Program(equations, inputs, walk(closed, inputs), constants)
+
+
+def is_variable(atom: Atom) -> bool:
+    """Whether the atom is a variable rather than a literal."""
+    return isinstance(atom, Variable)
+
+
+def backward_slice(
+    equations: Sequence[Equation], outputs: Iterable[Atom], stop: Iterable[Variable] = ()
+) -> list[Equation]:
+    """The equations that ``outputs`` need, not looking behind the variables in ``stop``."""
+    stop = set(stop)
+    needed = {atom for atom in outputs if is_variable(atom)} - stop
+    kept = []
+    for equation in reversed(equations):
+        if any(output in needed for output in equation.outputs):
+            kept.append(equation)
+            needed |= {atom for atom in equation.inputs if is_variable(atom)} - stop
+    return kept[::-1]
+
+
+def dependents(equations: Sequence[Equation], sources: Iterable[Variable]) -> set[Variable]:
+    """All variables that depend on one of ``sources``, those included."""
+    reached = set(sources)
+    for equation in equations:
+        if any(is_variable(atom) and atom in reached for atom in equation.inputs):
+            reached.update(equation.outputs)
+    return reached
+
+
+def bind(equation: Equation, *values: Any) -> list[Any]:
+    """Apply an equation's primitive to values."""
+    params = equation.primitive.get_bind_params(equation.params)
+    if isinstance(params, tuple):  # (functions, params) in older JAX
+        result = equation.primitive.bind(*params[0], *values, **params[1])
+    else:
+        result = equation.primitive.bind(*values, **params)
+    return list(result) if equation.primitive.multiple_results else [result]
+
+
+def evaluate(
+    equations: Sequence[Equation],
+    environment: dict[Variable, Any],
+    outputs: Sequence[Atom],
+    rule: Callable[..., list[Any]] = bind,
+) -> list[Any]:
+    """Run equations over values; ``rule(equation, *values)`` may replace how one is computed."""
+    environment = dict(environment)
+
+    def read(atom: Atom) -> Any:
+        return atom.val if isinstance(atom, Literal) else environment[atom]
+
+    for equation in equations:
+        values = rule(equation, *[read(atom) for atom in equation.inputs])
+        environment.update(zip(equation.outputs, values, strict=True))
+    return [read(atom) for atom in outputs]
+
+
+def shape_of(atom: Atom) -> tuple[int, ...]:
+    """The shape of an atom."""
+    return tuple(getattr(atom.aval, "shape", ()))
+
+
+class DotAxes(NamedTuple):
+    """Which axes of the two operands of a ``dot_general`` are contracted, batched and free."""
+
+    lhs_contract: list[int]
+    rhs_contract: list[int]
+    lhs_batch: list[int]
+    rhs_batch: list[int]
+    lhs_free: list[int]
+    rhs_free: list[int]
+
+
+def dot_axes(equation: Equation) -> DotAxes:
+    """The axes of a ``dot_general`` equation; its output is ordered (batch, lhs free, rhs free)."""
+    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = equation.params["dimension_numbers"]
+
+    def free(atom: Atom, *used: Sequence[int]) -> list[int]:
+        return [axis for axis in range(len(shape_of(atom))) if all(axis not in axes for axes in used)]
+
+    return DotAxes(
+        list(lhs_contract),
+        list(rhs_contract),
+        list(lhs_batch),
+        list(rhs_batch),
+        free(equation.inputs[0], lhs_contract, lhs_batch),
+        free(equation.inputs[1], rhs_contract, rhs_batch),
+    )

@@ -1,0 +1,351 @@
+"""Unit labels through a linear program: for every element, the one unit that it depends on, or that it feeds.
+
+The programs are VJPs, linear in a cotangent of the new carry. A label is an interval [low, high] of unit numbers:
+empty (depends on no unit), a point (on one unit), or wider (mixed). Joining two labels takes min and max, so a point
+stays a point only where both agree. Structural primitives move labels; an unknown primitive joins everything it sees,
+which is sound: it can only cost the dense path.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deepeprop_jax.jaxprs import Atom, Equation, Variable, bind, dot_axes, is_variable, shape_of
+
+_NO_LOW = 2**30
+_NO_HIGH = -(2**30)
+
+
+class Labels(NamedTuple):
+    """The labels of one variable: two int32 arrays of its shape."""
+
+    low: np.ndarray
+    high: np.ndarray
+
+    @classmethod
+    def none(cls, shape: tuple[int, ...]) -> Labels:
+        """Every element depends on no unit."""
+        return cls(np.full(shape, _NO_LOW, np.int32), np.full(shape, _NO_HIGH, np.int32))
+
+    @classmethod
+    def of(cls, units: Any) -> Labels:
+        """Every element depends on the unit given for it."""
+        units = np.asarray(units, np.int32)
+        return cls(units, units)
+
+    def join(self, other: Labels) -> Labels:
+        """Depends on what either depends on; shapes broadcast."""
+        return Labels(np.minimum(self.low, other.low), np.maximum(self.high, other.high))
+
+    def whole(self, shape: tuple[int, ...]) -> Labels:
+        """Every element of an array of ``shape`` depends on all that these depend on."""
+        low, high = self.low.min(initial=_NO_LOW), self.high.max(initial=_NO_HIGH)
+        return Labels(np.full(shape, low, np.int32), np.full(shape, high, np.int32))
+
+    def reduce(self, axes: tuple[int, ...]) -> Labels:
+        """Join along axes."""
+        return Labels(self.low.min(axes, initial=_NO_LOW), self.high.max(axes, initial=_NO_HIGH))
+
+    def map(self, function: Callable[[np.ndarray], np.ndarray]) -> Labels:
+        """Move the labels as a structural function moves elements."""
+        return Labels(function(self.low), function(self.high))
+
+    @property
+    def empty(self) -> np.ndarray:
+        """Which elements depend on no unit."""
+        return self.low > self.high
+
+    @property
+    def pure(self) -> bool:
+        """Whether no element is mixed."""
+        return bool((self.low >= self.high).all())
+
+    def within(self, units: np.ndarray) -> bool:
+        """Whether every element depends on its own unit at most."""
+        return bool((self.empty | ((self.low == units) & (self.high == units))).all())
+
+
+# --- structural primitives: the same rearrangement for values, element numbers and labels ----------------------------
+
+
+def _broadcast_in_dim(params: Mapping, x: np.ndarray) -> np.ndarray:
+    shape = [1] * len(params["shape"])
+    for axis, size in zip(params["broadcast_dimensions"], x.shape, strict=True):
+        shape[axis] = size
+    return np.broadcast_to(x.reshape(shape), params["shape"])
+
+
+def _pad(params: Mapping, x: np.ndarray, fill: np.ndarray) -> np.ndarray:
+    for axis, (low, high, interior) in enumerate(params["padding_config"]):
+        size = x.shape[axis]
+        shape = list(x.shape)
+        shape[axis] = low + high + size + max(size - 1, 0) * interior
+        positions = low + np.arange(size) * (interior + 1)
+        kept = (positions >= 0) & (positions < shape[axis])
+        padded = np.full(shape, fill, x.dtype)
+        np.moveaxis(padded, axis, 0)[positions[kept]] = np.moveaxis(x, axis, 0)[kept]
+        x = padded
+    return x
+
+
+def _slice(params: Mapping, x: np.ndarray) -> np.ndarray:
+    strides = params["strides"] or (1,) * x.ndim
+    ends = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
+    return x[tuple(slice(start, limit, stride) for start, limit, stride in ends)]
+
+
+def _split(params: Mapping, x: np.ndarray) -> list[np.ndarray]:
+    return np.split(x, np.cumsum(params["sizes"])[:-1], params["axis"])
+
+
+def _unstack(params: Mapping, x: np.ndarray) -> list[np.ndarray]:
+    return list(np.moveaxis(x, params["axis"], 0))
+
+
+_STRUCTURAL: dict[str, Callable[..., Any]] = {
+    "reshape": lambda params, x: x.reshape(params["new_sizes"]),
+    "transpose": lambda params, x: x.transpose(params["permutation"]),
+    "broadcast_in_dim": _broadcast_in_dim,
+    "concatenate": lambda params, *xs: np.concatenate(xs, params["dimension"]),
+    "stack": lambda params, *xs: np.stack(xs, params["axis"]),
+    "unstack": _unstack,
+    "slice": _slice,
+    "split": _split,
+    "squeeze": lambda params, x: np.squeeze(x, tuple(params["dimensions"])),
+    "rev": lambda params, x: np.flip(x, tuple(params["dimensions"])),
+    "pad": _pad,
+    "copy": lambda params, x: x,
+    "copy_p": lambda params, x: x,
+}
+
+_ELEMENTWISE = frozenset(
+    "add_any add sub mul div neg select_n convert_element_type real imag complex conj reduce_precision".split()
+)
+
+
+def rearrange(equation: Equation, operands: Sequence[np.ndarray]) -> list[np.ndarray] | None:
+    """What a structural primitive does to any arrays of its operands' shapes; None for other primitives."""
+    rule = _STRUCTURAL.get(equation.name)
+    if rule is None or (equation.name == "reshape" and equation.params.get("dimensions") is not None):
+        return None
+    result = rule(equation.params, *operands)
+    return result if isinstance(result, list) else [result]
+
+
+# --- what an output depends on ---------------------------------------------------------------------------------------
+
+
+def _forward(equation: Equation, inputs: Sequence[Labels | None]) -> list[Labels]:
+    """Labels of an equation's outputs from those of its inputs (None: does not depend on the cotangent)."""
+    labels = [Labels.none(shape_of(a)) if x is None else x for x, a in zip(inputs, equation.inputs, strict=True)]
+    shapes = [output.aval.shape for output in equation.outputs]
+    lows = rearrange(equation, [label.low for label in labels])
+    if lows is not None:
+        highs = rearrange(equation, [label.high for label in labels])
+        return [Labels(low, high) for low, high in zip(lows, highs or [], strict=True)]
+    if equation.name in _ELEMENTWISE:
+        joined = functools.reduce(Labels.join, labels)
+        return [joined.map(lambda x: np.broadcast_to(x, shapes[0]))]
+    if equation.name == "reduce_sum":
+        return [labels[0].reduce(tuple(equation.params["axes"]))]
+    if equation.name == "dot_general":
+        axes = dot_axes(equation)
+        lhs = labels[0].reduce(tuple(axes.lhs_contract)).map(_ordered(axes.lhs_batch, axes.lhs_free))
+        rhs = labels[1].reduce(tuple(axes.rhs_contract)).map(_ordered(axes.rhs_batch, axes.rhs_free))
+        batch, lhs_free, rhs_free = len(axes.lhs_batch), len(axes.lhs_free), len(axes.rhs_free)
+        lhs = lhs.map(lambda x: x.reshape(x.shape + (1,) * rhs_free))
+        rhs = rhs.map(lambda x: x.reshape(x.shape[:batch] + (1,) * lhs_free + x.shape[batch:]))
+        return [lhs.join(rhs)]
+    everything = functools.reduce(Labels.join, [label.whole(()) for label in labels])
+    return [everything.whole(shape) for shape in shapes]
+
+
+def _ordered(batch: list[int], free: list[int]) -> Callable[[np.ndarray], np.ndarray]:
+    """Bring the axes left over by a contraction into the order (batch, free)."""
+    left = sorted(batch + free)
+    return lambda x: x.transpose([left.index(axis) for axis in batch + free])
+
+
+class LocalDot(NamedTuple):
+    """The entries of a dot that stay inside one unit: per output element, which products to sum.
+
+    Attributes:
+      lhs: (output size, entries) flat positions in the left operand.
+      rhs: the same in the right operand.
+      mask: which of them count; outputs with fewer entries are padded.
+    """
+
+    lhs: np.ndarray
+    rhs: np.ndarray
+    mask: np.ndarray
+
+    def __call__(self, equation: Equation, lhs: jax.Array, rhs: jax.Array) -> list[jax.Array]:
+        """The localised dot of two values."""
+        output = equation.outputs[0].aval
+        total = jnp.zeros(self.lhs.shape[0], output.dtype)
+        for entry in range(self.lhs.shape[1]):
+            product = _take(lhs, self.lhs[:, entry]) * _take(rhs, self.rhs[:, entry])
+            mask = self.mask[:, entry]
+            total = total + (product if mask.all() else jnp.where(mask, product, 0)).astype(output.dtype)
+        return [total.reshape(output.shape)]
+
+
+def _take(array: jax.Array, positions: np.ndarray) -> jax.Array:
+    """``array.ravel()[positions]``; evenly spaced positions are a slice, since a gather is slow on a CPU."""
+    flat = jnp.ravel(array)
+    steps = np.diff(positions)
+    if len(positions) > 1 and steps[0] > 0 and (steps == steps[0]).all():
+        return jax.lax.slice(flat, (int(positions[0]),), (int(positions[-1]) + 1,), (int(steps[0]),))
+    return flat[positions]
+
+
+def _local_dot(equation: Equation, side: int, labels: Labels, feeds: Labels) -> LocalDot:
+    """Keep the products whose labelled factor depends on the very unit that the output element feeds."""
+    axes = dot_axes(equation)
+    lhs_shape, rhs_shape = map(shape_of, equation.inputs)
+    numbers = [np.arange(int(np.prod(shape)), dtype=np.int32).reshape(shape) for shape in (lhs_shape, rhs_shape)]
+    lhs = numbers[0].transpose(axes.lhs_batch + axes.lhs_free + axes.lhs_contract)
+    rhs = numbers[1].transpose(axes.rhs_batch + axes.rhs_free + axes.rhs_contract)
+    batch, lhs_free, rhs_free = len(axes.lhs_batch), len(axes.lhs_free), len(axes.rhs_free)
+    contract = lhs.shape[batch + lhs_free :]
+    outer = lhs.shape[: batch + lhs_free] + rhs.shape[batch : batch + rhs_free]
+    lhs = lhs.reshape(lhs.shape[: batch + lhs_free] + (1,) * rhs_free + contract)
+    rhs = rhs.reshape(rhs.shape[:batch] + (1,) * lhs_free + rhs.shape[batch:])
+    columns = int(np.prod(contract, dtype=int))
+    lhs, rhs = (np.broadcast_to(x, outer + contract).reshape(-1, columns) for x in (lhs, rhs))
+    position = (lhs, rhs)[side]
+    low, high, unit = labels.low.ravel()[position], labels.high.ravel()[position], feeds.low.reshape(-1, 1)
+    rows, entries = np.nonzero((low == unit) & (high == unit) & ~feeds.empty.reshape(-1, 1))
+    counts = np.bincount(rows, minlength=lhs.shape[0])
+    width = max(1, counts.max(initial=0))
+    slot = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    result = [np.zeros((lhs.shape[0], width), np.int32) for _ in range(2)] + [np.zeros((lhs.shape[0], width), bool)]
+    for table, values in zip(result, (lhs[rows, entries], rhs[rows, entries], True), strict=True):
+        table[rows, slot] = values
+    return LocalDot(*result)
+
+
+class Flow(NamedTuple):
+    """What each variable of a linear program depends on.
+
+    Attributes:
+      labels: per variable that depends on the cotangent.
+      culprits: per variable that is mixed, the name of the primitive that mixed it first.
+      local_dots: the dots that were localised, by ``id`` of their equation.
+    """
+
+    labels: dict[Variable, Labels]
+    culprits: dict[Variable, str]
+    local_dots: dict[int, LocalDot]
+
+    def of(self, atom: Atom) -> Labels | None:
+        """Labels of an atom; None where it does not depend on the cotangent."""
+        return self.labels.get(atom) if is_variable(atom) else None
+
+
+def depends_on(
+    equations: Sequence[Equation], seeds: Mapping[Variable, Labels], feeds: Mapping[Variable, Labels] | None = None
+) -> Flow:
+    """Push labels forward from the cotangents in ``seeds``.
+
+    With ``feeds`` (the backward labels), a dot that would mix units is localised instead: its entries are kept where
+    the unit of the contracted element is the unit that the output element feeds.
+    """
+    flow = Flow(dict(seeds), {}, {})
+    for equation in equations:
+        inputs = [flow.of(atom) for atom in equation.inputs]
+        if all(label is None for label in inputs):
+            continue
+        outputs = _forward(equation, inputs)
+        if feeds is not None and equation.name == "dot_general" and not outputs[0].pure:
+            target = feeds.get(equation.outputs[0])
+            side = 0 if inputs[0] is not None else 1
+            labels = inputs[side]
+            if target is not None and target.pure and labels is not None and labels.pure and inputs[1 - side] is None:
+                flow.local_dots[id(equation)] = _local_dot(equation, side, labels, target)
+                outputs = [target]
+        blamed = [flow.culprits[atom] for atom in equation.inputs if is_variable(atom) and atom in flow.culprits]
+        for variable, label in zip(equation.outputs, outputs, strict=True):
+            flow.labels[variable] = label
+            if not label.pure:
+                flow.culprits[variable] = blamed[0] if blamed else equation.name
+    return flow
+
+
+def localised(flow: Flow) -> Callable[..., list[Any]]:
+    """An evaluation rule that runs the localised dots of ``flow`` in place of the dots."""
+
+    def rule(equation: Equation, *values: Any) -> list[Any]:
+        local_dot = flow.local_dots.get(id(equation))
+        return bind(equation, *values) if local_dot is None else local_dot(equation, *values)
+
+    return rule
+
+
+# --- what an input feeds ---------------------------------------------------------------------------------------------
+
+
+def _backward(equation: Equation, outputs: Sequence[Labels | None]) -> list[Labels]:
+    """Labels of what an equation's inputs feed, from what its outputs feed (None: nothing)."""
+    labels = [Labels.none(x.aval.shape) if y is None else y for y, x in zip(outputs, equation.outputs, strict=True)]
+    shapes = [shape_of(atom) for atom in equation.inputs]
+    sizes = [int(np.prod(shape, dtype=int)) for shape in shapes]
+    offsets = np.cumsum([0, *sizes])
+    numbers = [
+        np.arange(start, start + size).reshape(shape)
+        for start, size, shape in zip(offsets, sizes, shapes, strict=False)
+    ]
+    moved = rearrange(equation, numbers)
+    if moved is not None:
+        flat = Labels.none((int(offsets[-1]),))
+        for index, label in zip(moved, labels, strict=True):
+            np.minimum.at(flat.low, index, label.low)
+            np.maximum.at(flat.high, index, label.high)
+        return [flat.map(lambda x, number=number: x[number]) for number in numbers]
+    if equation.name in _ELEMENTWISE:
+        return [labels[0] if shape == labels[0].low.shape else labels[0].whole(shape) for shape in shapes]
+    if equation.name == "reduce_sum":
+        axes = tuple(equation.params["axes"])
+        return [labels[0].map(lambda x: np.broadcast_to(np.expand_dims(x, axes), shapes[0]))]
+    if equation.name == "dot_general":
+        axes = dot_axes(equation)
+        batch, lhs_free, rhs_free = len(axes.lhs_batch), len(axes.lhs_free), len(axes.rhs_free)
+        lhs = labels[0].reduce(tuple(range(batch + lhs_free, batch + lhs_free + rhs_free)))
+        rhs = labels[0].reduce(tuple(range(batch, batch + lhs_free)))
+        return [
+            lhs.map(_spread(axes.lhs_batch + axes.lhs_free + axes.lhs_contract, batch + lhs_free, shapes[0])),
+            rhs.map(_spread(axes.rhs_batch + axes.rhs_free + axes.rhs_contract, batch + rhs_free, shapes[1])),
+        ]
+    everything = functools.reduce(Labels.join, [label.whole(()) for label in labels])
+    return [everything.whole(shape) for shape in shapes]
+
+
+def _spread(order: list[int], kept: int, shape: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:
+    """Repeat labels of the first ``kept`` axes in ``order`` along the others, then undo the order."""
+
+    def spread(x: np.ndarray) -> np.ndarray:
+        ordered = tuple(shape[axis] for axis in order)
+        return np.broadcast_to(x.reshape(ordered[:kept] + (1,) * (len(order) - kept)), ordered).transpose(
+            np.argsort(order)
+        )
+
+    return spread
+
+
+def feeds(equations: Sequence[Equation], seeds: Mapping[Variable, Labels]) -> dict[Variable, Labels]:
+    """Push labels backward from the outputs in ``seeds``: which unit's derivative does each variable feed?"""
+    found = dict(seeds)
+    for equation in reversed(equations):
+        outputs = [found.get(output) for output in equation.outputs]
+        if all(label is None for label in outputs):
+            continue
+        for atom, label in zip(equation.inputs, _backward(equation, outputs), strict=True):
+            if is_variable(atom):
+                found[atom] = found[atom].join(label) if atom in found else label
+    return found

@@ -1,0 +1,285 @@
+"""The paper's recursion, one step at a time, on the lattice of time (right) and depth (up).
+
+    S^{v,k}_t = dF/dh S^{v,k}_{t-1} + dF/du U^{v,k}_t + [v = k] dF/dtheta                               eq. 9 to 11
+    Y^{v,k}_t = dg/dh_t S^{v,k}_t + dg/dh_{t-1} S^{v,k}_{t-1} + dg/du U^{v,k}_t + [v = k] dg/dtheta
+    grad^k_t  = inst^k + sum over kept (v, k) of lambda^v_{t-1} . S^{v,k}_{t-1}
+
+S^{v,k} is the influence of node k's parameters on node v's carry, Y^{v,k} on its output, and U^{v,k} the Y^{p,k} of v's
+parents p, placed into v's input. lambda^v_{t-1} is the cotangent of v's incoming carry under this step's loss, from one
+reverse pass inside the step, which also gives inst^k. With exact=False dF/dh stands for its unit-local blocks D, in all
+three lines. (B. Millidge, "Generalizing E-prop to Deep Networks", arXiv:2512.24506.)
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from deepeprop_jax import depth as deep
+from deepeprop_jax import layer as one
+from deepeprop_jax.cell import PyTree, assemble, connect, parents, select
+from deepeprop_jax.depth import DeepTraces
+from deepeprop_jax.layer import Kept, LayerGradient, Moment
+from deepeprop_jax.node import Reals
+from deepeprop_jax.plan import Plan
+from deepeprop_jax.real import Parts
+from deepeprop_jax.trace import contract
+
+Traces = dict[str, Any]
+"""Per kept pair, ``"v <- k"``: the node's own traces (a tuple with one array per block, or ``DeepTraces``), or the
+influence across nodes as one array (batch, n, columns), with a leading axis of layers where v has depth."""
+
+
+class Moments(NamedTuple):
+    """What every node saw in one step.
+
+    Attributes:
+      nodes: per node.
+      x: the external input.
+      outputs: per node, its output.
+    """
+
+    nodes: list[Moment]
+    x: PyTree
+    outputs: list[PyTree]
+
+
+def trace_shapes(plan: Plan, batch: int) -> Traces:
+    """Shape and dtype of every trace."""
+
+    def array(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, plan.dtype)
+
+    traces: Traces = {}
+    for v, (node, vertex) in enumerate(zip(plan.nodes, plan.graph.nodes, strict=True)):
+        layers = () if vertex.depth is None else (vertex.depth,)
+        own = tuple(array(*layers, batch, block.rows, block.columns) for block in plan.own[v])
+        band = array(*layers, batch, node.carry.size, plan.bands[v] * plan.columns[v]) if plan.bands[v] else None
+        if own or band is not None:
+            traces[plan.name(v, v)] = own if vertex.depth is None else DeepTraces(own, band)
+    for (v, k), pair in plan.pairs.items():
+        layers = () if plan.graph.nodes[v].depth is None else (pair.layers,)
+        traces[plan.name(v, k)] = array(*layers, batch, plan.nodes[v].carry.size, pair.columns)
+    return traces
+
+
+def select_examples(where: jax.Array, traces: Traces, others: Traces) -> Traces:
+    """Per example, ``traces`` where true and ``others`` elsewhere."""
+
+    def choose(a: jax.Array, b: jax.Array) -> jax.Array:
+        # Arrays of a node with depth have the layer axis first.
+        front = a.ndim - 3
+        return jnp.where(where.reshape((1,) * front + (-1,) + (1,) * 2), a, b)
+
+    return jax.tree.map(choose, traces, others)
+
+
+def forward(plan: Plan, params: PyTree, carry_tm1: PyTree, x: PyTree) -> tuple[PyTree, PyTree, Moments]:
+    """Run all nodes for one step: (carry_t, output of the network, moments)."""
+    outputs: dict[int, PyTree] = {}
+    carries, moments = [], []
+    for v, (node, vertex) in enumerate(zip(plan.nodes, plan.graph.nodes, strict=True)):
+        u = connect(vertex.wire, x, outputs)
+        arguments = (node, select(params, vertex.path), select(carry_tm1, vertex.path), u)
+        if vertex.depth is None:
+            carry_t, outputs[v], moment = one.forward(*arguments)
+        else:
+            carry_t, outputs[v], moment = deep.forward(*arguments, vertex.depth)
+        carries.append(carry_t)
+        moments.append(moment)
+    y = connect(plan.graph.output, x, outputs)
+    return assemble(plan.graph, carries), y, Moments(moments, x, [outputs[v] for v in range(len(moments))])
+
+
+def local_blocks(plan: Plan, moments: Moments) -> list[jax.Array | None]:
+    """D of every node whose recurrence enters by its unit-local blocks; None for the others."""
+    found: list[jax.Array | None] = []
+    for v, moment in enumerate(moments.nodes):
+        node = plan.nodes[v]
+        if not node.recurrent or plan.full_jacobian(v):
+            found.append(None)
+        else:
+            module = one if plan.graph.nodes[v].depth is None else deep
+            found.append(module.local_blocks(node, moment))
+    return found
+
+
+def reverse(
+    plan: Plan, moments: Moments, blocks: list[jax.Array | None], dy: PyTree
+) -> list[LayerGradient]:
+    """One reverse pass inside the step: instantaneous gradients, and the cotangent of every incoming carry.
+
+    Args:
+      dy: cotangent of the network's output, in ``jax.grad``'s convention.
+    """
+    reals = [node.output.split(y).real for node, y in zip(plan.nodes, moments.outputs, strict=True)]
+    cotangents = [[jnp.zeros_like(leaf) for leaf in real] for real in reals]
+
+    def give(wire: Any, view: Any, du: Reals) -> None:
+        """Hand the cotangent of what a wire carries to the outputs that it is made of."""
+        sources = parents(wire)
+
+        def carried(real: dict[int, Reals]) -> Reals:
+            outputs = {p: plan.nodes[p].output.join(real[p], _others(plan, moments, p)) for p in sources}
+            return view.split(connect(wire, moments.x, outputs)).real
+
+        if sources:
+            values, pull = jax.vjp(carried, {p: reals[p] for p in sources})
+            (found,) = pull([d.astype(value.dtype) for d, value in zip(du, values, strict=True)])
+            for p in sources:
+                cotangents[p] = jax.tree.map(jnp.add, cotangents[p], found[p])
+
+    give(plan.graph.output, plan.output, plan.output.split_cotangent(dy))
+    gradients: list[LayerGradient] = []
+    for v in reversed(range(len(plan.nodes))):
+        node, vertex = plan.nodes[v], plan.graph.nodes[v]
+        module = one if vertex.depth is None else deep
+        # Where D is the whole of dF/dh, the VJP of F does the same without it.
+        block = None if node.elementwise else blocks[v]
+        gradient = module.reverse(node, moments.nodes[v], block, cotangents[v])
+        give(vertex.wire, node.input, gradient.input)
+        gradients.append(gradient)
+    return gradients[::-1]
+
+
+def _others(plan: Plan, moments: Moments, p: int) -> list[jax.Array]:
+    return plan.nodes[p].output.split(moments.outputs[p]).other
+
+
+def gradient(
+    plan: Plan, moments: Moments, blocks: list[jax.Array | None], traces_tm1: Traces, dy: PyTree
+) -> list[Reals]:
+    """This step's gradient of every real parameter leaf, summed over the batch, in the traces' dtype.
+
+        grad^k_t = inst^k + sum over kept (v, k) of lambda^v_{t-1} . S^{v,k}_{t-1}
+    """
+    inside = reverse(plan, moments, blocks, dy)
+    found: list[Reals] = []
+    for k, node in enumerate(plan.nodes):
+        grads = [leaf.astype(plan.dtype) for leaf in inside[k].params]
+        columns = _own_gradient(plan, k, inside[k].carry, traces_tm1, grads)
+        for v, source in plan.pairs:
+            if source == k:
+                part = _cross_gradient(plan, v, k, inside[v].carry, traces_tm1)
+                columns = part if columns is None else columns + part
+        if columns is not None:
+            start = 0
+            for i in plan.trained[k]:
+                size = node.params.sizes[i]
+                grads[i] = grads[i] + columns[:, start : start + size].reshape(grads[i].shape)
+                start += size
+        found.append([grad if i in plan.trained[k] else jnp.zeros_like(grad) for i, grad in enumerate(grads)])
+    return found
+
+
+def _own_gradient(plan: Plan, k: int, cotangent: jax.Array | None, traces: Traces, grads: Reals) -> jax.Array | None:
+    """Add lambda^k . S^{k,k} to ``grads``; return the part between the layers of a node with depth, (L, columns)."""
+    own = traces.get(plan.name(k, k))
+    if own is None or cotangent is None:
+        return None
+    node, depth = plan.nodes[k], plan.graph.nodes[k].depth
+    blocks = own.own if isinstance(own, DeepTraces) else own
+    for block, trace in zip(plan.own[k], blocks, strict=True):
+        if depth is None:
+            part = contract(node, block, cotangent, trace)[None]
+        else:
+            part = jax.vmap(lambda c, s, block=block: contract(node, block, c, s))(cotangent, trace)
+        start = 0
+        for i in block.leaves:
+            size = node.params.sizes[i]
+            grads[i] = grads[i] + part[:, start : start + size].reshape(grads[i].shape)
+            start += size
+    if isinstance(own, DeepTraces) and own.band is not None:
+        return deep.band_gradient(cotangent, own.band, depth or 1, plan.columns[k])
+    return None
+
+
+def _cross_gradient(plan: Plan, v: int, k: int, cotangent: jax.Array, traces: Traces) -> jax.Array:
+    """lambda^v . S^{v,k} as (layers of k, columns)."""
+    trace, pair = traces[plan.name(v, k)], plan.pairs[v, k]
+    if plan.graph.nodes[v].depth is None:
+        part = jnp.einsum("bn,bnp->p", cotangent, trace)
+    else:
+        part = jnp.einsum("lbn,lbnp->p", cotangent[: pair.layers], trace)
+    missing = plan.all_columns(k) - pair.columns
+    return jnp.pad(part, (missing, 0)).reshape(plan.depth(k), plan.columns[k])
+
+
+def update(plan: Plan, moments: Moments, blocks: list[jax.Array | None], traces_tm1: Traces) -> Traces:
+    """All traces one step on: S_{t-1} -> S_t, node by node upward."""
+    traces: Traces = {}
+    outputs: dict[tuple[int, int], jax.Array] = {}  # Y^{p,k}_t
+    for v, (node, vertex) in enumerate(zip(plan.nodes, plan.graph.nodes, strict=True)):
+        from_below = {k: _input_influence(plan, moments, v, k, outputs) for k in plan.sources(v)}
+        names = {k: plan.name(v, k) for k in from_below if (v, k) in plan.pairs}
+        moment, own_name = moments.nodes[v], plan.name(v, v)
+        if vertex.depth is not None:
+            own_tm1 = traces_tm1.get(own_name, DeepTraces((), None))
+            cross_tm1 = {k: traces_tm1[name] for k, name in names.items()}
+            if own_name in traces_tm1 or from_below or (v, v) in plan.transmitted:
+                own_t, cross_t, above = deep.update(plan, v, moment, blocks[v], own_tm1, cross_tm1, from_below)
+                traces |= {own_name: own_t} if own_name in traces_tm1 else {}
+                traces |= {names[k]: trace for k, trace in cross_t.items()}
+                outputs |= {(v, k): y for k, y in above.items()}
+            continue
+        wanted = plan.wanted(v)
+        if not (wanted.own or wanted.input or wanted.own_output):
+            continue
+        partial = one.partials(node, moment, blocks[v], wanted, plan.dtype)
+        own_tm1 = traces_tm1.get(own_name, ())
+        own_t = one.own_influence(node, partial, wanted.own, own_tm1)
+        if own_name in traces_tm1:
+            traces[own_name] = own_t
+        if wanted.own_output:
+            outputs[v, v] = one.own_output(node, partial, wanted, own_tm1, own_t, _batch(moment.input), plan.dtype)
+        for k, influence in from_below.items():
+            kept = Kept(plan.pairs[v, k].columns) if k in names else None
+            upward = (v, k) in plan.transmitted
+            trace_tm1 = traces_tm1[names[k]] if k in names else None
+            trace_t, output = one.cross_influence(node, partial, kept, trace_tm1, influence, upward)
+            if k in names:
+                traces[names[k]] = trace_t
+            if output is not None:
+                outputs[v, k] = output
+    return traces
+
+
+def _batch(parts: Parts) -> int:
+    return (parts.real + parts.other)[0].shape[0]
+
+
+def _input_influence(
+    plan: Plan, moments: Moments, v: int, k: int, outputs: dict[tuple[int, int], jax.Array]
+) -> jax.Array:
+    """U^{v,k}: the Y^{p,k} of v's parents, placed into v's input, (batch, inputs, columns)."""
+    wire = plan.graph.nodes[v].wire
+    if isinstance(wire, int):
+        return outputs[wire, k]
+    view, sources = plan.nodes[v].input, parents(wire)
+    def zeros(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: _wide_zeros(leaf, plan.dtype), tree)
+
+    def place(rows: dict[int, jax.Array]) -> jax.Array:
+        """connect() is linear, so it places one column of an influence as it places a value."""
+        values = {}
+        for p in sources:
+            output = plan.nodes[p].output
+            values[p] = zeros(moments.outputs[p])
+            if p in rows:
+                values[p] = output.join(output.unflatten(rows[p]), output.split(values[p]).other)
+        placed = connect(wire, zeros(moments.x), values)
+        return view.flatten([leaf.astype(plan.dtype) for leaf in view.split(placed).real], leading=1)
+
+    rows = {p: outputs[p, k] for p in sources if (p, k) in outputs}
+    return jax.vmap(place, in_axes=-1, out_axes=-1)(rows)
+
+
+def _wide_zeros(leaf: jax.Array, trace_dtype: Any) -> jax.Array:
+    """Zeros like ``leaf``, in the traces' dtype where it is real or complex; a key stays as it is."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return leaf
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        return jnp.zeros(leaf.shape, jnp.result_type(jnp.complex64, trace_dtype))
+    return jnp.zeros(leaf.shape, trace_dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype)

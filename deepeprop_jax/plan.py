@@ -1,0 +1,299 @@
+"""The static plan of a network: its nodes after analysis, which influences are kept, and how their traces are laid out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deepeprop_jax.cell import Graph, PyTree, Vertex, Wire, connect, parents, select
+from deepeprop_jax.layer import Wanted
+from deepeprop_jax.node import Node, analyse_node
+from deepeprop_jax.real import RealView
+from deepeprop_jax.trace import Block
+
+
+class Pair(NamedTuple):
+    """A kept influence S^{v,k} of node k's parameters on another node v's carry.
+
+    Attributes:
+      layers: how many layers of v keep it, counted from below (1 unless v is a ``stack(cell, depth=L)``).
+      sources: how many layers of k it is kept of, counted from above.
+      columns: trained parameter entries of those layers.
+      mask: (layers, sources) which combinations are within the hops; None for all.
+    """
+
+    layers: int
+    sources: int
+    columns: int
+    mask: np.ndarray | None
+
+
+class Plan(NamedTuple):
+    """All that is decided about a network before a value is computed.
+
+    Attributes:
+      graph: the network.
+      nodes: per vertex, its cell after analysis (of one layer, where the vertex has depth).
+      exact, hops: as given to ``deep_eprop``.
+      trained: per node, the indices of its trained real parameter leaves.
+      columns: per node, the number of trained real parameter entries (of one layer).
+      own: per node, the blocks of its own trace.
+      bands: per node with depth, over how many layers upward its own influences are kept.
+      pairs: the kept influences across nodes, by (v, k).
+      transmitted: the (p, k) whose output influence Y^{p,k} something above needs.
+      dtype: of all traces.
+      output: view of the network's output, of one example.
+    """
+
+    graph: Graph
+    nodes: tuple[Node, ...]
+    exact: bool
+    hops: int | None
+    trained: tuple[tuple[int, ...], ...]
+    columns: tuple[int, ...]
+    own: tuple[tuple[Block, ...], ...]
+    bands: tuple[int, ...]
+    pairs: dict[tuple[int, int], Pair]
+    transmitted: frozenset[tuple[int, int]]
+    dtype: Any
+    output: RealView
+
+    def depth(self, v: int) -> int:
+        """Number of layers of a node: L of a ``stack(cell, depth=L)``, else 1."""
+        return self.graph.nodes[v].depth or 1
+
+    def all_columns(self, k: int) -> int:
+        """Trained parameter entries of a node, all of its layers together."""
+        return self.depth(k) * self.columns[k]
+
+    def sources(self, v: int) -> list[int]:
+        """Nodes below v whose influence arrives at v: kept there, or passed on."""
+        return [k for k in range(v) if (v, k) in self.pairs or (v, k) in self.transmitted]
+
+    def wanted(self, v: int) -> Wanted:
+        """Which partial derivatives of node v the traces need."""
+        outward = any(p == v for p, _ in self.transmitted)
+        own_output = (v, v) in self.transmitted or self.bands[v] > 0
+        arrives = bool(self.sources(v)) or self.bands[v] > 0 or (self.depth(v) > 1 and (v, v) in self.transmitted)
+        return Wanted(self.own[v], self.trained[v], arrives, outward or self.bands[v] > 0 or self._inside(v), own_output)
+
+    def _inside(self, v: int) -> bool:
+        return self.depth(v) > 1 and bool(self.sources(v))
+
+    def full_jacobian(self, v: int) -> bool:
+        """Whether node v's recurrence enters in full: exact mode, where it is not element-wise."""
+        return self.exact and self.nodes[v].recurrent and not self.nodes[v].elementwise
+
+    def name(self, v: int, k: int) -> str:
+        """The key of S^{v,k} in the state's traces."""
+        return f"{self.graph.nodes[v].name} <- {self.graph.nodes[k].name}"
+
+
+def make_plan(
+    graph: Graph, params: PyTree, carry: PyTree, x: PyTree, exact: bool, hops: int | None, trainable: PyTree | None
+) -> Plan:
+    """Analyse every node and decide which influences are kept.
+
+    Args:
+      params, carry, x: shapes and dtypes, of one example where there is a batch axis.
+      trainable: None, or booleans shaped as ``params`` or as a prefix of it.
+
+    Raises:
+      ValueError: a node that does not fit its params, carry or input; named.
+    """
+    nodes: list[Node] = []
+    outputs: dict[int, PyTree] = {}
+    known: dict[Any, Node] = {}
+    for index, vertex in enumerate(graph.nodes):
+        u = _carried(vertex.name, vertex.wire, x, outputs)
+        node_params, node_carry = (_layer_avals(vertex, what, select(tree, vertex.path)) for what, tree in
+                                   (("params", params), ("carry", carry)))
+        outputs[index] = _check_cell(vertex, node_params, node_carry, u)
+        arguments = (node_params, node_carry, u, outputs[index])
+        key = (vertex.cell.apply, jax.tree.structure(arguments), tuple(map(str, jax.tree.leaves(arguments))))
+        if key not in known:
+            known[key] = analyse_node(vertex.name, vertex.cell.apply, *arguments)
+        nodes.append(known[key]._replace(name=vertex.name))
+    flags = _trained_leaves(graph, params, trainable)
+    trained = tuple(
+        tuple(i for i, leaf in enumerate(_leaf_of_real(node)) if node_flags[leaf])
+        for node, node_flags in zip(nodes, flags, strict=True)
+    )
+    columns = tuple(sum(n.params.sizes[i] for i in idx) for n, idx in zip(nodes, trained, strict=True))
+    dtypes = [dtype for node in nodes for dtype in node.params.dtypes + node.carry.dtypes]
+    dtype = jnp.result_type(jnp.float32, *dtypes)
+    output = RealView(_carried("outputs", graph.output, x, outputs))
+    plan = Plan(graph, tuple(nodes), exact, hops, trained, columns, (), (), {}, frozenset(), dtype, output)
+    own = tuple(_own_blocks(plan, v) for v in range(len(nodes)))
+    bands = tuple(_band(plan, v) for v in range(len(nodes)))
+    pairs, transmitted = _kept_pairs(plan)
+    return plan._replace(own=own, bands=bands, pairs=pairs, transmitted=transmitted)
+
+
+# --- shapes ----------------------------------------------------------------------------------------------------------
+
+
+def _carried(name: str, wire: Wire, x: PyTree, outputs: dict[int, PyTree]) -> PyTree:
+    """Shapes of what a wire carries."""
+    try:
+        return jax.eval_shape(lambda x, outputs: connect(wire, x, outputs), x, outputs)
+    except ValueError as error:
+        raise ValueError(f"Node '{name}': {error}") from error
+
+
+def _layer_avals(vertex: Vertex, what: str, tree: PyTree) -> PyTree:
+    """Shapes of one layer: without the leading axis L of a ``stack(cell, depth=L)``."""
+    if vertex.depth is None:
+        return tree
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        if leaf.shape[:1] != (vertex.depth,):
+            raise ValueError(
+                f"Node '{vertex.name}' has depth={vertex.depth}, so every leaf of its {what} needs a leading axis of "
+                f"that size{' behind the batch axis' if what == 'carry' else ''}; seen shape {leaf.shape} at "
+                f"'{jax.tree_util.keystr(path, simple=True, separator='/')}'."
+            )
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
+
+
+def describe(tree: PyTree) -> str:
+    """Shapes and dtypes of a pytree in one short line."""
+    return str(jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree)).replace("'", "")
+
+
+def _check_cell(vertex: Vertex, params: PyTree, carry: PyTree, u: PyTree) -> PyTree:
+    """Shapes of the node's output; the cell must give back a carry like the one it got."""
+    try:
+        result = jax.eval_shape(vertex.cell.apply, params, carry, u)
+    except Exception as error:
+        raise ValueError(
+            f"Node '{vertex.name}' could not be applied to one example of input {describe(u)} and carry "
+            f"{describe(carry)} with its params. Check that params and carry are those of this node and that the "
+            f"input has the features it was initialised for. The cell said: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise ValueError(f"Node '{vertex.name}': a cell returns (carry, y); seen {type(result).__name__}.")
+    carry_t, y = result
+    if jax.tree.structure(carry_t) != jax.tree.structure(carry) or any(
+        (new.shape, new.dtype) != (old.shape, old.dtype)
+        for new, old in zip(jax.tree.leaves(carry_t), jax.tree.leaves(carry), strict=False)
+    ):
+        raise ValueError(
+            f"Node '{vertex.name}' must return a carry of the structure, shapes and dtypes that it was given: given "
+            f"{describe(carry)}, returned {describe(carry_t)}. Give an initial carry of the returned kind, or cast "
+            f"inside the cell."
+        )
+    if vertex.depth is not None and (
+        jax.tree.structure(y) != jax.tree.structure(u)
+        or [(a.shape, a.dtype) for a in jax.tree.leaves(y)] != [(a.shape, a.dtype) for a in jax.tree.leaves(u)]
+    ):
+        raise ValueError(
+            f"Node '{vertex.name}' has depth={vertex.depth}: each layer feeds the next, so its output must be shaped "
+            f"as its input; seen input {describe(u)} and output {describe(y)}. Put a projection before it."
+        )
+    return y
+
+
+def _leaf_of_real(node: Node) -> list[int]:
+    """For each real parameter leaf, the index of the params leaf that it is (part of)."""
+    counts = {"real": 1, "complex": 2, "other": 0}
+    return [i for i, kind in enumerate(node.params.kinds) for _ in range(counts[kind])]
+
+
+def _trained_leaves(graph: Graph, params: PyTree, trainable: PyTree | None) -> tuple[tuple[bool, ...], ...]:
+    if trainable is None:
+        full = jax.tree.map(lambda _: True, params)
+    else:
+        mask = trainable(params) if callable(trainable) else trainable
+        try:
+            full = jax.tree.map(lambda flag, part: jax.tree.map(lambda _: flag, part), mask, params)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"trainable must be booleans in the structure of params, or of a prefix of it; seen "
+                f"{jax.tree.structure(mask)} for params {jax.tree.structure(params)}."
+            ) from error
+    result = []
+    for vertex in graph.nodes:
+        flags = jax.tree.leaves(select(full, vertex.path))
+        wrong = [flag for flag in flags if not isinstance(flag, bool | np.bool_)]
+        if wrong:
+            raise ValueError(f"trainable must hold booleans; seen {wrong[0]!r} at node '{vertex.name}'.")
+        result.append(tuple(bool(flag) for flag in flags))
+    return tuple(result)
+
+
+# --- what is kept ----------------------------------------------------------------------------------------------------
+
+
+def _own_blocks(plan: Plan, v: int) -> tuple[Block, ...]:
+    """One block per leaf that is local, one for all that are dense together."""
+    node = plan.nodes[v]
+    blocks, dense = [], []
+    for i in plan.trained[v]:
+        leaf = node.leaves[i]
+        if leaf.kind == "none" or node.params.sizes[i] == 0:
+            continue
+        if leaf.kind == "local" and not plan.full_jacobian(v):
+            blocks.append(Block("local", (i,), leaf.unit, node.units.slots, node.params.sizes[i]))
+        else:
+            dense.append(i)
+    if dense:
+        columns = sum(node.params.sizes[i] for i in dense)
+        blocks.append(Block("dense", tuple(dense), None, node.carry.size, columns))
+    return tuple(blocks)
+
+
+def _band(plan: Plan, v: int) -> int:
+    """Layers of a ``stack(cell, depth=L)`` over which an influence is kept: L - 1, or the hops."""
+    reach = plan.depth(v) - 1 if plan.nodes[v].recurrent and plan.columns[v] else 0
+    return reach if plan.hops is None else min(reach, plan.hops)
+
+
+def _kept_pairs(plan: Plan) -> tuple[dict[tuple[int, int], Pair], frozenset[tuple[int, int]]]:
+    """Distances in recurrent nodes entered, the pairs within the hops, and the outputs that those need."""
+    count = len(plan.nodes)
+    recurrent = [int(node.recurrent) for node in plan.nodes]
+    below = [[p for p in parents(vertex.wire) if plan.nodes[p].output.size] for vertex in plan.graph.nodes]
+    distance: dict[tuple[int, int], int] = {}  # from the top layer of k to the bottom layer of v
+    pairs: dict[tuple[int, int], Pair] = {}
+    for k in range(count):
+        if not plan.columns[k]:
+            continue
+        for v in range(k + 1, count):
+            through = [
+                0 if p == k else distance[p, k] + (plan.depth(p) - 1) * recurrent[p]
+                for p in below[v]
+                if p == k or (p, k) in distance
+            ]
+            if through:
+                distance[v, k] = min(through) + recurrent[v]
+                pair = _pair(plan, v, k, distance[v, k])
+                if pair is not None:
+                    pairs[v, k] = pair
+    transmitted: set[tuple[int, int]] = set()
+    for v in reversed(range(count)):
+        for k in range(v):
+            if (v, k) in pairs or (v, k) in transmitted:
+                transmitted |= {(p, k) for p in below[v] if p == k or (p, k) in distance}
+    return pairs, frozenset(transmitted)
+
+
+def _pair(plan: Plan, v: int, k: int, distance: int) -> Pair | None:
+    if not plan.nodes[v].recurrent:
+        return None
+    # Source layers below the top of k are farther away, one hop each if they are recurrent.
+    up = np.arange(plan.depth(v))[:, None]
+    down = np.arange(plan.depth(k))[None, ::-1] * int(plan.nodes[k].recurrent)
+    far = distance + up + down
+    kept = np.ones(far.shape, bool) if plan.hops is None else far <= plan.hops
+    if not kept.any():
+        return None
+    layers, sources = int(kept.any(1).sum()), int(kept.any(0).sum())
+    box = kept[:layers, kept.shape[1] - sources :]
+    return Pair(layers, sources, sources * plan.columns[k], None if box.all() else box)
+
+
+Trainable = PyTree | Callable[[PyTree], PyTree] | None

@@ -1,0 +1,126 @@
+"""A pytree seen as real arrays: complex leaves as pairs, integers and keys set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PyTree = Any
+
+
+class Parts(NamedTuple):
+    """The two parts of a pytree.
+
+    Attributes:
+      real: the differentiable leaves in pytree order; a complex leaf stands as two, real part first.
+      other: integer, boolean and PRNG-key leaves, in pytree order.
+    """
+
+    real: list[jax.Array]
+    other: list[jax.Array]
+
+
+class RealView:
+    """Splits pytrees of one structure into ``Parts`` and joins them again.
+
+    Attributes:
+      shapes: shape of each real leaf (of one example; leading axes of values do not matter).
+      dtypes: dtype of each real leaf.
+      names: pytree path of each real leaf, with ``.real`` or ``.imag`` behind a complex one.
+      size: number of real numbers.
+    """
+
+    def __init__(self, tree: PyTree):
+        """View pytrees structured and shaped as ``tree`` (arrays or ``jax.ShapeDtypeStruct``)."""
+        paths, self.treedef = jax.tree_util.tree_flatten_with_path(tree)
+        self.avals = [jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype) for _, leaf in paths]
+        self.kinds = [_kind(aval.dtype) for aval in self.avals]
+        self.shapes: list[tuple[int, ...]] = []
+        self.dtypes: list[Any] = []
+        self.names: list[str] = []
+        self.other_avals = [aval for aval, kind in zip(self.avals, self.kinds, strict=True) if kind == "other"]
+        for (path, _), aval, kind in zip(paths, self.avals, self.kinds, strict=True):
+            for part in {"real": [""], "complex": [".real", ".imag"], "other": []}[kind]:
+                self.shapes.append(aval.shape)
+                self.dtypes.append(np.zeros(0, aval.dtype).real.dtype if kind == "complex" else aval.dtype)
+                self.names.append((jax.tree_util.keystr(path, simple=True, separator="/") or "value") + part)
+        self.sizes = [int(np.prod(shape, dtype=int)) for shape in self.shapes]
+        self.size = sum(self.sizes)
+
+    def split(self, tree: PyTree) -> Parts:
+        """The real and the other leaves of a pytree."""
+        return self.split_leaves(jax.tree.leaves(tree))
+
+    def split_leaves(self, leaves: Sequence[jax.Array]) -> Parts:
+        """The same from its flat leaves."""
+        real: list[jax.Array] = []
+        other: list[jax.Array] = []
+        for leaf, kind in zip(leaves, self.kinds, strict=True):
+            if kind == "complex":
+                real += [jnp.real(leaf), jnp.imag(leaf)]
+            else:
+                (real if kind == "real" else other).append(leaf)
+        return Parts(real, other)
+
+    def join_leaves(self, real: Sequence[jax.Array], other: Sequence[jax.Array]) -> list[jax.Array]:
+        """The flat leaves of a pytree from its two parts."""
+        reals, others = iter(real), iter(other)
+        leaves = []
+        for kind in self.kinds:
+            if kind == "complex":
+                leaves.append(jax.lax.complex(next(reals), next(reals)))
+            else:
+                leaves.append(next(reals if kind == "real" else others))
+        return leaves
+
+    def join(self, real: Sequence[jax.Array], other: Sequence[jax.Array]) -> PyTree:
+        """The pytree of two parts."""
+        return jax.tree.unflatten(self.treedef, self.join_leaves(real, other))
+
+    def split_cotangent(self, tree: PyTree) -> list[jax.Array]:
+        """Cotangents of the real leaves from one in ``jax.grad``'s convention (conjugated where complex)."""
+        leaves = [
+            jnp.conj(leaf) if kind == "complex" else leaf
+            for leaf, kind in zip(jax.tree.leaves(tree), self.kinds, strict=True)
+        ]
+        return self.split_leaves(leaves).real
+
+    def join_gradient(self, real: Sequence[jax.Array]) -> PyTree:
+        """A gradient in ``jax.grad``'s convention, in the leaves' own dtypes; zeros for integers, ``float0`` for keys."""
+        reals = iter(real)
+        leaves: list[Any] = []
+        for aval, kind in zip(self.avals, self.kinds, strict=True):
+            if kind == "real":
+                leaves.append(next(reals).astype(aval.dtype))
+            elif kind == "complex":
+                leaves.append(jax.lax.complex(next(reals), -next(reals)).astype(aval.dtype))
+            elif jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
+                leaves.append(np.zeros(aval.shape, jax.dtypes.float0))
+            else:
+                leaves.append(jnp.zeros(aval.shape, aval.dtype))
+        return jax.tree.unflatten(self.treedef, leaves)
+
+    def flatten(self, real: Sequence[jax.Array], leading: int = 0) -> jax.Array:
+        """All real numbers as one vector, behind ``leading`` axes kept as they are."""
+        if not real:
+            raise ValueError("flatten() needs at least one real leaf")
+        return jnp.concatenate([jnp.reshape(leaf, (*leaf.shape[:leading], -1)) for leaf in real], axis=leading)
+
+    def unflatten(self, vector: jax.Array, axis: int = -1) -> list[jax.Array]:
+        """Cut one axis of length ``size`` into the real leaves' shapes; dtype stays."""
+        axis %= vector.ndim
+        parts = []
+        for start, size, shape in zip(np.cumsum([0, *self.sizes]), self.sizes, self.shapes, strict=False):
+            part = jax.lax.slice_in_dim(vector, int(start), int(start) + size, axis=axis)
+            parts.append(jnp.reshape(part, (*vector.shape[:axis], *shape, *vector.shape[axis + 1 :])))
+        return parts
+
+
+def _kind(dtype: Any) -> str:
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        return "complex"
+    return "real" if jnp.issubdtype(dtype, jnp.floating) else "other"

@@ -1,0 +1,233 @@
+"""``deep_eprop``: a network becomes an online learner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from deepeprop_jax import checks, lattice
+from deepeprop_jax.cell import PyTree, assemble, graph_of
+from deepeprop_jax.learner import LearnerState, OnlineLearner, Pending
+from deepeprop_jax.network import as_cell
+from deepeprop_jax.plan import Plan, make_plan
+
+
+def deep_eprop(network: Any, *, exact: bool = False, hops: int | None = None, trainable: Any = None) -> OnlineLearner:
+    """Train a recurrent network forward in time: gradients from traces, with memory constant in the sequence's length.
+
+    ``exact=True`` is deep RTRL and equals BPTT; the default is deep e-prop, in which the recurrence dF/dh of every
+    node counts only inside its units (a unit is one index of the carry; leaves of one shape share their units).
+
+    *Exact when* every node is element-wise in its carry (LRU, IndRNN, LIF without lateral weights).
+
+    *Cost* per step, with n the size of a carry and |theta| that of a node's parameters: a node's own trace has
+    K |theta| numbers (K carry leaves; n |theta| with ``exact`` or where a parameter reaches several units), the trace
+    of a lower node's parameters n |theta|. ``analyse`` prints it for a given network.
+
+    Args:
+      network: a Flax Linen module, a ``Cell`` (from ``stack``, ``graph``, ``linen_cell``, ``nnx_cell`` or by hand), or a
+        plain function ``(params, carry, x) -> (carry, y)`` written for one example.
+      exact: full deep RTRL instead of deep e-prop.
+      hops: how many recurrent layers upward a parameter's trace is carried: None for all; 0 for the own node only, with
+        the instantaneous signal through the layers above (Zucchet et al. 2023).
+      trainable: booleans in the structure of params or a prefix of it, or a function of params that gives them; the
+        others have no trace and a zero gradient.
+
+    Returns:
+      An ``OnlineLearner`` of pure functions.
+
+    Raises:
+      TypeError: something that is not a network; an option of a wrong type.
+      ValueError: an option out of range.
+
+    References:
+      B. Millidge, "Generalizing E-prop to Deep Networks" (arXiv:2512.24506), eq. 9 to 11.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> learner = deep_eprop(nn.GRUCell(features=4))
+    >>> xs = jnp.ones((6, 2, 3))
+    >>> params, carry = learner.network.init(jax.random.key(0), xs[0])
+    >>> state = learner.init(params, carry, xs[0])
+    >>> loss_fn = lambda y, target: jnp.mean((y - target) ** 2)
+    >>> (loss, state), grads = learner.value_and_grad(loss_fn)(params, state, xs, jnp.zeros(6))
+    >>> jax.tree.structure(grads) == jax.tree.structure(params)
+    True
+    """
+    checks.check_options(exact, hops)
+    cell = as_cell(network)
+    graph = graph_of(cell)
+    plans: dict[Any, Plan] = {}
+
+    def plan_of(params: PyTree, carry: PyTree, x: PyTree) -> Plan:
+        """Analyse once per network and shapes; batched carry and x."""
+        checks.check_nesting(graph, params, "params")
+        checks.check_nesting(graph, carry, "carry")
+        checks.batch_size(carry, x)
+        key = (_avals_key(params), _avals_key(carry), _avals_key(x))
+        if key not in plans:
+            example = [_avals(params), _avals(carry, without_batch=True), _avals(x, without_batch=True)]
+            plans[key] = make_plan(graph, *example, exact, hops, trainable)
+        return plans[key]
+
+    def plan_for(params: PyTree, state: LearnerState, x: PyTree) -> Plan:
+        """The same, for a state, which is checked."""
+        if not isinstance(state, LearnerState):
+            raise TypeError(f"state must be what learner.init or learner.step returned; seen {type(state).__name__}.")
+        remedy = "Make the state with this learner's init, for these params and this batch size."
+        checks.check_same(params, state.pending.params, "params", "They must be those that the state was made for.")
+        checks.check_same(x, state.pending.x, "x", "One step's input must be shaped as the x given to learner.init.")
+        checks.check_same(state.carry, state.initial_carry, "the state's carry", remedy)
+        plan = plan_of(params, state.carry, x)
+        batch = checks.batch_size(state.carry, x)
+        checks.check_same(state.traces, lattice.trace_shapes(plan, batch), "the state's traces", remedy)
+        return plan
+
+    def init(params: PyTree, carry: PyTree, x: PyTree) -> LearnerState:
+        params, carry, x = (jax.tree.map(_as_array, tree) for tree in (params, carry, x))
+        plan = plan_of(params, carry, x)
+        batch = checks.batch_size(carry, x)
+        traces = jax.tree.map(lambda aval: jnp.zeros(aval.shape, aval.dtype), lattice.trace_shapes(plan, batch))
+        pending = Pending(_own_copy(params), _own_copy(carry), _own_copy(x), jnp.zeros(batch, bool))
+        return LearnerState(_own_copy(carry), traces, pending, _own_copy(carry))
+
+    def flush(plan: Plan, state: LearnerState) -> lattice.Traces:
+        """Apply the pending trace update, at the parameters of its step."""
+        pending = state.pending
+        moments = lattice.forward(plan, pending.params, pending.carry, pending.x)[2]
+        traces = lattice.update(plan, moments, lattice.local_blocks(plan, moments), state.traces)
+        return lattice.select_examples(pending.active, traces, state.traces)
+
+    def step(params: PyTree, state: LearnerState, x: PyTree) -> tuple[LearnerState, PyTree]:
+        plan = plan_for(params, state, x)
+        traces = flush(plan, state)
+        carry_t, y_t, _ = lattice.forward(plan, params, state.carry, x)
+        active = jnp.ones_like(state.pending.active)
+        pending = Pending(_own_copy(params), state.carry, _own_copy(x), active)
+        return LearnerState(carry_t, traces, pending, state.initial_carry), y_t
+
+    def gradient(params: PyTree, state: LearnerState, dy: PyTree) -> PyTree:
+        plan = plan_for(params, state, state.pending.x)
+        pending = state.pending
+        if not isinstance(pending.active, jax.core.Tracer) and not pending.active.any():
+            raise ValueError("No step is pending in this state. Call learner.step first, then learner.gradient.")
+        moments = lattice.forward(plan, pending.params, pending.carry, pending.x)[2]
+        _check_dy(plan, moments, dy)
+        blocks = lattice.local_blocks(plan, moments)
+        dy = _keep_examples(pending.active, dy)
+        found = lattice.gradient(plan, moments, blocks, state.traces, dy)
+        pending_at_all = pending.active.any()
+        found = [[jnp.where(pending_at_all, leaf, jnp.nan) for leaf in leaves] for leaves in found]
+        return _as_params(plan, found)
+
+    def value_and_grad(loss_fn: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]:
+        if not callable(loss_fn):
+            raise TypeError(f"loss_fn must be a function (y_t, target_t) -> scalar; seen {type(loss_fn).__name__}.")
+
+        def run(params, state, xs, targets, resets=None, valid=None):
+            length = checks.sequence_length(xs, targets)
+            first = jax.tree.map(lambda leaf: leaf[0], (xs, targets))
+            plan = plan_for(params, state, first[0])
+            batch = checks.batch_size(state.carry, first[0])
+            flags = {"resets": resets, "valid": valid}
+            flags = {k: checks.check_flags(f, (length, batch), k) for k, f in flags.items() if f is not None}
+            y = jax.eval_shape(lambda p, c, x: lattice.forward(plan, p, c, x)[1], params, state.carry, first[0])
+            loss_aval = jax.eval_shape(loss_fn, y, first[1])
+            checks.check_loss(loss_aval, has_aux)
+            loss_dtype = (loss_aval[0] if has_aux else loss_aval).dtype
+            loss_and_dy = jax.value_and_grad(loss_fn, has_aux=has_aux, allow_int=True)
+
+            def body(sums, inputs):
+                carry_tm1, traces_tm1, loss, grads = sums
+                x, target, flag = inputs
+                if "resets" in flag:
+                    carry_tm1 = _select(flag["resets"], state.initial_carry, carry_tm1)
+                    nothing = jax.tree.map(jnp.zeros_like, traces_tm1)
+                    traces_tm1 = lattice.select_examples(flag["resets"], nothing, traces_tm1)
+                carry_t, y_t, moments = lattice.forward(plan, params, carry_tm1, x)
+                value, dy = loss_and_dy(y_t, target)
+                value, aux = value if has_aux else (value, None)
+                if "valid" in flag:
+                    dy = _keep_examples(flag["valid"], dy)
+                blocks = lattice.local_blocks(plan, moments)
+                found = lattice.gradient(plan, moments, blocks, traces_tm1, dy)
+                traces_t = lattice.update(plan, moments, blocks, traces_tm1)
+                if "valid" in flag:
+                    carry_t = _select(flag["valid"], carry_t, carry_tm1)
+                    traces_t = lattice.select_examples(flag["valid"], traces_t, traces_tm1)
+                return (carry_t, traces_t, loss + value, jax.tree.map(jnp.add, grads, found)), aux
+
+            zeros = [[jnp.zeros(shape, plan.dtype) for shape in _leaf_shapes(plan, v)] for v in range(len(plan.nodes))]
+            start = (state.carry, flush(plan, state), jnp.zeros((), loss_dtype), zeros)
+            (carry, traces, loss, grads), aux = jax.lax.scan(body, start, (xs, targets, flags))
+            pending = state.pending._replace(active=jnp.zeros_like(state.pending.active))
+            end = LearnerState(carry, traces, pending, state.initial_carry)
+            return ((((loss, aux) if has_aux else loss), end), _as_params(plan, grads))
+
+        return run
+
+    def reset(state: LearnerState, where: jax.Array) -> LearnerState:
+        if not isinstance(state, LearnerState):
+            raise TypeError(f"state must be what learner.init or learner.step returned; seen {type(state).__name__}.")
+        where = checks.check_flags(where, state.pending.active.shape, "where")
+        traces = lattice.select_examples(where, jax.tree.map(jnp.zeros_like, state.traces), state.traces)
+        pending = state.pending._replace(active=state.pending.active & ~where)
+        return LearnerState(_select(where, state.initial_carry, state.carry), traces, pending, state.initial_carry)
+
+    return OnlineLearner(init, step, gradient, value_and_grad, reset, cell, plan_of)
+
+
+def _leaf_shapes(plan: Plan, v: int) -> list[tuple[int, ...]]:
+    layers = () if plan.graph.nodes[v].depth is None else (plan.depth(v),)
+    return [(*layers, *shape) for shape in plan.nodes[v].params.shapes]
+
+
+def _as_params(plan: Plan, grads: list[list[jax.Array]]) -> PyTree:
+    """Gradients of real leaves as a pytree like params."""
+    found = []
+    for v, node_grads in enumerate(grads):
+        node = plan.nodes[v]
+        join = node.params.join_gradient
+        found.append(join(node_grads) if plan.graph.nodes[v].depth is None else jax.vmap(join)(node_grads))
+    return assemble(plan.graph, found)
+
+
+def _as_array(leaf: Any) -> jax.Array:
+    return jnp.asarray(leaf)
+
+
+def _avals(tree: PyTree, without_batch: bool = False) -> PyTree:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[int(without_batch) :], leaf.dtype), tree)
+
+
+def _avals_key(tree: PyTree) -> Any:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
+
+
+def _own_copy(tree: PyTree) -> PyTree:
+    """The same values in buffers of the state's own: jit hands an unchanged argument through, and a donated state
+    would then take the caller's params with it."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
+
+
+def _select(where: jax.Array, values: PyTree, others: PyTree) -> PyTree:
+    """Per example: ``values`` where true, ``others`` elsewhere."""
+    return jax.tree.map(lambda a, b: jnp.where(where.reshape((-1,) + (1,) * (a.ndim - 1)), a, b), values, others)
+
+
+def _keep_examples(where: jax.Array, dy: PyTree) -> PyTree:
+    """A cotangent without the examples where ``where`` is false; integer outputs have none (``float0``)."""
+
+    def keep(leaf: Any) -> Any:
+        if leaf.dtype == jax.dtypes.float0:
+            return leaf
+        return jnp.where(where.reshape((-1,) + (1,) * (leaf.ndim - 1)), leaf, 0)
+
+    return jax.tree.map(keep, dy)
+
+
+def _check_dy(plan: Plan, moments: lattice.Moments, dy: PyTree) -> None:
+    pass
