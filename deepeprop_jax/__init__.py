@@ -1,10 +1,23 @@
-"""Train deep recurrent networks forward in time."""
+"""Train deep recurrent networks forward in time: deep e-prop and exact RTRL for unmodified recurrent cells."""
 
+from deepeprop_jax.analyse import analyse
 from deepeprop_jax.cell import Cell
+from deepeprop_jax.compare import compare_to_bptt
 from deepeprop_jax.flax_linen import linen_cell
 from deepeprop_jax.flax_nnx import nnx_cell
 from deepeprop_jax.learner import LearnerState, OnlineLearner
 from deepeprop_jax.network import graph, stack
 from deepeprop_jax.transform import deep_eprop
 
-__all__ = ["Cell", "LearnerState", "OnlineLearner", "deep_eprop", "graph", "linen_cell", "nnx_cell", "stack"]
+__all__ = [
+    "Cell",
+    "LearnerState",
+    "OnlineLearner",
+    "analyse",
+    "compare_to_bptt",
+    "deep_eprop",
+    "graph",
+    "linen_cell",
+    "nnx_cell",
+    "stack",
+]

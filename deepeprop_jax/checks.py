@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from deepeprop_jax.cell import Graph, PyTree
 
@@ -151,3 +152,25 @@ def check_loss(loss: Any, has_aux: bool) -> None:
             f"loss_fn must return a real scalar for one step's batched output; seen {loss.dtype}{list(loss.shape)}. "
             f"Sum or average over the batch inside it."
         )
+
+
+def check_cotangent(dy: PyTree, y: PyTree) -> PyTree:
+    """A cotangent shaped as the output y, cast to its dtypes; what belongs to integer outputs is not looked at."""
+    if jax.tree.structure(dy) != jax.tree.structure(y):
+        raise ValueError(
+            f"dy = dL_t/dy_t must have the structure of the output y_t: seen {jax.tree.structure(dy)}, needed "
+            f"{jax.tree.structure(y)}."
+        )
+
+    def check(path: Any, d: Any, leaf: jax.Array) -> Any:
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return np.zeros(leaf.shape, jax.dtypes.float0)
+        d = jnp.asarray(d)
+        if d.shape != leaf.shape or (jnp.iscomplexobj(d) and not jnp.iscomplexobj(leaf)):
+            raise ValueError(
+                f"dy at '{path_name(path)}': seen {d.dtype}{list(d.shape)}, needed {leaf.dtype}{list(leaf.shape)}, the "
+                f"batched output of the last step."
+            )
+        return d.astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(check, dy, y)

@@ -116,7 +116,7 @@ def make_plan(
         arguments = (node_params, node_carry, u, outputs[index])
         key = (vertex.cell.apply, jax.tree.structure(arguments), tuple(map(str, jax.tree.leaves(arguments))))
         if key not in known:
-            known[key] = analyse_node(vertex.name, vertex.cell.apply, *arguments)
+            known[key] = _analyse(vertex, *arguments)
         nodes.append(known[key]._replace(name=vertex.name))
     flags = _trained_leaves(graph, params, trainable)
     trained = tuple(
@@ -132,6 +132,16 @@ def make_plan(
     bands = tuple(_band(plan, v) for v in range(len(nodes)))
     pairs, transmitted = _kept_pairs(plan)
     return plan._replace(own=own, bands=bands, pairs=pairs, transmitted=transmitted)
+
+
+def _analyse(vertex: Vertex, params: PyTree, carry: PyTree, u: PyTree, y: PyTree) -> Node:
+    try:
+        return analyse_node(vertex.name, vertex.cell.apply, params, carry, u, y)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"Node '{vertex.name}' has no reverse-mode derivative, which every gradient here is made of; use lax.scan or "
+            f"a loop of fixed length in place of a while loop. JAX said: {type(error).__name__}: {error}"
+        ) from error
 
 
 # --- shapes ----------------------------------------------------------------------------------------------------------

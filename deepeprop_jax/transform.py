@@ -86,7 +86,7 @@ def deep_eprop(network: Any, *, exact: bool = False, hops: int | None = None, tr
         return plan
 
     def init(params: PyTree, carry: PyTree, x: PyTree) -> LearnerState:
-        params, carry, x = (jax.tree.map(_as_array, tree) for tree in (params, carry, x))
+        params, carry, x = (jax.tree.map(jnp.asarray, tree) for tree in (params, carry, x))
         plan = plan_of(params, carry, x)
         batch = checks.batch_size(carry, x)
         traces = jax.tree.map(lambda aval: jnp.zeros(aval.shape, aval.dtype), lattice.trace_shapes(plan, batch))
@@ -113,8 +113,8 @@ def deep_eprop(network: Any, *, exact: bool = False, hops: int | None = None, tr
         pending = state.pending
         if not isinstance(pending.active, jax.core.Tracer) and not pending.active.any():
             raise ValueError("No step is pending in this state. Call learner.step first, then learner.gradient.")
-        moments = lattice.forward(plan, pending.params, pending.carry, pending.x)[2]
-        _check_dy(plan, moments, dy)
+        _, y, moments = lattice.forward(plan, pending.params, pending.carry, pending.x)
+        dy = checks.check_cotangent(dy, y)
         blocks = lattice.local_blocks(plan, moments)
         dy = _keep_examples(pending.active, dy)
         found = lattice.gradient(plan, moments, blocks, state.traces, dy)
@@ -194,10 +194,6 @@ def _as_params(plan: Plan, grads: list[list[jax.Array]]) -> PyTree:
     return assemble(plan.graph, found)
 
 
-def _as_array(leaf: Any) -> jax.Array:
-    return jnp.asarray(leaf)
-
-
 def _avals(tree: PyTree, without_batch: bool = False) -> PyTree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[int(without_batch) :], leaf.dtype), tree)
 
@@ -227,7 +223,3 @@ def _keep_examples(where: jax.Array, dy: PyTree) -> PyTree:
         return jnp.where(where.reshape((-1,) + (1,) * (leaf.ndim - 1)), leaf, 0)
 
     return jax.tree.map(keep, dy)
-
-
-def _check_dy(plan: Plan, moments: lattice.Moments, dy: PyTree) -> None:
-    pass

@@ -1,0 +1,126 @@
+"""The cost model: bytes and multiply-adds of one step, from the plan alone."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from deepeprop_jax.jaxprs import Equation, dot_axes, shape_of, trace
+from deepeprop_jax.node import Node
+from deepeprop_jax.plan import Plan
+from deepeprop_jax.real import RealView
+
+
+class Cost(NamedTuple):
+    """What one step costs in one mode.
+
+    Attributes:
+      trace_bytes: all traces in the learner's state.
+      pending_bytes: the last step as the state keeps it (parameters, carry and input), listed apart.
+      peak_bytes: estimate of the most that is alive within a step: traces before and after, the immediate influences,
+        the widest influences between nodes, partial derivatives, and the gradient.
+      multiply_adds: estimate for forward, gradient and trace update together.
+    """
+
+    trace_bytes: int
+    pending_bytes: int
+    peak_bytes: int
+    multiply_adds: int
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes of all arrays of a pytree (or of their shapes)."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if not jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
+    return sum(int(np.prod(leaf.shape, dtype=int)) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
+
+
+def trace_numbers(plan: Plan) -> int:
+    """Numbers in all traces, for one example."""
+    own = sum(
+        plan.depth(v) * sum(block.rows * block.columns for block in plan.own[v]) for v in range(len(plan.nodes))
+    )
+    bands = sum(
+        plan.depth(v) * node.carry.size * plan.bands[v] * plan.columns[v] for v, node in enumerate(plan.nodes)
+    )
+    cross = sum(pair.layers * plan.nodes[v].carry.size * pair.columns for (v, _), pair in plan.pairs.items())
+    return own + bands + cross
+
+
+def cost_of(plan: Plan, params: Any, carry: Any, x: Any, batch: int) -> Cost:
+    """The cost of a plan for a batch.
+
+    Args:
+      params, carry, x: shapes and dtypes, carry and x with their batch axis.
+    """
+    item = np.dtype(plan.dtype).itemsize
+    traces = trace_numbers(plan) * batch * item
+    pending = tree_bytes(params) + tree_bytes(carry) + tree_bytes(x) + batch
+    temporary = batch * item * max((_temporary_numbers(plan, v) for v in range(len(plan.nodes))), default=0)
+    peak = 2 * traces + temporary + pending + 2 * tree_bytes(params)
+    adds = sum(_multiply_adds(plan, v) for v in range(len(plan.nodes)))
+    return Cost(traces, pending, peak, batch * adds)
+
+
+def _widths(plan: Plan, v: int) -> tuple[int, int, int, int]:
+    """Columns that arrive at node v, columns it passes on, kept ones of those, own ones (all layers of a source)."""
+    arriving = sum(plan.all_columns(k) for k in plan.sources(v))
+    upward = sum(plan.all_columns(k) for k in range(v + 1) if (v, k) in plan.transmitted)
+    kept = sum(pair.columns for (target, _), pair in plan.pairs.items() if target == v)
+    return arriving, upward, kept + plan.bands[v] * plan.columns[v], plan.columns[v]
+
+
+def _temporary_numbers(plan: Plan, v: int) -> int:
+    node = plan.nodes[v]
+    n, inputs, outputs = node.carry.size, node.input.size, node.output.size
+    arriving, upward, _, _ = _widths(plan, v)
+    influences = inputs * arriving + n * arriving + outputs * upward
+    immediate = sum(block.rows * block.columns for block in plan.own[v])
+    partials = (n * n if plan.full_jacobian(v) else 0) + (n * inputs if plan.wanted(v).input else 0)
+    return influences + immediate + partials
+
+
+def _multiply_adds(plan: Plan, v: int) -> int:
+    node, depth = plan.nodes[v], plan.depth(v)
+    forward = _program_multiply_adds(node)
+    n, slots = node.carry.size, node.units.slots
+    inputs, outputs = node.input.size, node.output.size
+    arriving, upward, kept, _ = _widths(plan, v)
+    wanted = plan.wanted(v)
+    recurrence = n if plan.full_jacobian(v) else slots  # multiply-adds per trace number
+    total = 3 * forward  # forward, and both products of the reverse pass
+    for block in plan.own[v]:
+        per_row = slots if block.kind == "local" else recurrence
+        total += block.rows * block.columns * (per_row + 1)  # advance and contract
+    dense = any(block.kind == "dense" for block in plan.own[v])
+    if n and (dense or plan.full_jacobian(v) or wanted.input):
+        total += 2 * n * forward  # one VJP per carry component
+    elif n:
+        total += 2 * slots * forward
+    total += n * inputs * arriving + n * kept * (recurrence + 1)
+    if upward and node.output_rows is None:
+        total += outputs * (n + inputs) * upward + 2 * outputs * forward
+    return depth * total
+
+
+def _program_multiply_adds(node: Node) -> int:
+    """Multiply-adds of the cell itself: of dots and convolutions, and one per element elsewhere."""
+
+    def avals(view: RealView) -> Any:
+        return jax.tree.unflatten(view.treedef, view.avals)
+
+    program = trace(node.apply, avals(node.params), avals(node.carry), avals(node.input))
+    return sum(_equation_multiply_adds(equation) for equation in program.equations)
+
+
+def _equation_multiply_adds(equation: Equation) -> int:
+    size = sum(int(np.prod(output.aval.shape, dtype=int)) for output in equation.outputs)
+    if equation.name == "dot_general":
+        lhs = shape_of(equation.inputs[0])
+        return size * int(np.prod([lhs[axis] for axis in dot_axes(equation).lhs_contract], dtype=int))
+    if equation.name == "conv_general_dilated":
+        kernel = shape_of(equation.inputs[1])
+        features = equation.params["dimension_numbers"].rhs_spec[0]
+        return size * int(np.prod(kernel, dtype=int)) // max(kernel[features], 1)
+    return size

@@ -1,0 +1,152 @@
+"""Flax Linen modules, unmodified, as cells."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import errors, nnx
+
+from deepeprop_jax.cell import Cell, PyTree
+
+DROPOUT_REMEDY = (
+    "The output of a cell must be a function of (params, carry, x) alone, or its traces would belong to another "
+    "sample. Build the module with rate=0 or deterministic=True, or draw the mask outside and feed it in as part of x."
+)
+MUTABLE_REMEDY = (
+    "A cell has parameters and a carry, and nothing else that changes. Replace BatchNorm by LayerNorm or GroupNorm, "
+    "keep other state in the carry, and pass constants to the module as attributes."
+)
+
+
+def linen_cell(module: nn.Module) -> Cell:
+    """A Flax Linen module as a cell: any ``RNNCellBase``, or a feed-forward module.
+
+    Recurrent:     carry_t, y_t = module.apply(params, carry_tm1, x_t)
+    Feed-forward:  carry = (),  y_t = module.apply(params, x_t)
+
+    *Shapes*: params are the module's own variables ``{"params": ...}``, exactly as ``module.init`` gives them. The
+    carry is that of ``module.initialize_carry`` on the batched x.
+
+    *Cost*: none; the module's own function is called as it stands.
+
+    Args:
+      module: an instance, e.g. ``nn.GRUCell(features=64)`` or ``nn.Dense(10)``.
+
+    Returns:
+      The cell. Its functions raise a ``ValueError`` that names the module for dropout, for BatchNorm and any other
+      collection than "params", and for parameters of another module.
+
+    Raises:
+      TypeError: ``module`` is not an instance of a Linen module.
+      ValueError: ``module`` is ``nn.RNN`` or ``nn.Bidirectional``, which take whole sequences.
+
+    >>> cell = linen_cell(nn.GRUCell(features=4))
+    >>> params, carry = cell.init(jax.random.key(0), jnp.zeros((3, 5)))
+    >>> list(params), carry.shape
+    (['params'], (3, 4))
+    """
+    _check_module(module)
+    recurrent = isinstance(module, nn.RNNCellBase)
+
+    def init(key: jax.Array, x: PyTree) -> tuple[PyTree, PyTree]:
+        params_key, carry_key = jax.random.split(key)
+        carry = _initialize_carry(module, carry_key, x) if recurrent else ()
+        # apply sees one example, so the parameters are made for one: their shapes do not depend on the batch.
+        carry_1, x_1 = jax.tree.map(lambda leaf: leaf[0], (carry, x))
+        try:
+            variables = module.init({"params": params_key}, *((carry_1, x_1) if recurrent else (x_1,)))
+        except (errors.FlaxError, ValueError) as error:
+            raise _explained(module, error) from error
+        # Linen draws dropout masks from the "params" stream in init; only apply shows that another stream is needed.
+        jax.eval_shape(apply, variables, carry_1, x_1)
+        return variables, carry
+
+    def apply(params: PyTree, carry: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
+        _check_variables(module, params)
+        try:
+            if recurrent:
+                return module.apply(params, carry, x)
+            return (), module.apply(params, x)
+        except (errors.FlaxError, ValueError) as error:
+            raise _explained(module, error) from error
+
+    return Cell(init, apply)
+
+
+def _check_module(module: Any) -> None:
+    if inspect.isclass(module) and issubclass(module, nn.Module):
+        raise TypeError(f"Seen the class {module.__name__}; needed an instance, such as {module.__name__}(...).")
+    if isinstance(module, nnx.Module):
+        raise TypeError(
+            f"Seen the NNX module {type(module).__name__}; linen_cell takes Flax Linen modules. "
+            f"Use nnx_cell(lambda rngs: {type(module).__name__}(..., rngs=rngs))."
+        )
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"Seen an object of type {type(module).__name__}; needed an instance of a Flax Linen module, such as "
+            f"nn.GRUCell(features=64)."
+        )
+    if isinstance(module, nn.RNN | nn.Bidirectional):
+        raise ValueError(
+            f"Seen {type(module).__name__}, which runs over a whole sequence; a cell computes one step. Give the cell "
+            f"inside it: linen_cell(module.cell). A bidirectional network needs the future: it has no online gradient."
+        )
+
+
+def _initialize_carry(module: nn.RNNCellBase, key: jax.Array, x: PyTree) -> PyTree:
+    shape = jax.tree.map(jnp.shape, x)
+    carry = module.initialize_carry(key, shape)
+    batch = jax.tree.leaves(x)[0].shape[0]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
+        if jnp.ndim(leaf) == 0 or leaf.shape[0] != batch:
+            raise ValueError(
+                f"{type(module).__name__}.initialize_carry gave a carry{jax.tree_util.keystr(path)} of shape "
+                f"{jnp.shape(leaf)} for an input of shape {shape}; its leading axis must be the batch, of size {batch}."
+            )
+    return carry
+
+
+def _check_variables(module: nn.Module, variables: PyTree) -> None:
+    name = type(module).__name__
+    if not isinstance(variables, Mapping):
+        raise ValueError(
+            f"The params of {name} are a dict {{'params': ...}}, as its init gives it; seen {type(variables).__name__}."
+        )
+    extra = sorted(key for key in variables if key != "params")
+    if not extra:
+        return
+    leaves = jax.tree_util.tree_leaves_with_path({key: variables[key] for key in extra})
+    paths = ", ".join("/".join(str(getattr(key, "key", key)) for key in path) for path, _ in leaves) or ", ".join(extra)
+    if "params" not in variables and "batch_stats" not in variables:
+        raise ValueError(
+            f"{name} has the variables {paths}, but no collection 'params'. Give {{'params': ...}}, as its init gives "
+            f"it. {MUTABLE_REMEDY}"
+        )
+    kind = "BatchNorm statistics" if "batch_stats" in extra else "variables outside the collection 'params'"
+    raise ValueError(f"{name} has {kind}: {paths}. {MUTABLE_REMEDY}")
+
+
+def _explained(module: nn.Module, error: Exception) -> ValueError:
+    """A Flax error as the user's mistake: the module's name, what Flax saw, and the remedy."""
+    name, seen = type(module).__name__, str(error)
+    if isinstance(error, errors.InvalidRngError):
+        return ValueError(f"{name} uses dropout, or other random numbers, inside a step: {seen}. {DROPOUT_REMEDY}")
+    foreign = errors.ScopeParamNotFoundError | errors.ScopeParamShapeError
+    if isinstance(error, foreign) or 'from collection "params"' in seen:
+        return ValueError(
+            f"The params do not belong to {name}, or its input has another shape than at init: {seen} "
+            f"Give the params that init made for this module and this input."
+        )
+    mutable = errors.ModifyScopeVariableError | errors.ScopeCollectionNotFound | errors.ScopeVariableNotFoundError
+    if isinstance(error, mutable):
+        return ValueError(f"{name} has variables outside the collection 'params' (BatchNorm?): {seen} {MUTABLE_REMEDY}")
+    if '"deterministic"' in seen:
+        return ValueError(f"{name} has an nn.Dropout that is not told whether to drop: {seen} {DROPOUT_REMEDY}")
+    if "use_running_average" in seen:
+        return ValueError(f"{name} has an nn.BatchNorm: {seen} {MUTABLE_REMEDY}")
+    return ValueError(f"{name}: {seen}")

@@ -1,0 +1,165 @@
+"""What the analysis says: rows per leaf with the reason, recurrences, and costs that agree with the real arrays."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from deepeprop_jax import analyse, deep_eprop, stack
+from tests.zoo import cells, networks, problem
+
+STOCK_DENSE = {"linen_simple": 1, "linen_gru": 1, "linen_mgu": 1, "linen_lstm": 2, "linen_optimized_lstm": 2}
+
+
+def first(p):
+    return jax.tree.map(lambda leaf: leaf[0], p.xs)
+
+
+def report(name):
+    p = problem(name)
+    return analyse(p.network, p.params, p.carry, first(p))
+
+
+@pytest.mark.parametrize("name", list(STOCK_DENSE))
+def test_stock_dense_cells_keep_one_row_per_carry_leaf(name):
+    node = report(name).nodes[0]
+    assert node.recurrence == "localised"
+    assert [leaf.rows for leaf in node.leaves] == [STOCK_DENSE[name]] * len(node.leaves)
+    assert {leaf.kind for leaf in node.leaves} == {"local"}
+    assert [leaf.exact_rows for leaf in node.leaves] == [node.carry_size] * len(node.leaves)
+
+
+def test_a_readout_keeps_no_trace():
+    node = report("stack_2").nodes[1]
+    assert node.recurrence == "feed-forward"
+    assert [leaf.rows for leaf in node.leaves] == [0, 0]
+
+
+def test_conv_lstm_kernels_are_dense_rows_and_the_table_says_so():
+    analysis = report("linen_conv_lstm")
+    node = analysis.nodes[0]
+    kernels = [leaf for leaf in node.leaves if "kernel" in leaf.name]
+    assert kernels
+    assert all(leaf.kind == "dense" and leaf.rows == node.carry_size for leaf in kernels)
+    assert "conv_general_dilated" in str(analysis)
+
+
+@pytest.mark.parametrize("name", [name for name, cell in cells().items() if cell.elementwise])
+def test_elementwise_carries_are_found_also_in_exact_mode(name):
+    node = report(name).nodes[0]
+    assert node.recurrence == ("element-wise" if node.carry_size else "feed-forward")
+    assert all(leaf.rows == leaf.exact_rows for leaf in node.leaves)
+    assert all(leaf.kind in ("local", "none") for leaf in node.leaves)
+
+
+@pytest.mark.parametrize("name", [name for name, cell in cells().items() if not cell.elementwise])
+def test_other_carries_are_not(name):
+    assert report(name).nodes[0].recurrence in ("localised", "dense", "feed-forward")
+
+
+PATHS = {
+    # cell: (recurrence, leaves with dense rows)
+    "weight_twice": ("localised", 0),
+    "weight_norm": ("localised", 0),
+    "weight_masked": ("localised", 0),
+    "checkpoint": ("localised", 0),
+    "custom_jvp_spike": ("localised", 0),
+    "custom_vjp_spike": ("localised", 0),
+}
+
+
+@pytest.mark.parametrize("name", list(PATHS))
+def test_which_path_an_odd_cell_takes(name):
+    node = report(name).nodes[0]
+    assert (node.recurrence, sum(leaf.kind == "dense" for leaf in node.leaves)) == PATHS[name]
+
+
+@pytest.mark.parametrize("name", [*cells(), *networks()])
+def test_bytes_agree_with_the_arrays(name):
+    p = problem(name)
+    for mode in analyse(p.network, p.params, p.carry, first(p)).modes:
+        learner = deep_eprop(p.network, exact=mode.exact, hops=mode.hops)
+        state = jax.eval_shape(learner.init, p.params, p.carry, first(p))
+        assert mode.cost.trace_bytes == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.traces))
+        arrays = [leaf for leaf in jax.tree.leaves(state.pending) if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
+        assert mode.cost.pending_bytes == sum(leaf.size * leaf.dtype.itemsize for leaf in arrays)
+
+
+def test_masked_leaves_have_no_bytes_and_a_zero_gradient():
+    network = stack(nn.GRUCell(features=5), nn.GRUCell(features=4))
+    xs = jax.random.normal(jax.random.key(0), (4, 2, 3), jnp.float32)
+    params, carry = network.init(jax.random.key(1), xs[0])
+    mask = (False, jax.tree.map(lambda leaf: leaf.ndim == 2, params[1]))
+    learner, full = deep_eprop(network, trainable=mask), deep_eprop(network)
+    state = learner.init(params, carry, xs[0])
+    assert set(state.traces) == {"1 <- 1"}
+    kernels = sum(leaf.size for leaf in jax.tree.leaves(params[1]) if leaf.ndim == 2)
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.traces)) == 2 * kernels
+    analysis = analyse(network, params, carry, xs[0], trainable=mask)
+    assert analysis.modes[1].cost.trace_bytes == 4 * 2 * kernels
+    assert {leaf.kind for leaf in analysis.nodes[0].leaves} == {"masked"}
+
+    def loss_fn(y, target):
+        return jnp.sum((y - target) ** 2)
+
+    run = [jax.jit(each.value_and_grad(loss_fn)) for each in (learner, full)]
+    _, grads = run[0](params, state, xs, jnp.zeros(4, jnp.float32))
+    _, needed = run[1](params, full.init(params, carry, xs[0]), xs, jnp.zeros(4, jnp.float32))
+    full_mask = (jax.tree.map(lambda _: False, params[0]), mask[1])
+    for flag, a, b in zip(*map(jax.tree.leaves, (full_mask, grads, needed)), strict=True):
+        assert jnp.allclose(a, b if flag else 0, rtol=1e-4, atol=1e-7)
+
+
+def test_local_leaves_never_meet_a_dense_jacobian():
+    """In the whole program of hops=0 no array has n x |theta| numbers for a kernel."""
+    network = stack(nn.GRUCell(features=17), nn.GRUCell(features=17))
+    xs = jnp.zeros((3, 1, 17), jnp.float32)
+    params, carry = network.init(jax.random.key(1), xs[0])
+    learner = deep_eprop(network, hops=0)
+    run = learner.value_and_grad(lambda y, target: jnp.sum((y - target) ** 2))
+    jaxpr = jax.make_jaxpr(run)(params, learner.init(params, carry, xs[0]), xs, jnp.zeros(3, jnp.float32))
+
+    def sizes(jaxpr):
+        jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+        for eqn in jaxpr.eqns:
+            yield from (var.aval.size for var in eqn.outvars)
+            for value in eqn.params.values():
+                for inner in value if isinstance(value, tuple | list) else (value,):
+                    if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                        yield from sizes(inner)
+
+    assert max(sizes(jaxpr)) < 17 * 17 * 17
+
+
+def test_peak_estimate_is_near_the_compiled_program():
+    """An estimate that users plan by: within a factor of 2.5 of what XLA allocates."""
+    network = stack(nn.GRUCell(features=24), nn.GRUCell(features=24))
+    xs = jnp.zeros((4, 8, 12), jnp.float32)
+    params, carry = network.init(jax.random.key(1), xs[0])
+    for mode in analyse(network, params, carry, xs[0]).modes:
+        learner = deep_eprop(network, exact=mode.exact, hops=mode.hops)
+        state = learner.init(params, carry, xs[0])
+        run = learner.value_and_grad(lambda y, target: jnp.sum((y - target) ** 2))
+        memory = jax.jit(run).lower(params, state, xs, jnp.zeros(4, jnp.float32)).compile().memory_analysis()
+        seen = memory.temp_size_in_bytes + memory.output_size_in_bytes
+        assert seen / 2.5 < mode.cost.peak_bytes < 2.5 * seen, mode.name
+
+
+def test_the_table_reads_well():
+    text = str(report("stack_3"))
+    assert "node 0: carry h [3]; recurrence localised" in text
+    assert "deep e-prop, hops=0" in text
+    assert "multiply-adds a step" in text
+
+
+def test_one_function_of_several_layers_is_pointed_out():
+    def two_layers(params, carry, x):
+        low = jnp.tanh(params["low"] @ carry[0] + x)
+        high = jnp.tanh(params["high"] @ carry[1] + low)
+        return (low, high), high
+
+    params = {"low": jnp.eye(3), "high": jnp.eye(3)}
+    carry = (jnp.zeros((2, 3)),) * 2
+    assert "one node" in str(analyse(two_layers, params, carry, jnp.zeros((2, 3))))

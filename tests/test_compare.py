@@ -1,0 +1,101 @@
+"""``compare_to_bptt`` on learners whose gradient is known."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from deepeprop_jax.cell import Cell
+from deepeprop_jax.compare import compare_to_bptt
+from deepeprop_jax.reference import bptt
+
+STEPS, BATCH = 4, 3
+
+
+def fake_learner(network, change):
+    """A learner that computes BPTT's gradient, then ``change``s it."""
+
+    def value_and_grad(loss_fn):
+        def run(params, state, xs, targets):
+            result, grads = bptt(network, loss_fn)(params, state, xs, targets)
+            return result, change(grads)
+
+        return run
+
+    return SimpleNamespace(network=network, init=lambda params, carry, x: carry, value_and_grad=value_and_grad)
+
+
+def apply(params, h, x):
+    """Integer and complex leaves, and "unused", whose gradient is zero."""
+    h = jnp.tanh(h * params["cell"]["decay"] + x @ params["cell"]["w"])
+    return h, (h * params["phase"]).imag + params["shift"] + 0 * params["unused"]
+
+
+NETWORK = Cell(None, apply)
+PARAMS = {
+    "cell": {"decay": jnp.full(2, 0.5), "w": jnp.linspace(-1.0, 1.0, 4).reshape(2, 2)},
+    "phase": jnp.array([1.0 + 2.0j, -0.5j]),
+    "shift": jnp.int32(1),
+    "unused": jnp.ones(2),
+}
+CARRY = jnp.linspace(0.0, 1.0, BATCH * 2).reshape(BATCH, 2)
+XS = jax.random.normal(jax.random.key(0), (STEPS, BATCH, 2))
+TARGETS = jnp.zeros((STEPS, BATCH, 2))
+PATHS = ["cell/decay", "cell/w", "phase", "unused"]
+
+
+def compare(change):
+    learner = fake_learner(NETWORK, change)
+    return compare_to_bptt(learner, PARAMS, CARRY, XS, TARGETS, lambda y, target: jnp.sum((y - target) ** 2))
+
+
+def test_bptt_against_itself():
+    seen = compare(lambda grads: grads)
+    assert [row.path for row in seen.rows] == PATHS  # the integer leaf has no gradient to compare
+    for row in (*seen.rows[:3], seen.total):
+        assert row.cosine == pytest.approx(1.0, abs=1e-14)
+        assert (row.relative_error, row.norm_ratio) == (0.0, 1.0)
+    assert seen.total.norm == pytest.approx(math.sqrt(sum(row.norm**2 for row in seen.rows)))
+
+
+def test_a_changed_leaf_alone_is_reported():
+    def change(grads):
+        return {**grads, "phase": -2 * grads["phase"], "cell": {**grads["cell"], "w": 0 * grads["cell"]["w"]}}
+
+    decay, w, phase, unused = compare(change).rows
+    assert decay.relative_error == 0.0
+    assert math.isnan(w.cosine) and (w.relative_error, w.norm_ratio) == (1.0, 0.0)
+    assert (phase.cosine, phase.relative_error, phase.norm_ratio) == pytest.approx((-1.0, 3.0, 2.0))
+    assert unused.norm == 0.0 and all(math.isnan(value) for value in unused[1:4])
+
+
+def test_a_complex_leaf_is_compared_as_real_pairs():
+    # A quarter turn in the complex plane is orthogonal in real coordinates: |(i - 1) r| = sqrt(2) |r|.
+    phase = compare(lambda grads: {**grads, "phase": 1j * grads["phase"]}).rows[2]
+    assert phase.cosine == pytest.approx(0.0, abs=1e-14)
+    assert (phase.relative_error, phase.norm_ratio) == pytest.approx((math.sqrt(2), 1.0))
+
+
+def test_a_gradient_where_bptt_has_none_is_an_infinite_error():
+    unused = compare(lambda grads: {**grads, "unused": jnp.ones(2)}).rows[3]
+    assert math.isnan(unused.cosine) and unused.relative_error == unused.norm_ratio == math.inf
+
+
+def test_prints_as_a_table():
+    lines = str(compare(lambda grads: grads)).splitlines()
+    assert lines[0].split("  ")[0].strip() == "parameter" and len({len(line) for line in lines}) == 1
+    assert [line.split()[0] for line in lines[2:6]] == PATHS and lines[-1].split()[0] == "all"
+    assert lines[2].split()[1:4] == ["1.0000", "0.00e+00", "1.0000"]
+    assert lines[5].split()[1:] == ["-", "-", "-", "0.00e+00"]
+
+
+def test_a_network_of_one_array_has_a_name():
+    network = Cell(None, lambda w, h, x: (w * h + x, w * h))
+    seen = compare_to_bptt(
+        fake_learner(network, lambda grads: grads), jnp.ones(2), CARRY, XS, TARGETS, lambda y, target: jnp.sum(y**2)
+    )
+    assert [row.path for row in seen.rows] == ["params"]

@@ -1,0 +1,76 @@
+"""Deep e-prop and hops equal the gradient of the network with stop_gradient put in by hand."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from deepeprop_jax import deep_eprop
+from deepeprop_jax.reference import stop_gradient_oracle
+from tests.gradients import FLOAT64, assert_same_gradient, relative_errors
+from tests.test_exact import SANDWICHES, library_gradient
+from tests.zoo import cells, networks, problem
+
+
+def check_equals_oracle(name: str, exact: bool, hops: int | None) -> None:
+    every, last = problem(name), problem(name, loss="last")
+    seen = library_gradient(every, exact=exact, hops=hops)
+    oracle = stop_gradient_oracle(every.network, every.loss_fn, every.pairs, localise=not exact, hops=hops)
+    needed = jax.jit(functools.partial(oracle, every.params, every.carry, every.xs))
+    for p, where in ((every, "loss at every step"), (last, "loss at the last step")):
+        loss, grads = seen(p.targets)
+        (loss_oracle, _), grads_oracle = needed(p.targets)
+        assert jnp.allclose(loss, loss_oracle, rtol=FLOAT64)
+        assert_same_gradient(grads, grads_oracle, FLOAT64, f"{name}, exact={exact}, hops={hops}, {where}")
+
+
+@pytest.mark.parametrize("name", [*cells(), *networks()])
+def test_deep_eprop(name):
+    check_equals_oracle(name, exact=False, hops=None)
+
+
+@pytest.mark.parametrize("name", list(networks()))
+@pytest.mark.parametrize("hops", [0, 1])
+def test_deep_eprop_with_few_hops(name, hops):
+    check_equals_oracle(name, exact=False, hops=hops)
+
+
+@pytest.mark.parametrize("name", ["stack_3", "stack_5_recurrent", "graph_diamond", "depth_4_between"])
+@pytest.mark.parametrize("hops", [0, 1])
+def test_exact_with_few_hops(name, hops):
+    check_equals_oracle(name, exact=True, hops=hops)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SANDWICHES)
+@pytest.mark.parametrize("hops", [None, 0, 1])
+def test_deep_eprop_between_recurrent_layers(name, hops):
+    check_equals_oracle(name, exact=False, hops=hops)
+
+
+@pytest.mark.parametrize("name", list(cells()))
+def test_hops_change_nothing_in_a_single_node(name):
+    """No compilation: the plan of a single node is the same for all hops."""
+    p = problem(name)
+    x = jax.tree.map(lambda leaf: leaf[0], p.xs)
+    plans = [deep_eprop(p.network, hops=hops).plan(p.params, p.carry, x) for hops in (None, 0, 1)]
+    for plan in plans:
+        assert not plan.pairs
+        assert not plan.transmitted
+        assert [block.rows for block in plan.own[0]] == [block.rows for block in plans[0].own[0]]
+
+
+def test_the_approximations_differ_from_bptt_and_from_each_other():
+    """The checks above would prove nothing if e-prop, hops and BPTT agreed on these problems."""
+    p = problem("stack_5_recurrent")
+    gradients = {
+        (exact, hops): library_gradient(p, exact=exact, hops=hops)(p.targets)[1]
+        for exact, hops in ((True, None), (False, None), (False, 1), (False, 0))
+    }
+    seen = list(gradients.values())
+    for i, a in enumerate(seen):
+        for b in seen[:i]:
+            assert max(relative_errors(a, b).values()) > 1e-3

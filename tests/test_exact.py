@@ -1,0 +1,70 @@
+"""exact=True is deep RTRL: it equals backpropagation through time, for every cell and every topology."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from deepeprop_jax import deep_eprop
+from deepeprop_jax.reference import bptt, forward_rtrl
+from tests.gradients import FLOAT32, FLOAT64, assert_same_gradient
+from tests.zoo import cells, find, margin, networks, problem
+
+SANDWICHES = [f"sandwich/{name}" for name, cell in cells().items() if len(cell.input_shape) == 1]
+
+
+def library_gradient(p, **options):
+    """Loss and gradient of the library, for any targets."""
+    learner = deep_eprop(p.network, **options)
+    state = learner.init(p.params, p.carry, jax.tree.map(lambda leaf: leaf[0], p.xs))
+    run = jax.jit(learner.value_and_grad(p.loss_fn))
+
+    def gradient(targets):
+        (loss, _), grads = run(p.params, state, p.xs, targets)
+        return loss, grads
+
+    return gradient
+
+
+def check_equals_bptt(name: str, tolerance: float = FLOAT64, dtype=jnp.float64, **options) -> None:
+    every, last = problem(name, dtype), problem(name, dtype, loss="last")
+    seen = library_gradient(every, **options)
+    needed = jax.jit(functools.partial(bptt(every.network, every.loss_fn), every.params, every.carry, every.xs))
+    for p, where in ((every, "loss at every step"), (last, "loss at the last step")):
+        loss, grads = seen(p.targets)
+        (loss_bptt, _), grads_bptt = needed(p.targets)
+        assert jnp.allclose(loss, loss_bptt, rtol=tolerance)
+        assert_same_gradient(grads, grads_bptt, tolerance, f"{name}, {where}")
+
+
+@pytest.mark.parametrize("name", [*cells(), *networks()])
+def test_exact_equals_bptt(name):
+    check_equals_bptt(name, exact=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SANDWICHES)
+def test_exact_equals_bptt_between_recurrent_layers(name):
+    check_equals_bptt(name, exact=True)
+
+
+@pytest.mark.parametrize("name", [name for name in (*cells(), *networks()) if find(name).elementwise])
+def test_deep_eprop_equals_bptt_where_all_carries_are_elementwise(name):
+    check_equals_bptt(name, exact=False)
+
+
+@pytest.mark.parametrize("name", ["linen_gru", "stack_3", "graph_diamond"])
+def test_exact_equals_forward_mode_through_the_scan(name):
+    p = problem(name)
+    _, grads = library_gradient(p, exact=True)(p.targets)
+    _, needed = jax.jit(forward_rtrl(p.network, p.loss_fn))(p.params, p.carry, p.xs, p.targets)
+    assert_same_gradient(grads, needed, FLOAT64, name)
+
+
+@pytest.mark.parametrize("name", ["linen_optimized_lstm", "lru", "alif", "stack_3", "depth_4_between"])
+def test_exact_equals_bptt_in_float32(name):
+    assert margin(problem(name, jnp.float32)) > 1e-4
+    check_equals_bptt(name, FLOAT32, jnp.float32, exact=True)

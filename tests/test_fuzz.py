@@ -1,0 +1,38 @@
+"""Random networks of random cells: every mode equals its oracle. ``python -m experiments.fuzz`` runs hundreds."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+
+from tests.fuzz import candidate, check, leaf_errors, modes, random_problem, reference
+
+RTOL = 1e-9
+"""Of each parameter leaf's norm, in float64: a dozen contracting steps keep some 1e-13."""
+
+SEEDS = range(1000, 1020)
+CHUNKS = 5
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_random_networks_equal_their_oracles(chunk):
+    for seed in SEEDS[chunk::CHUNKS]:
+        problem = random_problem(seed)
+        for exact, hops in modes(seed)[:3]:  # the others belong to the long run
+            error = check(problem, exact, hops)
+            assert error < RTOL, f"exact={exact}, hops={hops}: error {error:.1e} in\n{problem.description}"
+
+
+def test_a_wrong_mode_is_seen():
+    """The check must fail where the library computes something else than the oracle: here the other mode's gradient."""
+    problem = random_problem(1001, nodes=3)
+    _, approximate = candidate(problem, False, None)
+    _, wanted = reference(problem, True, None)
+    assert max(leaf_errors(approximate, wanted).values()) > 1e-3
+
+
+def test_a_seed_gives_the_same_problem():
+    first, second = random_problem(7), random_problem(7)
+    assert first.description == second.description
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), first.params, second.params))
+    assert first.description != random_problem(8).description

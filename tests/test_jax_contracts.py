@@ -1,0 +1,116 @@
+"""Every layout of JAX's programs that this library relies on: a new JAX that moves one fails here, by name."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deepeprop_jax import jaxprs, labels
+
+
+def equations(function, *args):
+    return jaxprs.trace(function, *args).equations
+
+
+def only(function, *args, name):
+    found = [equation for equation in equations(function, *args) if equation.name == name]
+    assert len(found) == 1, [equation.name for equation in equations(function, *args)]
+    return found[0]
+
+
+MATRIX = jnp.arange(12.0).reshape(3, 4)
+
+STRUCTURAL = {
+    "reshape": (lambda x: jnp.reshape(x, (2, 6)), (MATRIX,), {"new_sizes", "dimensions"}),
+    "transpose": (lambda x: x.T, (MATRIX,), {"permutation"}),
+    "broadcast_in_dim": (lambda x: jax.lax.broadcast_in_dim(x, (2, 3, 5, 4), (1, 3)), (MATRIX,), {"shape", "broadcast_dimensions"}),
+    "concatenate": (lambda x, y: jnp.concatenate([x, y], 1), (MATRIX, MATRIX[:, :2] + 50), {"dimension"}),
+    "stack": (lambda x, y: jnp.stack([x, y], 1), (MATRIX, MATRIX + 50), {"axis"}),
+    "slice": (lambda x: x[1:, ::2], (MATRIX,), {"start_indices", "limit_indices", "strides"}),
+    "split": (lambda x: jnp.split(x, [1, 3], 1), (MATRIX,), {"sizes", "axis"}),
+    "squeeze": (lambda x: jax.lax.squeeze(x, (1,)), (MATRIX[:, :1],), {"dimensions"}),
+    "rev": (lambda x: jax.lax.rev(x, (1,)), (MATRIX,), {"dimensions"}),
+    "pad": (lambda x: jax.lax.pad(x, -1.0, ((1, 2, 1), (-1, 3, 0))), (MATRIX,), {"padding_config"}),
+    "copy": (lambda x: jax.lax.copy_p.bind(x) if hasattr(jax.lax, "copy_p") else jnp.copy(x), (MATRIX,), set()),
+}
+
+
+@pytest.mark.parametrize("name", list(STRUCTURAL))
+def test_structural_primitives_move_labels_as_they_move_values(name):
+    function, args, params = STRUCTURAL[name]
+    equation = only(function, *args, name=name) if name != "stack" else _stack(function, args)
+    assert params <= set(equation.params)
+    operands = [np.asarray(arg) for arg in args] + ([np.asarray(-1.0)] if name == "pad" else [])
+    seen = labels.rearrange(equation, operands)
+    needed = jax.tree.leaves(function(*args))
+    assert seen is not None
+    for a, b in zip(seen, needed, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def _stack(function, args):
+    """A primitive of its own in some versions of JAX; a concatenate of reshapes in others, which is covered too."""
+    found = [equation for equation in equations(function, *args) if equation.name == "stack"]
+    if found:
+        return found[0]
+    program = jaxprs.trace(function, *args)
+    assert {equation.name for equation in program.equations} <= {"broadcast_in_dim", "reshape", "concatenate"}
+
+    class Whole:
+        name = "stack"
+        params = {"axis": 1}  # noqa: RUF012
+
+    return Whole()
+
+
+def test_calls_are_inlined_and_custom_rules_are_not():
+    @jax.custom_jvp
+    def rule(x):
+        return x
+
+    rule.defjvp(lambda primals, tangents: (primals[0], 2 * tangents[0]))
+    function = jax.jit(lambda x: jax.checkpoint(lambda y: jnp.sin(y) + rule(y))(x))
+    names = {equation.name for equation in equations(function, 1.0)}
+    assert {"sin", "custom_jvp_call"} <= names
+    assert not names & set(jaxprs._INLINED)
+    linear = {e.name for e in equations(lambda x, ct: jax.vjp(function, x)[1](ct), 1.0, 1.0)}
+    assert not {"custom_jvp_call", "custom_vjp_call"} & linear
+
+
+def test_a_program_computes_what_the_function_does():
+    cell = nn.OptimizedLSTMCell(features=3)
+    carry, x = (jnp.ones(3), jnp.ones(3)), jnp.ones(2)
+    params = cell.init(jax.random.key(0), carry, x)
+    program = jaxprs.trace(cell.apply, params, carry, x)
+    values = dict(zip(program.inputs, jax.tree.leaves((params, carry, x)), strict=True))
+    seen = jaxprs.evaluate(program.equations, values | program.constants, program.outputs)
+    for a, b in zip(seen, jax.tree.leaves(cell.apply(params, carry, x)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_dot_axes():
+    equation = only(lambda a, b: jnp.einsum("bik,bkj->bij", a, b), jnp.ones((2, 3, 4)), jnp.ones((2, 4, 5)), name="dot_general")
+    axes = jaxprs.dot_axes(equation)
+    assert axes == ([2], [1], [0], [0], [1], [2])
+
+
+def test_scan_and_cond_carry_their_bodies_and_can_be_bound_again():
+    def function(x):
+        y, _ = jax.lax.scan(lambda c, a: (c * a, None), x, jnp.arange(1.0, 4.0))
+        return jax.lax.cond(y > 0, jnp.sin, jnp.cos, y)
+
+    program = jaxprs.trace(function, 2.0)
+    assert {"scan", "cond"} <= {equation.name for equation in program.equations}
+    (seen,) = jaxprs.evaluate(program.equations, {program.inputs[0]: jnp.asarray(2.0)} | program.constants, program.outputs)
+    assert jnp.allclose(seen, jnp.sin(12.0))
+
+
+def test_names_used_from_jax_extend():
+    assert isinstance(jaxprs.Literal, type)
+    assert hasattr(jex.Primitive, "get_bind_params")
+    program = jaxprs.trace(lambda x: x * 2.0, 1.0)
+    assert not jaxprs.is_variable(program.equations[0].inputs[1])

@@ -1,0 +1,63 @@
+"""README.md: its code runs as printed, its tables are those that were measured, its links lead somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+# The blocks share one namespace, in order; a block keeps its place in the README, so that a traceback names the line.
+RUN_BLOCKS = """
+import pathlib, re
+text = pathlib.Path("README.md").read_text()
+namespace = {"__name__": "__main__"}
+for number, block in enumerate(re.finditer(r"```python\\n(.*?)```", text, re.DOTALL)):
+    lines_above = text[: block.start(1)].count("\\n")
+    exec(compile("\\n" * lines_above + block[1], "README.md", "exec"), namespace)
+    if number == 0:
+        print("first example: loss", float(namespace["loss"]))
+print("blocks:", number + 1)
+"""
+
+
+@pytest.fixture(scope="module")
+def output() -> str:
+    """What all python blocks print in a fresh interpreter with JAX's own defaults."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_ENABLE_X64": "0"}
+    command = [sys.executable, "-c", RUN_BLOCKS]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_every_python_block_runs(output: str) -> None:
+    assert f"blocks: {README.count('```python')}" in output
+    assert "recurrence" in output and "relative error" in output
+
+
+def test_the_first_example_learns(output: str) -> None:
+    """From about log(10), the loss of a guess, at each of 20 steps, to less than a tenth of it."""
+    loss = float(re.search(r"first example: loss (\S+)", output)[1])
+    assert loss < 20 * 2.3 / 10
+
+
+def test_the_first_example_is_short() -> None:
+    first = README.split("```python\n", 1)[1].split("```", 1)[0]
+    assert len([line for line in first.splitlines() if line.strip()]) <= 15
+
+
+def test_the_tables_are_the_measured_ones() -> None:
+    assert (ROOT / "docs" / "demo.md").read_text().strip() in README
+
+
+def test_links_and_pictures_lead_somewhere() -> None:
+    local = [target for target in re.findall(r"\]\(([^)]+)\)", README) if "://" not in target]
+    assert {"docs/lattice.png", "docs/demo.png"} <= set(local)
+    assert [target for target in local if not (ROOT / target).exists()] == []

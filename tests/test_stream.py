@@ -1,0 +1,206 @@
+"""One step at a time, a whole sequence, and pieces of it give the same gradients; parameters may change between steps."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from deepeprop_jax import deep_eprop
+from deepeprop_jax.reference import bptt, localised, stop_gradient_oracle
+from tests.gradients import FLOAT64, SAME, assert_same_gradient, relative_errors
+from tests.zoo import problem
+
+NETWORKS = ["linen_lstm", "stack_3", "graph_two_outputs", "depth_4_between", "lru"]
+MODES = [{"exact": True}, {"exact": False}, {"exact": False, "hops": 0}]
+
+
+def first(tree):
+    return jax.tree.map(lambda leaf: leaf[0], tree)
+
+
+def at(tree, t):
+    return jax.tree.map(lambda leaf: leaf[t], tree)
+
+
+def add(a, b):
+    return jax.tree.map(jnp.add, a, b)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_steps_pieces_and_whole_agree(name, mode):
+    p = problem(name)
+    learner = deep_eprop(p.network, **mode)
+    start = learner.init(p.params, p.carry, first(p.xs))
+    run = jax.jit(learner.value_and_grad(p.loss_fn))
+    (loss, end), whole = run(p.params, start, p.xs, p.targets)
+
+    state, total, loss_of_pieces = start, None, 0.0
+    for a, b in ((0, 1), (1, 6), (6, 12)):
+        piece = jax.tree.map(lambda leaf, a=a, b=b: leaf[a:b], (p.xs, p.targets))
+        (value, state), grads = run(p.params, state, *piece)
+        total = grads if total is None else add(total, grads)
+        loss_of_pieces += value
+    assert_same_gradient(total, whole, SAME, "pieces")
+    assert jnp.allclose(loss_of_pieces, loss, rtol=SAME)
+    assert_same_gradient(state.traces, end.traces, SAME, "traces after the pieces")
+
+    step, gradient = jax.jit(learner.step), jax.jit(learner.gradient)
+    state, total = start, None
+    for t in range(12):
+        state, y = step(p.params, state, at(p.xs, t))
+        dy = jax.grad(p.loss_fn)(y, at(p.targets, t))
+        grads = gradient(p.params, state, dy)
+        total = grads if total is None else add(total, grads)
+    assert_same_gradient(total, whole, SAME, "steps")
+    # The last step's update is still pending; value_and_grad applies it before it goes on.
+    again = jax.tree.map(lambda leaf: leaf[:2], (p.xs, p.targets))
+    _, after_steps = run(p.params, state, *again)
+    _, after_whole = run(p.params, end, *again)
+    assert_same_gradient(after_steps, after_whole, SAME, "going on")
+
+
+@pytest.mark.parametrize("name", ["linen_gru", "stack_3"])
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("moving", [False, True], ids=["fixed parameters", "optax between the steps"])
+def test_each_steps_gradient_is_that_of_its_own_parameters_shifted_together(name, exact, moving):
+    """gradient at step t = d/d delta at 0 of L_t, where every step s ran with its own theta_s + delta."""
+    p = problem(name, steps=4)
+    learner = deep_eprop(p.network, exact=exact)
+    # The oracle's cell: in deep e-prop the localised one, layer by layer.
+    layers = [pair if exact else localised(pair) for pair in p.pairs]
+
+    def apply(params, carry, x):
+        if exact:
+            return p.network.apply(params, carry, x)
+        if name == "linen_gru":
+            return layers[0](params, carry, x)
+        new = []
+        for layer, layer_params, layer_carry in zip(layers, params, carry, strict=True):
+            carry_t, x = layer(layer_params, layer_carry, x)
+            new.append(carry_t)
+        return tuple(new), x
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def oracle(delta, history, t):
+        carry = p.carry
+        for s in range(t + 1):
+            carry, y = jax.vmap(apply, (None, 0, 0))(add(history[s], delta), carry, at(p.xs, s))
+        return p.loss_fn(y, at(p.targets, t))
+
+    optimizer = optax.sgd(0.1 if moving else 0.0)
+    params, opt_state = p.params, optimizer.init(p.params)
+    state = learner.init(params, p.carry, first(p.xs))
+    step, gradient = jax.jit(learner.step), jax.jit(learner.gradient)
+    history = []
+    for t in range(4):
+        history.append(params)
+        state, y = step(params, state, at(p.xs, t))
+        grads = gradient(params, state, jax.grad(p.loss_fn)(y, at(p.targets, t)))
+        needed = jax.grad(oracle)(jax.tree.map(jnp.zeros_like, params), tuple(history), t)
+        assert_same_gradient(grads, needed, FLOAT64, f"step {t}")
+        updates, opt_state = optimizer.update(grads, opt_state)
+        params = optax.apply_updates(params, updates)
+
+
+def test_gradient_is_linear_in_dy_repeatable_and_vmaps():
+    p = problem("stack_3")
+    learner = deep_eprop(p.network)
+    state = learner.init(p.params, p.carry, first(p.xs))
+    for t in range(3):
+        state, y = learner.step(p.params, state, at(p.xs, t))
+    dys = jax.random.normal(jax.random.key(0), (4, *y.shape), y.dtype)
+    many = jax.jit(jax.vmap(learner.gradient, (None, None, 0)))(p.params, state, dys)
+    gradient = jax.jit(learner.gradient)
+    for i in range(4):
+        assert_same_gradient(at(many, i), gradient(p.params, state, dys[i]), SAME)
+    combined = gradient(p.params, state, 2 * dys[0] - dys[1])
+    by_hand = jax.tree.map(lambda leaf: 2 * leaf[0] - leaf[1], many)
+    assert_same_gradient(combined, by_hand, FLOAT64)
+
+
+@pytest.mark.parametrize("name", ["stack_3", "graph_two_outputs", "depth_4_between", "prng_key"])
+@pytest.mark.parametrize("exact", [True, False])
+def test_resets_and_valid(name, exact):
+    p = problem(name)
+    learner = deep_eprop(p.network, exact=exact)
+    oracle = (
+        bptt(p.network, p.loss_fn)
+        if exact
+        else stop_gradient_oracle(p.network, p.loss_fn, p.pairs, localise=True, hops=None)
+    )
+    run, reference = jax.jit(learner.value_and_grad(p.loss_fn)), jax.jit(oracle)
+    random = np.random.default_rng(0)
+    resets, valid = jnp.asarray(random.random((12, 3)) < 0.2), jnp.asarray(random.random((12, 3)) < 0.7)
+    resets = resets.at[0, 1].set(True)
+    state = learner.init(p.params, p.carry, first(p.xs))
+    for flags in ({"resets": resets}, {"valid": valid}, {"resets": resets, "valid": valid}):
+        (loss, _), grads = run(p.params, state, p.xs, p.targets, **flags)
+        (loss_needed, _), needed = reference(p.params, p.carry, p.xs, p.targets, **flags)
+        assert jnp.allclose(loss, loss_needed, rtol=FLOAT64)
+        assert_same_gradient(grads, needed, FLOAT64, str(list(flags)))
+        for shift in (-1, 1):  # one step early or late is another gradient
+            shifted = {key: jnp.roll(flag, shift, axis=0) for key, flag in flags.items()}
+            _, wrong = reference(p.params, p.carry, p.xs, p.targets, **shifted)
+            assert max(relative_errors(grads, wrong).values()) > 1e-3
+
+
+def test_resets_in_a_stream():
+    """reset() between steps is what resets does before a step, and drops the pending update."""
+    p = problem("stack_3")
+    learner = deep_eprop(p.network)
+    run = jax.jit(learner.value_and_grad(p.loss_fn))
+    resets = jnp.zeros((12, 3), bool).at[5, 1].set(True)
+    start = learner.init(p.params, p.carry, first(p.xs))
+    (_, end), whole = run(p.params, start, p.xs, p.targets, resets=resets)
+    state, total = start, None
+    step, gradient, reset = jax.jit(learner.step), jax.jit(learner.gradient), jax.jit(learner.reset)
+    for t in range(12):
+        state = reset(state, resets[t])
+        state, y = step(p.params, state, at(p.xs, t))
+        grads = gradient(p.params, state, jax.grad(p.loss_fn)(y, at(p.targets, t)))
+        total = grads if total is None else add(total, grads)
+    assert_same_gradient(total, whole, SAME)
+    state, _ = step(p.params, state, at(p.xs, 0))
+    end, _ = step(p.params, end, at(p.xs, 0))
+    assert_same_gradient(state.carry, end.carry, SAME)
+    assert_same_gradient(state.traces, end.traces, SAME)
+
+
+def test_reset_does_not_spread_nan():
+    """Traces return to zero by where: an example that overflowed leaves nothing behind."""
+    p = problem("stack_3")
+    learner = deep_eprop(p.network)
+    state = learner.init(p.params, p.carry, first(p.xs))
+    spoiled = state._replace(
+        carry=jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), state.carry),
+        traces=jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), state.traces),
+    )
+    mended = learner.reset(spoiled, jnp.array([False, True, False]))
+    assert_same_gradient((mended.carry, mended.traces), (state.carry, state.traces), SAME)
+    resets = jnp.zeros((12, 3), bool).at[0, 1].set(True)
+    run = jax.jit(learner.value_and_grad(p.loss_fn))
+    _, grads = run(p.params, spoiled, p.xs, p.targets, resets=resets)
+    _, needed = run(p.params, state, p.xs, p.targets)
+    assert_same_gradient(grads, needed, SAME)
+
+
+def test_aux_is_stacked_over_time():
+    p = problem("linen_gru")
+    learner = deep_eprop(p.network)
+
+    def loss_fn(y, target):
+        return p.loss_fn(y, target), {"mean": jnp.mean(y), "y": y}
+
+    state = learner.init(p.params, p.carry, first(p.xs))
+    ((loss, aux), _), grads = jax.jit(learner.value_and_grad(loss_fn, has_aux=True))(p.params, state, p.xs, p.targets)
+    (needed, _), needed_grads = jax.jit(learner.value_and_grad(p.loss_fn))(p.params, state, p.xs, p.targets)
+    assert aux["y"].shape == (12, 3, 4) or aux["y"].shape[:2] == (12, 3)
+    assert jnp.allclose(aux["mean"], aux["y"].mean((1, 2)))
+    assert jnp.allclose(loss, needed)
+    assert_same_gradient(grads, needed_grads, SAME)
