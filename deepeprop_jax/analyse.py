@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from deepeprop_jax.cell import PyTree, graph_of
+from deepeprop_jax.cell import PyTree
 from deepeprop_jax.cost import Cost, cost_of
 from deepeprop_jax.learner import OnlineLearner
 from deepeprop_jax.plan import Plan
@@ -93,8 +93,13 @@ class Analysis(NamedTuple):
             lines += _table(("parameter", "entries", "trace", "rows", "rows, exact", "why"), rows, indent="  ")
             lines.append("")
         costs = [
-            (m.name, _bytes(m.cost.trace_bytes), _bytes(m.cost.pending_bytes), _bytes(m.cost.peak_bytes),
-             _count(m.cost.multiply_adds))
+            (
+                m.name,
+                _bytes(m.cost.trace_bytes),
+                _bytes(m.cost.pending_bytes),
+                _bytes(m.cost.peak_bytes),
+                _count(m.cost.multiply_adds),
+            )
             for m in self.modes
         ]
         heads = ("mode", "traces", "pending step", "peak (estimate)", "multiply-adds a step")
@@ -166,8 +171,16 @@ def _node_report(local: Plan, exact: Plan, v: int) -> NodeReport:
     carry = tuple(zip([n if n != "value" else "" for n in node.carry.names], node.carry.shapes, strict=True))
     units = node.units.grid.shape[1]
     return NodeReport(
-        node.name, node.carry.size, carry, units, node.units.slots, local.depth(v), node.recurrence, node.reason,
-        tuple(leaves), _remedy(local, v),
+        node.name,
+        node.carry.size,
+        carry,
+        units,
+        node.units.slots,
+        local.depth(v),
+        node.recurrence.kind,
+        node.recurrence.reason,
+        tuple(leaves),
+        _remedy(local, v),
     )
 
 
@@ -186,17 +199,22 @@ def _remedy(plan: Plan, v: int) -> str:
             f"entry meets one unit of the new carry, or freeze it with trainable"
         )
     shapes = set(node.carry.shapes)
-    if node.recurrence == "dense":
+    if node.recurrence.kind == "dense":
         hints.append("the blocks D cost n VJPs a step: let units meet only in matrix products that reach the carry")
         if len(shapes) == 1 and len(node.carry.shapes) == 1 and len(node.units.slot) > 1:
-            hints.append("if the carry packs several states into one array, return them as leaves of equal shape, (c, h)")
+            hints.append(
+                "if the carry packs several states into one array, return them as leaves of equal shape, (c, h)"
+            )
     return "; ".join(hints)
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]], indent: str = "") -> list[str]:
     cells = [[str(cell) for cell in row] for row in (heads, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
-    numeric = [bool(rows) and all(not isinstance(row[i], str) or row[i][:1].isdigit() for row in rows) for i in range(len(heads))]
+    numeric = [
+        bool(rows) and all(not isinstance(row[i], str) or row[i][:1].isdigit() for row in rows)
+        for i in range(len(heads))
+    ]
     lines = []
     for row in cells:
         padded = [

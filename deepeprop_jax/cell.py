@@ -97,13 +97,14 @@ def connect(wire: Wire, x: PyTree, outputs: Mapping[int, PyTree]) -> PyTree:
     for value, shape in zip(values, seen, strict=True):
         if len(jax.tree.leaves(value)) != 1 or jax.tree.structure(value) != jax.tree.structure(0):
             raise ValueError(
-                f"Parents given as a tuple are concatenated, so each must give one array; seen outputs of shapes {seen}, "
-                f"of which {shape} is not one array. Give the parents as a dict {{argument name: parent}} instead."
+                f"Parents given as a tuple are concatenated, so each must give one array; seen outputs of shapes "
+                f"{seen}, of which {shape} is not one array. Give the parents as a dict {{argument name: parent}} "
+                f"instead."
             )
     if any(len(shape) == 0 or shape[:-1] != seen[0][:-1] for shape in seen):
         raise ValueError(
-            f"Parents given as a tuple are concatenated on the last axis, so all other axes must agree; seen shapes {seen}. "
-            f"Give the parents as a dict {{argument name: parent}}, or reshape in a feed-forward cell between."
+            f"Parents given as a tuple are concatenated on the last axis, so all other axes must agree; seen shapes "
+            f"{seen}. Give the parents as a dict {{argument name: parent}}, or reshape in a feed-forward cell between."
         )
     return jnp.concatenate(values, axis=-1)
 

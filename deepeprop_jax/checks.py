@@ -21,13 +21,17 @@ def check_nesting(graph: Graph, tree: PyTree, what: str) -> None:
     """A network's params or carry must be nested as its nodes are."""
 
     def visit(part: PyTree, prefix: tuple[int | str, ...]) -> None:
-        keys = list(dict.fromkeys(v.path[len(prefix)] for v in graph.nodes if v.path[: len(prefix)] == prefix != v.path))
+        keys = list(
+            dict.fromkeys(v.path[len(prefix)] for v in graph.nodes if v.path[: len(prefix)] == prefix != v.path)
+        )
         if not keys:
             return
         where = f"{what} at '{'/'.join(map(str, prefix))}'" if prefix else what
         if isinstance(keys[0], int):
             if not isinstance(part, tuple) or len(part) != len(keys):
-                seen = f"a {type(part).__name__}" + (f" of {len(part)}" if isinstance(part, tuple | list | dict) else "")
+                seen = f"a {type(part).__name__}" + (
+                    f" of {len(part)}" if isinstance(part, tuple | list | dict) else ""
+                )
                 raise ValueError(
                     f"{where} must be a tuple of {len(keys)}, one entry per layer of the stack; seen {seen}. "
                     f"Are these the {what} of another network?"
@@ -77,11 +81,14 @@ def check_same(seen: PyTree, needed: PyTree, what: str, remedy: str) -> None:
     """Structure, shapes and dtypes must agree."""
     structures = jax.tree.structure(seen), jax.tree.structure(needed)
     if structures[0] != structures[1]:
-        raise ValueError(f"{what} has another structure than needed: seen {structures[0]}, needed {structures[1]}. {remedy}")
+        raise ValueError(
+            f"{what} has another structure than needed: seen {structures[0]}, needed {structures[1]}. {remedy}"
+        )
     for (path, a), (_, b) in zip(leaf_avals(seen), leaf_avals(needed), strict=True):
         if (a.shape, a.dtype) != (b.shape, b.dtype):
             raise ValueError(
-                f"{what} at '{path_name(path)}': seen {a.dtype}{list(a.shape)}, needed {b.dtype}{list(b.shape)}. {remedy}"
+                f"{what} at '{path_name(path)}': seen {a.dtype}{list(a.shape)}, needed {b.dtype}{list(b.shape)}. "
+                f"{remedy}"
             )
 
 
@@ -102,7 +109,8 @@ def sequence_length(xs: PyTree, targets: PyTree) -> int:
     wanted = leaf_avals(targets)
     if not wanted:
         raise ValueError(
-            "targets has no arrays. loss_fn(y_t, target_t) gets one target a step; if yours uses none, pass jnp.zeros(T)."
+            "targets has no arrays. loss_fn(y_t, target_t) gets one target a step; if yours uses none, "
+            "pass jnp.zeros(T)."
         )
     for what, leaves in (("xs", inputs), ("targets", wanted)):
         for path, aval in leaves:
@@ -120,9 +128,7 @@ def check_flags(flags: Any, shape: tuple[int, ...], what: str) -> jax.Array:
     if not hasattr(flags, "shape") or not hasattr(flags, "dtype"):
         raise TypeError(f"{what} must be a boolean array of shape {shape}; seen {type(flags).__name__}.")
     if flags.dtype != jnp.bool_ or flags.shape != shape:
-        raise ValueError(
-            f"{what} must be a boolean array of shape {shape}; seen {flags.dtype} of shape {flags.shape}."
-        )
+        raise ValueError(f"{what} must be a boolean array of shape {shape}; seen {flags.dtype} of shape {flags.shape}.")
     return jnp.asarray(flags)
 
 
@@ -135,7 +141,9 @@ def check_options(exact: Any, hops: Any) -> None:
     if isinstance(hops, bool) or not isinstance(hops, int):
         raise TypeError(f"hops must be None (all) or an integer >= 0; seen {hops!r}.")
     if hops < 0:
-        raise ValueError(f"hops must be None (all) or >= 0, the recurrent layers a trace is carried upward; seen {hops}.")
+        raise ValueError(
+            f"hops must be None (all) or >= 0, the recurrent layers a trace is carried upward; seen {hops}."
+        )
 
 
 def check_loss(loss: Any, has_aux: bool) -> None:

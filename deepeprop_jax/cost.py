@@ -38,12 +38,8 @@ def tree_bytes(tree: Any) -> int:
 
 def trace_numbers(plan: Plan) -> int:
     """Numbers in all traces, for one example."""
-    own = sum(
-        plan.depth(v) * sum(block.rows * block.columns for block in plan.own[v]) for v in range(len(plan.nodes))
-    )
-    bands = sum(
-        plan.depth(v) * node.carry.size * plan.bands[v] * plan.columns[v] for v, node in enumerate(plan.nodes)
-    )
+    own = sum(plan.depth(v) * sum(block.rows * block.columns for block in plan.own[v]) for v in range(len(plan.nodes)))
+    bands = sum(plan.depth(v) * node.carry.size * plan.bands[v] * plan.columns[v] for v, node in enumerate(plan.nodes))
     cross = sum(pair.layers * plan.nodes[v].carry.size * pair.columns for (v, _), pair in plan.pairs.items())
     return own + bands + cross
 
@@ -99,7 +95,7 @@ def _multiply_adds(plan: Plan, v: int) -> int:
     elif n:
         total += 2 * slots * forward
     total += n * inputs * arriving + n * kept * (recurrence + 1)
-    if upward and node.output_rows is None:
+    if upward and node.cut.output_rows is None:
         total += outputs * (n + inputs) * upward + 2 * outputs * forward
     return depth * total
 

@@ -1,4 +1,4 @@
-"""``stack(cell, depth=L)``: the layer functions under one ``lax.scan`` over depth, so that L does not enter the program.
+"""``stack(cell, depth=L)``: the layer functions under one ``lax.scan`` over depth, so L does not enter the program.
 
 The influences of all L source layers run beside each other as columns, k-major, behind ``band`` layers of zeros:
 columns of source layer k start at (band + k) * columns. Layer l keeps a trace of the ``band`` source layers below it,
@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from deepeprop_jax import layer as one
-from deepeprop_jax.layer import Kept, LayerGradient, Moment
-from deepeprop_jax.node import Node, Reals
-from deepeprop_jax.plan import Pair, Plan
+from deepeprop_jax.cut import Reals
+from deepeprop_jax.layer import LayerGradient, Moment, Past
+from deepeprop_jax.node import Node
+from deepeprop_jax.plan import Plan
 from deepeprop_jax.real import Parts, PyTree
 
 
@@ -98,8 +99,8 @@ def update(
         for k, influence in below.items():
             if k == v:
                 continue
-            kept = _kept(plan, v, pairs.get(k), k, index)
-            cross_t[k], output = one.cross_influence(node, partial, kept, layer_cross.get(k), influence, wanted.output)
+            past = Past(layer_cross[k], _within_hops(plan, v, k, index)) if k in pairs else None
+            cross_t[k], output = one.cross_influence(node, partial, past, influence, wanted.output)
             above[k] = influence if output is None else output
         if wanted.own_output:
             own_y = one.own_output(node, partial, wanted, layer_own, own_t, batch, plan.dtype)
@@ -117,28 +118,24 @@ def update(
 def _own_upward(node, partial, wanted, below, band_tm1, own_y, index, columns: int, band: int):
     """The own influences of all layers, one layer up: the window of kept ones also moves right in time."""
     start = index * columns
-    window = below
-    if band:
-        window = jax.lax.dynamic_slice_in_dim(below, start, band * columns, axis=2)
-    kept = Kept(band * columns) if band else None
     # All source layers pass through; those in the window have a past as well.
-    _, through = one.cross_influence(node, partial, None, None, below, True)
+    _, through = one.cross_influence(node, partial, None, below, True)
     band_t = band_tm1
     if band:
-        band_t, output = one.cross_influence(node, partial, kept, band_tm1, window, True)
+        window = jax.lax.dynamic_slice_in_dim(below, start, band * columns, axis=2)
+        band_t, output = one.cross_influence(node, partial, Past(band_tm1), window, True)
         through = jax.lax.dynamic_update_slice_in_dim(through, output, start, axis=2)
     return band_t, jax.lax.dynamic_update_slice_in_dim(through, own_y, start + band * columns, axis=2)
 
 
-def _kept(plan: Plan, v: int, pair: Pair | None, k: int, index: jax.Array) -> Kept | None:
-    """Which columns of source k layer ``index`` of v keeps."""
-    if pair is None:
-        return None
+def _within_hops(plan: Plan, v: int, k: int, index: jax.Array) -> jax.Array | None:
+    """Which kept columns of source k are within the hops at layer ``index`` of v; None for all."""
+    pair = plan.pairs[v, k]
     if pair.mask is None and pair.layers == plan.depth(v):
-        return Kept(pair.columns)
+        return None
     mask = jnp.ones((pair.layers, pair.sources), bool) if pair.mask is None else jnp.asarray(pair.mask)
     rows = jnp.pad(mask, ((0, plan.depth(v) - pair.layers), (0, 0)))
-    return Kept(pair.columns, jnp.repeat(rows[index], plan.columns[k], total_repeat_length=pair.columns))
+    return jnp.repeat(rows[index], plan.columns[k], total_repeat_length=pair.columns)
 
 
 def _pad_layers(trace: jax.Array, depth: int) -> jax.Array:

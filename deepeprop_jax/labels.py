@@ -125,7 +125,21 @@ _STRUCTURAL: dict[str, Callable[..., Any]] = {
 }
 
 _ELEMENTWISE = frozenset(
-    "add_any add sub mul div neg select_n convert_element_type real imag complex conj reduce_precision".split()
+    [
+        "add_any",
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "neg",
+        "select_n",
+        "convert_element_type",
+        "real",
+        "imag",
+        "complex",
+        "conj",
+        "reduce_precision",
+    ]
 )
 
 

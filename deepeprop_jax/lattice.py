@@ -20,9 +20,9 @@ import jax.numpy as jnp
 from deepeprop_jax import depth as deep
 from deepeprop_jax import layer as one
 from deepeprop_jax.cell import PyTree, assemble, connect, parents, select
+from deepeprop_jax.cut import Reals
 from deepeprop_jax.depth import DeepTraces
-from deepeprop_jax.layer import Kept, LayerGradient, Moment
-from deepeprop_jax.node import Reals
+from deepeprop_jax.layer import LayerGradient, Moment, Past
 from deepeprop_jax.plan import Plan
 from deepeprop_jax.real import Parts
 from deepeprop_jax.trace import contract
@@ -106,9 +106,7 @@ def local_blocks(plan: Plan, moments: Moments) -> list[jax.Array | None]:
     return found
 
 
-def reverse(
-    plan: Plan, moments: Moments, blocks: list[jax.Array | None], dy: PyTree
-) -> list[LayerGradient]:
+def reverse(plan: Plan, moments: Moments, blocks: list[jax.Array | None], dy: PyTree) -> list[LayerGradient]:
     """One reverse pass inside the step: instantaneous gradients, and the cotangent of every incoming carry.
 
     Args:
@@ -153,7 +151,7 @@ def gradient(
 ) -> list[Reals]:
     """This step's gradient of every real parameter leaf, summed over the batch, in the traces' dtype.
 
-        grad^k_t = inst^k + sum over kept (v, k) of lambda^v_{t-1} . S^{v,k}_{t-1}
+    grad^k_t = inst^k + sum over kept (v, k) of lambda^v_{t-1} . S^{v,k}_{t-1}
     """
     inside = reverse(plan, moments, blocks, dy)
     found: list[Reals] = []
@@ -216,11 +214,11 @@ def update(plan: Plan, moments: Moments, blocks: list[jax.Array | None], traces_
         names = {k: plan.name(v, k) for k in from_below if (v, k) in plan.pairs}
         moment, own_name = moments.nodes[v], plan.name(v, v)
         if vertex.depth is not None:
-            own_tm1 = traces_tm1.get(own_name, DeepTraces((), None))
+            deep_tm1 = traces_tm1.get(own_name, DeepTraces((), None))
             cross_tm1 = {k: traces_tm1[name] for k, name in names.items()}
             if own_name in traces_tm1 or from_below or (v, v) in plan.transmitted:
-                own_t, cross_t, above = deep.update(plan, v, moment, blocks[v], own_tm1, cross_tm1, from_below)
-                traces |= {own_name: own_t} if own_name in traces_tm1 else {}
+                own_deep, cross_t, above = deep.update(plan, v, moment, blocks[v], deep_tm1, cross_tm1, from_below)
+                traces |= {own_name: own_deep} if own_name in traces_tm1 else {}
                 traces |= {names[k]: trace for k, trace in cross_t.items()}
                 outputs |= {(v, k): y for k, y in above.items()}
             continue
@@ -230,15 +228,13 @@ def update(plan: Plan, moments: Moments, blocks: list[jax.Array | None], traces_
         partial = one.partials(node, moment, blocks[v], wanted, plan.dtype)
         own_tm1 = traces_tm1.get(own_name, ())
         own_t = one.own_influence(node, partial, wanted.own, own_tm1)
-        if own_name in traces_tm1:
+        if own_t:
             traces[own_name] = own_t
         if wanted.own_output:
             outputs[v, v] = one.own_output(node, partial, wanted, own_tm1, own_t, _batch(moment.input), plan.dtype)
         for k, influence in from_below.items():
-            kept = Kept(plan.pairs[v, k].columns) if k in names else None
-            upward = (v, k) in plan.transmitted
-            trace_tm1 = traces_tm1[names[k]] if k in names else None
-            trace_t, output = one.cross_influence(node, partial, kept, trace_tm1, influence, upward)
+            past = Past(traces_tm1[names[k]]) if k in names else None
+            trace_t, output = one.cross_influence(node, partial, past, influence, (v, k) in plan.transmitted)
             if k in names:
                 traces[names[k]] = trace_t
             if output is not None:
@@ -258,6 +254,7 @@ def _input_influence(
     if isinstance(wire, int):
         return outputs[wire, k]
     view, sources = plan.nodes[v].input, parents(wire)
+
     def zeros(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda leaf: _wide_zeros(leaf, plan.dtype), tree)
 

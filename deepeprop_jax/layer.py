@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepeprop_jax.node import Node, Reals, cast_like, from_grid, to_grid
+from deepeprop_jax.cut import Reals
+from deepeprop_jax.node import Node, cast_like, from_grid, to_grid
 from deepeprop_jax.real import Parts, PyTree, RealView
 from deepeprop_jax.trace import Block, advance, push, select_rows
 
@@ -44,7 +45,7 @@ def local_blocks(node: Node, moment: Moment) -> jax.Array:
     params = moment.params
 
     def one(h: Parts, u: Parts) -> jax.Array:
-        return node.blocks(params.real, h.real, u.real, (params.other, h.other, u.other))
+        return node.recurrence.blocks(params.real, h.real, u.real, (params.other, h.other, u.other))
 
     return jax.vmap(one)(moment.carry_tm1, moment.input)
 
@@ -74,7 +75,7 @@ def reverse(node: Node, moment: Moment, blocks: jax.Array | None, dy: Reals) -> 
     def output_map(p_real: Reals, h_t_real: Reals, h_tm1_real: Reals, u_real: Reals) -> Reals:
         def one(h_t_real, h_tm1_real, u_real, h_tm1_other, u_other, h_t_other):
             others = (p.other, h_tm1_other, u_other)
-            return node.output_map(p_real, h_t_real, h_tm1_real, u_real, others, h_t_other)
+            return node.cut.output_map(p_real, h_t_real, h_tm1_real, u_real, others, h_t_other)
 
         return jax.vmap(one)(h_t_real, h_tm1_real, u_real, h_tm1.other, u.other, h_t.other)
 
@@ -85,7 +86,7 @@ def reverse(node: Node, moment: Moment, blocks: jax.Array | None, dy: Reals) -> 
 
     def next_carry(p_real: Reals, h_real: Reals, u_real: Reals) -> Reals:
         def one(h_real, u_real, h_other, u_other):
-            return node.next_carry(p_real, h_real, u_real, (p.other, h_other, u_other))
+            return node.cut.next_carry(p_real, h_real, u_real, (p.other, h_other, u_other))
 
         return jax.vmap(one)(h_real, u_real, h_tm1.other, u.other)
 
@@ -155,7 +156,7 @@ def partials(node: Node, moment: Moment, blocks: jax.Array | None, wanted: Wante
         p = moment.params.real
 
         def next_carry(some: dict[int, jax.Array], h: Reals, u_real: Reals) -> Reals:
-            return node.next_carry([some.get(i, leaf) for i, leaf in enumerate(p)], h, u_real, others)
+            return node.cut.next_carry([some.get(i, leaf) for i, leaf in enumerate(p)], h, u_real, others)
 
         found = Partials()
         if node.recurrent:
@@ -199,16 +200,16 @@ def _flatten_input(node: Node, rows: Reals, count: int) -> jax.Array:
 
 
 def _output_partials(node: Node, found: Partials, p: Reals, h_tm1: Parts, h_t: Parts, u: Parts, others, wanted: Wanted):
-    if node.output_rows is not None:
+    if node.cut.output_rows is not None:
         return found
     asked: dict[str, object] = {}
     if node.recurrent:
         asked["carry_t"] = h_t.real
-        if "carry_tm1" in node.output_uses:
+        if "carry_tm1" in node.cut.output_uses:
             asked["carry_tm1"] = h_tm1.real
-    if wanted.input and "input" in node.output_uses:
+    if wanted.input and "input" in node.cut.output_uses:
         asked["input"] = u.real
-    if wanted.own_output and "params" in node.output_uses:
+    if wanted.own_output and "params" in node.cut.output_uses:
         asked["params"] = {i: p[i] for i in wanted.trained}
 
     if not asked:
@@ -217,7 +218,7 @@ def _output_partials(node: Node, found: Partials, p: Reals, h_tm1: Parts, h_t: P
     def output_map(a) -> Reals:
         params = [a.get("params", {}).get(i, leaf) for i, leaf in enumerate(p)]
         h_t_real, h_tm1_real = a.get("carry_t", h_t.real), a.get("carry_tm1", h_tm1.real)
-        return node.output_map(params, h_t_real, h_tm1_real, a.get("input", u.real), others, h_t.other)
+        return node.cut.output_map(params, h_t_real, h_tm1_real, a.get("input", u.real), others, h_t.other)
 
     out, pull = jax.vjp(output_map, asked)
     rows = _basis_rows(pull, np.eye(node.output.size), node.output, out)[0]
@@ -243,7 +244,7 @@ def own_influence(
 ) -> tuple[jax.Array, ...]:
     """A layer's influence of its own parameters, one step to the right.
 
-        S^{k,k}_t = dF/dh S^{k,k}_{t-1} + dF/dtheta
+    S^{k,k}_t = dF/dh S^{k,k}_{t-1} + dF/dtheta
     """
     return tuple(
         advance(node, block, partial.carry, trace_tm1) + immediate
@@ -262,7 +263,7 @@ def own_output(
 ) -> jax.Array:
     """What a layer's output owes to its own parameters, (batch, outputs, columns).
 
-        Y^{k,k}_t = dg/dh_t S^{k,k}_t + dg/dh_{t-1} S^{k,k}_{t-1} + dg/dtheta
+    Y^{k,k}_t = dg/dh_t S^{k,k}_t + dg/dh_{t-1} S^{k,k}_{t-1} + dg/dtheta
     """
     parts: dict[int, jax.Array] = dict(partial.output_params or {})
 
@@ -274,8 +275,8 @@ def own_output(
             start += node.params.sizes[i]
 
     for block, trace_tm1, trace_t in zip(wanted.own, traces_tm1, traces_t, strict=True):
-        if node.output_rows is not None:
-            add(block, select_rows(node, block, node.output_rows, trace_t))
+        if node.cut.output_rows is not None:
+            add(block, select_rows(node, block, node.cut.output_rows, trace_t))
         else:
             add(block, push(node, block, partial.output_carry_t, trace_t))
         if partial.output_carry_tm1 is not None:
@@ -284,65 +285,60 @@ def own_output(
     return jnp.concatenate([parts.get(i, e) for i, e in zip(wanted.trained, empty, strict=True)], axis=-1)
 
 
-class Kept(NamedTuple):
-    """Which columns of an influence from below have a trace at this layer.
+class Past(NamedTuple):
+    """The kept influence of parameters below, as the step before left it.
 
     Attributes:
-      columns: so many of the last columns; the others only pass through.
-      mask: (columns,) which of those count, or None for all.
+      trace: S^{v,k}_{t-1} of the last columns, (batch, n, kept columns); the columns before them have none.
+      mask: (kept columns,) which of those are within the hops, the others are held at zero; None for all.
     """
 
-    columns: int
+    trace: jax.Array
     mask: jax.Array | None = None
 
 
 def cross_influence(
-    node: Node, partial: Partials, kept: Kept | None, trace_tm1: jax.Array | None, from_below: jax.Array, upward: bool
+    node: Node, partial: Partials, past: Past | None, from_below: jax.Array, upward: bool
 ) -> tuple[jax.Array | None, jax.Array | None]:
     """The influence of parameters below: up from the layer below, and to the right from the step before.
 
         S^{v,k}_t = dF/dh S^{v,k}_{t-1} + dF/du U^{v,k}_t
         Y^{v,k}_t = dg/dh_t S^{v,k}_t + dg/dh_{t-1} S^{v,k}_{t-1} + dg/du U^{v,k}_t
 
+    Columns without a past pass on their instantaneous influence, the second term, alone.
+
     Args:
-      kept: the columns with a trace; None if all only pass through.
-      trace_tm1: S^{v,k}_{t-1} of those columns, (batch, n, kept columns).
+      past: what is kept of S_{t-1}; None if all columns only pass through.
       from_below: U^{v,k}_t, (batch, inputs, columns).
       upward: whether Y is needed.
 
     Returns:
       S_t of the kept columns, and Y_t of all columns.
     """
-    trace_t = output = influence = None
-    start = from_below.shape[-1] - (kept.columns if kept else 0)
+    influence = trace_t = None
     if node.recurrent:
         influence = jnp.einsum("bni,bip->bnp", partial.input, from_below)
-        if kept is not None and trace_tm1 is not None:
-            moved = advance(node, dense_block(node, kept.columns), partial.carry, trace_tm1)
-            trace_t = influence[..., start:] + moved
-            if kept.mask is not None:
-                # Columns beyond the hops have no past: they pass on their instantaneous influence alone.
-                trace_t = jnp.where(kept.mask, trace_t, influence[..., start:])
-            influence = jnp.concatenate([influence[..., :start], trace_t], axis=-1) if start else trace_t
-            if kept.mask is not None:
-                trace_t = jnp.where(kept.mask, trace_t, 0)
+        if past is not None:
+            block = Block("dense", (), None, node.carry.size, past.trace.shape[-1])
+            influence = _add_to_last(influence, advance(node, block, partial.carry, past.trace))
+            trace_t = influence[..., influence.shape[-1] - block.columns :]
+            trace_t = trace_t if past.mask is None else jnp.where(past.mask, trace_t, 0)
     if not upward:
         return trace_t, None
-    if node.output_rows is not None:
-        output = influence[:, node.output_rows]
-    else:
-        shape = (from_below.shape[0], node.output.size, from_below.shape[-1])
-        output = jnp.zeros(shape, from_below.dtype)
-        if influence is not None:
-            output = output + jnp.einsum("bmn,bnp->bmp", partial.output_carry_t, influence)
-        if partial.output_input is not None:
-            output = output + jnp.einsum("bmi,bip->bmp", partial.output_input, from_below)
-        if partial.output_carry_tm1 is not None and trace_tm1 is not None:
-            past = jnp.einsum("bmn,bnp->bmp", partial.output_carry_tm1, trace_tm1)
-            output = output.at[..., start:].add(past)
+    if node.cut.output_rows is not None and influence is not None:
+        return trace_t, influence[:, node.cut.output_rows]
+    output = jnp.zeros((from_below.shape[0], node.output.size, from_below.shape[-1]), from_below.dtype)
+    if influence is not None:
+        output = output + jnp.einsum("bmn,bnp->bmp", partial.output_carry_t, influence)
+    if partial.output_input is not None:
+        output = output + jnp.einsum("bmi,bip->bmp", partial.output_input, from_below)
+    if partial.output_carry_tm1 is not None and past is not None:
+        output = _add_to_last(output, jnp.einsum("bmn,bnp->bmp", partial.output_carry_tm1, past.trace))
     return trace_t, output
 
 
-def dense_block(node: Node, columns: int) -> Block:
-    """The block of an influence from below: all of its rows are kept."""
-    return Block("dense", (), None, node.carry.size, columns)
+def _add_to_last(columns: jax.Array, part: jax.Array) -> jax.Array:
+    """Add to the last columns, as many as ``part`` has."""
+    if part.shape[-1] == columns.shape[-1]:
+        return columns + part
+    return columns.at[..., columns.shape[-1] - part.shape[-1] :].add(part)

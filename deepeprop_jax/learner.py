@@ -116,7 +116,7 @@ class ValueAndGrad(Protocol):
           ``(((loss, aux), state), grads)``, aux stacked over time. The loss is the sum over steps.
 
           * xs: (time, batch, ...); targets: any pytree with a leading time axis.
-          * resets: (time, batch) bool; before such a step the example returns to its initial carry, with traces at zero.
+          * resets: (time, batch) bool; before such a step the example returns to its initial carry, with zero traces.
           * valid: (time, batch) bool; elsewhere carry and traces are held, and the example's output gets no cotangent
             (its loss is still in the value: mask that by weights in targets).
 

@@ -65,7 +65,8 @@ def _output_like(name: str, cell: Cell, params: PyTree, carry: PyTree, x: PyTree
         _, y = jax.eval_shape(apply, params, carry, x)
     except Exception as error:
         raise ValueError(
-            f"Node '{name}' could not be applied to the input of shape {jax.tree.map(jnp.shape, x)} (batch first): {error}"
+            f"Node '{name}' could not be applied to the input of shape {jax.tree.map(jnp.shape, x)} (batch first): "
+            f"{error}"
         ) from error
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), y)
 
@@ -75,7 +76,8 @@ def _init_node(name: str, cell: Cell, key: jax.Array, x: PyTree) -> tuple[PyTree
         return cell.init(key, x)
     except Exception as error:
         raise ValueError(
-            f"Node '{name}' could not be initialised on an input of shape {jax.tree.map(jnp.shape, x)} (batch first): {error}"
+            f"Node '{name}' could not be initialised on an input of shape {jax.tree.map(jnp.shape, x)} (batch first): "
+            f"{error}"
         ) from error
 
 
@@ -154,10 +156,14 @@ def stack(*cells: Any, depth: int | None = None) -> Cell:
 
 def _deep(layers: list[Cell], depth: int) -> Cell:
     if len(layers) != 1 or isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
-        raise ValueError(f"stack(cell, depth=L) takes one cell and an integer L >= 1; seen {len(layers)} cells and depth={depth!r}.")
+        raise ValueError(
+            f"stack(cell, depth=L) takes one cell and an integer L >= 1; seen {len(layers)} cells and depth={depth!r}."
+        )
     layer = layers[0]
     if layer.graph is not None:
-        raise ValueError("stack(cell, depth=L) repeats one cell, and was given a network of cells. Write stack(*[network] * L).")
+        raise ValueError(
+            "stack(cell, depth=L) repeats one cell, and was given a network of cells. Write stack(*[network] * L)."
+        )
 
     def init(key: jax.Array, x: PyTree) -> tuple[PyTree, PyTree]:
         params, carry = jax.vmap(lambda layer_key: layer.init(layer_key, x))(jax.random.split(key, depth))
@@ -268,8 +274,8 @@ def _topological_order(below: Mapping[str, list[str]]) -> list[str]:
         ready = [name for name, parent_names in waiting.items() if all(p in order for p in parent_names)]
         if not ready:
             raise ValueError(
-                f"The nodes {sorted(waiting)} form a cycle. Feedback within a step belongs inside one node; feedback from "
-                f"the step before belongs in a carry."
+                f"The nodes {sorted(waiting)} form a cycle. Feedback within a step belongs inside one node; feedback "
+                f"from the step before belongs in a carry."
             )
         order.append(ready[0])
         del waiting[ready[0]]

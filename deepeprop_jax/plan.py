@@ -1,8 +1,7 @@
-"""The static plan of a network: its nodes after analysis, which influences are kept, and how their traces are laid out."""
+"""The static plan of a network: its nodes after analysis, the influences that are kept, the layout of their traces."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -76,13 +75,17 @@ class Plan(NamedTuple):
 
     def wanted(self, v: int) -> Wanted:
         """Which partial derivatives of node v the traces need."""
-        outward = any(p == v for p, _ in self.transmitted)
-        own_output = (v, v) in self.transmitted or self.bands[v] > 0
-        arrives = bool(self.sources(v)) or self.bands[v] > 0 or (self.depth(v) > 1 and (v, v) in self.transmitted)
-        return Wanted(self.own[v], self.trained[v], arrives, outward or self.bands[v] > 0 or self._inside(v), own_output)
-
-    def _inside(self, v: int) -> bool:
-        return self.depth(v) > 1 and bool(self.sources(v))
+        sources = bool(self.sources(v))
+        passed_on = {k for p, k in self.transmitted if p == v}
+        # Inside a stack(cell, depth=L) influences also climb from layer to layer.
+        climbing = self.depth(v) > 1 and (sources or v in passed_on or self.bands[v] > 0)
+        return Wanted(
+            own=self.own[v],
+            trained=self.trained[v],
+            input=sources or climbing,
+            output=bool(passed_on) or climbing,
+            own_output=v in passed_on or self.bands[v] > 0,
+        )
 
     def full_jacobian(self, v: int) -> bool:
         """Whether node v's recurrence enters in full: exact mode, where it is not element-wise."""
@@ -110,8 +113,10 @@ def make_plan(
     known: dict[Any, Node] = {}
     for index, vertex in enumerate(graph.nodes):
         u = _carried(vertex.name, vertex.wire, x, outputs)
-        node_params, node_carry = (_layer_avals(vertex, what, select(tree, vertex.path)) for what, tree in
-                                   (("params", params), ("carry", carry)))
+        node_params, node_carry = (
+            _layer_avals(vertex, what, select(tree, vertex.path))
+            for what, tree in (("params", params), ("carry", carry))
+        )
         outputs[index] = _check_cell(vertex, node_params, node_carry, u)
         arguments = (node_params, node_carry, u, outputs[index])
         key = (vertex.cell.apply, jax.tree.structure(arguments), tuple(map(str, jax.tree.leaves(arguments))))
@@ -139,8 +144,8 @@ def _analyse(vertex: Vertex, params: PyTree, carry: PyTree, u: PyTree, y: PyTree
         return analyse_node(vertex.name, vertex.cell.apply, params, carry, u, y)
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"Node '{vertex.name}' has no reverse-mode derivative, which every gradient here is made of; use lax.scan or "
-            f"a loop of fixed length in place of a while loop. JAX said: {type(error).__name__}: {error}"
+            f"Node '{vertex.name}' has no reverse-mode derivative, which every gradient here is made of; use lax.scan "
+            f"or a loop of fixed length in place of a while loop. JAX said: {type(error).__name__}: {error}"
         ) from error
 
 
@@ -304,6 +309,3 @@ def _pair(plan: Plan, v: int, k: int, distance: int) -> Pair | None:
     layers, sources = int(kept.any(1).sum()), int(kept.any(0).sum())
     box = kept[:layers, kept.shape[1] - sources :]
     return Pair(layers, sources, sources * plan.columns[k], None if box.all() else box)
-
-
-Trainable = PyTree | Callable[[PyTree], PyTree] | None

@@ -90,7 +90,7 @@ class RealView:
         return self.split_leaves(leaves).real
 
     def join_gradient(self, real: Sequence[jax.Array]) -> PyTree:
-        """A gradient in ``jax.grad``'s convention, in the leaves' own dtypes; zeros for integers, ``float0`` for keys."""
+        """A gradient in ``jax.grad``'s convention, in the leaves' dtypes; zeros for integers, ``float0`` for keys."""
         reals = iter(real)
         leaves: list[Any] = []
         for aval, kind in zip(self.avals, self.kinds, strict=True):

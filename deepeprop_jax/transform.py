@@ -28,8 +28,8 @@ def deep_eprop(network: Any, *, exact: bool = False, hops: int | None = None, tr
     of a lower node's parameters n |theta|. ``analyse`` prints it for a given network.
 
     Args:
-      network: a Flax Linen module, a ``Cell`` (from ``stack``, ``graph``, ``linen_cell``, ``nnx_cell`` or by hand), or a
-        plain function ``(params, carry, x) -> (carry, y)`` written for one example.
+      network: a Flax Linen module, a ``Cell`` (from ``stack``, ``graph``, ``linen_cell``, ``nnx_cell`` or by hand), or
+        a plain function ``(params, carry, x) -> (carry, y)`` written for one example.
       exact: full deep RTRL instead of deep e-prop.
       hops: how many recurrent layers upward a parameter's trace is carried: None for all; 0 for the own node only, with
         the instantaneous signal through the layers above (Zucchet et al. 2023).
@@ -68,8 +68,8 @@ def deep_eprop(network: Any, *, exact: bool = False, hops: int | None = None, tr
         checks.batch_size(carry, x)
         key = (_avals_key(params), _avals_key(carry), _avals_key(x))
         if key not in plans:
-            example = [_avals(params), _avals(carry, without_batch=True), _avals(x, without_batch=True)]
-            plans[key] = make_plan(graph, *example, exact, hops, trainable)
+            carry_aval, x_aval = _avals(carry, without_batch=True), _avals(x, without_batch=True)
+            plans[key] = make_plan(graph, _avals(params), carry_aval, x_aval, exact, hops, trainable)
         return plans[key]
 
     def plan_for(params: PyTree, state: LearnerState, x: PyTree) -> Plan:

@@ -83,7 +83,9 @@ def test_bytes_agree_with_the_arrays(name):
         learner = deep_eprop(p.network, exact=mode.exact, hops=mode.hops)
         state = jax.eval_shape(learner.init, p.params, p.carry, first(p))
         assert mode.cost.trace_bytes == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.traces))
-        arrays = [leaf for leaf in jax.tree.leaves(state.pending) if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
+        arrays = [
+            leaf for leaf in jax.tree.leaves(state.pending) if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        ]
         assert mode.cost.pending_bytes == sum(leaf.size * leaf.dtype.itemsize for leaf in arrays)
 
 

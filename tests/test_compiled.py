@@ -101,7 +101,7 @@ def test_compile_time_does_not_grow_with_depth():
 def test_analysis_takes_less_than_two_seconds_a_node_once():
     network = stack(nn.LSTMCell(features=256), nn.OptimizedLSTMCell(features=256))
     learner = deep_eprop(network)
-    x = jnp.zeros((2, 64))
+    x = jnp.zeros((2, 64), jnp.float32)
     params, carry = learner.network.init(jax.random.key(0), x)
     start = time.process_time()
     plan = learner.plan(params, carry, x)
@@ -172,13 +172,15 @@ def test_the_state_can_be_donated_and_takes_nothing_with_it():
     made = jax.jit(learner.init)(params, carry, xs[0])
     step(params, made, xs[0])
     assert all(not leaf.is_deleted() for leaf in jax.tree.leaves((params, carry, xs)))
-    chex.assert_trees_all_equal(run(params, fresh, xs, targets)[0][0], run(params, learner.init(params, carry, xs[0]), xs, targets)[0][0])
+    chex.assert_trees_all_equal(
+        run(params, fresh, xs, targets)[0][0], run(params, learner.init(params, carry, xs[0]), xs, targets)[0][0]
+    )
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))
 def test_export_for_cpu_cuda_and_tpu(name):
     learner, params, _, state, xs, targets = setup(NETWORKS[name]())
-    dy = jnp.zeros((3, 2))
+    dy = jnp.zeros((3, 2), jnp.float32)
     calls = {
         "value_and_grad": (learner.value_and_grad(mean_squared_error), (params, state, xs, targets)),
         "step": (learner.step, (params, state, xs[0])),
@@ -200,13 +202,15 @@ def test_bfloat16_parameters_have_float32_traces():
     params, carry = learner.network.init(jax.random.key(0), xs[0])
     carry = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), carry)
     state = learner.init(params, carry, xs[0])
-    (loss, state), grads = jax.jit(learner.value_and_grad(mean_squared_error))(params, state, xs, jnp.zeros(4))
+    targets = jnp.zeros(4, jnp.float32)
+    (_, state), grads = jax.jit(learner.value_and_grad(mean_squared_error))(params, state, xs, targets)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.traces))
     assert jax.tree.map(jnp.dtype, grads) == jax.tree.map(jnp.dtype, params)
     # Close to the float32 network: bfloat16 has 8 bits.
-    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (params, carry, xs))
+    params, carry, xs = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (params, carry, xs))
     learner = deep_eprop(stack(nn.GRUCell(features=6), nn.Dense(2)))
-    _, needed = learner.value_and_grad(mean_squared_error)(wide[0], learner.init(*wide[:2], wide[2][0]), wide[2], jnp.zeros(4))
+    state = learner.init(params, carry, xs[0])
+    _, needed = learner.value_and_grad(mean_squared_error)(params, state, xs, targets)
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(needed), strict=True):
         assert jnp.linalg.norm(a.astype(jnp.float32) - b) < 0.1 * jnp.linalg.norm(b) + 1e-3
 

@@ -14,26 +14,42 @@ from deepeprop_jax.learner import LearnerState
 STEPS, BATCH, FEATURES = 4, 3, 2
 
 
+def ones(*shape, dtype=jnp.float32):
+    return jnp.ones(shape, dtype)
+
+
+def gru(features):
+    return nn.GRUCell(features=features)
+
+
 def loss_fn(y, target):
     return jnp.mean((y - target) ** 2)
 
 
 class Setup:
-    """A learner that works, to be called wrongly."""
+    """A learner that works, to be called wrongly: each call takes the right arguments but for those given."""
 
     def __init__(self, network=None, **options):
-        self.learner = deep_eprop(network or stack(nn.GRUCell(features=4), nn.GRUCell(features=5), nn.Dense(2)), **options)
-        self.xs = jnp.ones((STEPS, BATCH, FEATURES), jnp.float32)
+        self.learner = deep_eprop(network or stack(gru(4), gru(5), nn.Dense(2)), **options)
+        self.xs, self.targets = ones(STEPS, BATCH, FEATURES), ones(STEPS)
         self.params, self.carry = self.learner.network.init(jax.random.key(0), self.xs[0])
-        self.state = self.learner.init(self.params, self.carry, self.xs[0])
-        self.targets = jnp.zeros(STEPS, jnp.float32)
+        self.state = self.init()
 
-    def run(self, loss=loss_fn, *, params=None, state=None, xs=None, targets=None, **flags):
-        def pick(given, own):
-            return own if given is None else given
+    def init(self, **given):
+        own = {"params": self.params, "carry": self.carry, "x": self.xs[0]}
+        return self.learner.init(**own | given)
 
-        run = self.learner.value_and_grad(loss)
-        return run(pick(params, self.params), pick(state, self.state), pick(xs, self.xs), pick(targets, self.targets), **flags)
+    def step(self, **given):
+        own = {"params": self.params, "state": self.state, "x": self.xs[0]}
+        return self.learner.step(**own | given)
+
+    def gradient(self, dy, **given):
+        own = {"params": self.params, "state": self.state}
+        return self.learner.gradient(**own | given, dy=dy)
+
+    def run(self, loss=loss_fn, has_aux=False, **given):
+        own = {"params": self.params, "state": self.state, "xs": self.xs, "targets": self.targets}
+        return self.learner.value_and_grad(loss, has_aux=has_aux)(**own | given)
 
 
 @pytest.fixture(scope="module")
@@ -41,123 +57,144 @@ def good():
     return Setup()
 
 
+def other_setup():
+    return Setup(stack(gru(3), nn.Dense(2)))
+
+
 def swapped(params):
     return (params[1], params[0], params[2])
 
 
-def other_setup():
-    return Setup(stack(nn.GRUCell(features=3), nn.Dense(2)))
+def examples(carry, count):
+    return jax.tree.map(lambda leaf: leaf[:count], carry)
 
 
 def carry_changes(change):
+    return deep_eprop(lambda params, carry, x: (change(carry), x)).init((), ones(BATCH, 4), ones(BATCH, FEATURES))
+
+
+def output_missing():
+    return deep_eprop(lambda params, carry, x: carry).init((), ones(BATCH, 4), ones(BATCH, FEATURES))
+
+
+def while_loop():
     def cell(params, carry, x):
-        return change(carry), x
+        return jax.lax.while_loop(lambda c: c.sum() < 3, lambda c: c + params, carry), x
 
-    learner = deep_eprop(cell)
-    return learner.init((), jnp.zeros((BATCH, 4), jnp.float32), jnp.zeros((BATCH, FEATURES)))
-
-
-CALLS = {
-    "wrong batch size of carry": (
-        ValueError, r"batch axis.*carry", lambda s: s.learner.init(s.params, jax.tree.map(lambda l: l[:2], s.carry), s.xs[0])
-    ),
-    "wrong batch size of x": (ValueError, r"x.*needed", lambda s: s.learner.step(s.params, s.state, s.xs[0, :2])),
-    "scalar carry leaf": (ValueError, r"scalar", lambda s: s.learner.init(s.params, (s.carry[0], jnp.zeros(()), ()), s.xs[0])),
-    "missing time axis": (ValueError, r"\(time, batch", lambda s: s.run(xs=jnp.ones(3))),
-    "one step as a sequence": (ValueError, r"xs has 3 steps", lambda s: s.run(xs=s.xs[0])),
-    "empty sequence": (ValueError, r"empty sequence", lambda s: s.run(xs=s.xs[:0], targets=s.targets[:0])),
-    "empty batch": (ValueError, r"batch is empty", lambda s: s.learner.init(s.params, jax.tree.map(lambda l: l[:0], s.carry), s.xs[0, :0])),
-    "target of the wrong length": (ValueError, r"xs has 4 steps", lambda s: s.run(targets=jnp.zeros(5))),
-    "scalar target": (ValueError, r"targets.*first axis", lambda s: s.run(targets=jnp.zeros(()))),
-    "missing target": (ValueError, r"targets has no arrays", lambda s: s.run(targets=())),
-    "wrong feature size": (ValueError, r"x.*float32\[3, 7\]", lambda s: s.learner.step(s.params, s.state, jnp.ones((BATCH, 7), jnp.float32))),
-    "wrong feature size at init": (ValueError, r"Node '0'", lambda s: s.learner.init(s.params, s.carry, jnp.ones((BATCH, 7), jnp.float32))),
-    "input of another dtype": (ValueError, r"int32", lambda s: s.learner.step(s.params, s.state, jnp.ones((BATCH, FEATURES), jnp.int32))),
-    "carry of another network": (ValueError, r"carry.*tuple of 3", lambda s: s.learner.init(s.params, other_setup().carry, s.xs[0])),
-    "params of another network": (ValueError, r"params.*tuple of 3", lambda s: s.learner.init(other_setup().params, s.carry, s.xs[0])),
-    "params without the stack's tuple": (ValueError, r"tuple of 3.*dict", lambda s: s.learner.init(s.params[0], s.carry, s.xs[0])),
-    "layers swapped": (ValueError, r"Node '0'", lambda s: s.learner.init(swapped(s.params), s.carry, s.xs[0])),
-    "layers swapped after init": (ValueError, r"params at", lambda s: s.run(params=swapped(s.params))),
-    "state of another network": (ValueError, r"params", lambda s: s.run(state=other_setup().state)),
-    "state of another mode": (ValueError, r"traces", lambda s: s.run(state=Setup(exact=True).state)),
-    "state of another hops": (ValueError, r"traces", lambda s: s.run(state=Setup(hops=0).state)),
-    "carry in place of the state": (TypeError, r"learner.init", lambda s: s.run(state=s.carry)),
-    "reset of no state": (TypeError, r"learner.init", lambda s: s.learner.reset(s.carry, jnp.zeros(BATCH, bool))),
-    "reset flags of the wrong shape": (ValueError, r"\(3,\)", lambda s: s.learner.reset(s.state, jnp.zeros(2, bool))),
-    "resets of the wrong shape": (ValueError, r"\(4, 3\)", lambda s: s.run(resets=jnp.zeros(STEPS, bool))),
-    "resets of numbers": (ValueError, r"boolean", lambda s: s.run(resets=jnp.zeros((STEPS, BATCH)))),
-    "valid of the wrong shape": (ValueError, r"\(4, 3\)", lambda s: s.run(valid=jnp.zeros((BATCH, STEPS), bool))),
-    "valid as a list": (TypeError, r"boolean array", lambda s: s.run(valid=[True] * STEPS)),
-    "gradient without a step": (ValueError, r"learner.step first", lambda s: s.learner.gradient(s.params, s.state, jnp.zeros((BATCH, 2)))),
-    "gradient after a sequence": (
-        ValueError, r"learner.step first", lambda s: s.learner.gradient(s.params, s.run()[0][1], jnp.zeros((BATCH, 2)))
-    ),
-    "dy of the wrong shape": (
-        ValueError, r"dy.*\[3, 2\]", lambda s: s.learner.gradient(s.params, s.learner.step(s.params, s.state, s.xs[0])[0], jnp.zeros((BATCH, 9)))
-    ),
-    "dy of the wrong structure": (
-        ValueError, r"structure", lambda s: s.learner.gradient(s.params, s.learner.step(s.params, s.state, s.xs[0])[0], (jnp.zeros((BATCH, 2)),))
-    ),
-    "loss that is no scalar": (ValueError, r"scalar", lambda s: s.run(lambda y, t: (y - t) ** 2)),
-    "loss of integers": (ValueError, r"scalar", lambda s: s.run(lambda y, t: jnp.zeros((), jnp.int32))),
-    "loss with aux unannounced": (ValueError, r"has_aux=True", lambda s: s.run(lambda y, t: (jnp.sum(y), y))),
-    "aux missing": (ValueError, r"\(loss, aux\)", lambda s: s.learner.value_and_grad(lambda y, t: jnp.sum(y), has_aux=True)(s.params, s.state, s.xs, s.targets)),
-    "loss that is no function": (TypeError, r"loss_fn", lambda s: s.learner.value_and_grad(3.0)),
-    "hops negative": (ValueError, r"hops.*-1", lambda s: deep_eprop(nn.GRUCell(features=4), hops=-1)),
-    "hops not an integer": (TypeError, r"hops.*1.5", lambda s: deep_eprop(nn.GRUCell(features=4), hops=1.5)),
-    "exact not a bool": (TypeError, r"exact", lambda s: deep_eprop(nn.GRUCell(features=4), exact="yes")),
-    "trainable of another structure": (ValueError, r"trainable", lambda s: Setup(trainable=(True, False))),
-    "trainable without booleans": (ValueError, r"booleans", lambda s: Setup(trainable=(1.0, True, True))),
-    "not a cell": (TypeError, r"int", lambda s: deep_eprop(3)),
-    "a class": (TypeError, r"class GRUCell", lambda s: deep_eprop(nn.GRUCell)),
-    "a class in a stack": (TypeError, r"class GRUCell", lambda s: stack(nn.GRUCell, nn.Dense(2))),
-    "an NNX instance": (TypeError, r"nnx_cell\(lambda rngs", lambda s: deep_eprop(nnx.GRUCell(2, 4, rngs=nnx.Rngs(0)))),
-    "an NNX instance as factory": (TypeError, r"nnx_cell|factory", lambda s: nnx_cell(nnx.GRUCell(2, 4, rngs=nnx.Rngs(0)))),
-    "dropout": (ValueError, r"(?i)dropout", lambda s: Setup(stack(nn.GRUCell(features=4), nn.Dropout(0.5, deterministic=False)))),
-    "batch norm": (ValueError, r"BatchNorm|batch_stats", lambda s: Setup(stack(nn.GRUCell(features=4), nn.BatchNorm(use_running_average=False)))),
-    "init of a plain function": (ValueError, r"no initialiser", lambda s: deep_eprop(lambda p, h, x: (h, x)).network.init(jax.random.key(0), s.xs[0])),
-    "carry changes shape": (ValueError, r"Node 'cell'.*float32\[4\].*float32\[2\]", lambda s: carry_changes(lambda h: h[:2])),
-    "carry changes dtype": (ValueError, r"Node 'cell'.*int32", lambda s: carry_changes(lambda h: h.astype(jnp.int32))),
-    "carry changes structure": (ValueError, r"Node 'cell'", lambda s: carry_changes(lambda h: (h, h))),
-    "cell returns one value": (ValueError, r"\(carry, y\)", lambda s: deep_eprop(lambda p, h, x: h).init((), jnp.zeros((BATCH, 4)), s.xs[0])),
-    "unknown parent": (ValueError, r"unknown parent 'c'", lambda s: graph({"a": (nn.Dense(2), "c")}, outputs="a")),
-    "cycle": (ValueError, r"cycle", lambda s: graph({"a": (nn.Dense(2), "b"), "b": (nn.Dense(2), "a")}, outputs="a")),
-    "unknown output": (ValueError, r"outputs", lambda s: graph({"a": (nn.Dense(2), "input")}, outputs="b")),
-    "node without parents": (ValueError, r"no parents", lambda s: graph({"a": (nn.Dense(2), ())}, outputs="a")),
-    "node without a pair": (ValueError, r"pair", lambda s: graph({"a": nn.Dense(2)}, outputs="a")),
-    "bad node name": (ValueError, r"name", lambda s: graph({"input": (nn.Dense(2), "input")}, outputs="input")),
-    "empty stack": (ValueError, r"at least one", lambda s: stack()),
-    "depth zero": (ValueError, r"L >= 1", lambda s: stack(nn.GRUCell(features=2), depth=0)),
-    "depth of two cells": (ValueError, r"one cell", lambda s: stack(nn.GRUCell(features=2), nn.GRUCell(features=2), depth=2)),
-    "depth of a network": (ValueError, r"\* L", lambda s: stack(stack(nn.GRUCell(features=2)), depth=2)),
-    "depth where the output is wider": (ValueError, r"'layers'.*shaped", lambda s: Setup(stack(nn.GRUCell(features=4), depth=2))),
-    "joined outputs clash": (
-        ValueError, r"Node 'b'", lambda s: Setup(graph({"a": (Cell(lambda k, x: ((), ()), lambda p, h, x: (h, {"u": x})), "input"), "b": (nn.Dense(2), ("a", "input"))}, outputs="b"))
-    ),
-    "reverse-mode through a while loop": (
-        ValueError, r"Node 'cell'", lambda s: deep_eprop(
-            lambda p, h, x: (jax.lax.while_loop(lambda c: c.sum() < 3, lambda c: c + p, h), x)
-        ).init(jnp.ones(()), jnp.zeros((BATCH, 4)), s.xs[0])
-    ),
-}  # fmt: skip
+    return deep_eprop(cell).init(ones(), ones(BATCH, 4), ones(BATCH, FEATURES))
 
 
-@pytest.mark.parametrize("case", list(CALLS))
-def test_bad_input(good, case):
-    kind, message, call = CALLS[case]
+def joined_outputs_clash():
+    gives_dict = Cell(lambda key, x: ((), ()), lambda params, carry, x: (carry, {"u": x}))
+    return Setup(graph({"a": (gives_dict, "input"), "b": (nn.Dense(2), ("a", "input"))}, outputs="b"))
+
+
+def no_initialiser(x):
+    return deep_eprop(lambda params, carry, x: (carry, x)).network.init(jax.random.key(0), x)
+
+
+VALUE_ERRORS = {
+    # Shapes and dtypes of one step.
+    "wrong batch size of carry": (r"batch axis.*carry", lambda s: s.init(carry=examples(s.carry, 2))),
+    "wrong batch size of x": (r"x.*needed", lambda s: s.step(x=s.xs[0, :2])),
+    "scalar carry leaf": (r"scalar", lambda s: s.init(carry=(s.carry[0], ones(), ()))),
+    "empty batch": (r"batch is empty", lambda s: s.init(carry=examples(s.carry, 0), x=s.xs[0, :0])),
+    "wrong feature size": (r"x.*float32\[3, 7\]", lambda s: s.step(x=ones(BATCH, 7))),
+    "wrong feature size at init": (r"Node '0'", lambda s: s.init(x=ones(BATCH, 7))),
+    "input of another dtype": (r"int32", lambda s: s.step(x=ones(BATCH, FEATURES, dtype=jnp.int32))),
+    # Sequences.
+    "missing time axis": (r"\(time, batch", lambda s: s.run(xs=ones(3))),
+    "one step as a sequence": (r"xs has 3 steps", lambda s: s.run(xs=s.xs[0])),
+    "empty sequence": (r"empty sequence", lambda s: s.run(xs=s.xs[:0], targets=s.targets[:0])),
+    "target of the wrong length": (r"xs has 4 steps", lambda s: s.run(targets=ones(5))),
+    "scalar target": (r"targets.*first axis", lambda s: s.run(targets=ones())),
+    "missing target": (r"targets has no arrays", lambda s: s.run(targets=())),
+    "reset flags of the wrong shape": (r"\(3,\)", lambda s: s.learner.reset(s.state, ones(2, dtype=bool))),
+    "resets of the wrong shape": (r"\(4, 3\)", lambda s: s.run(resets=ones(STEPS, dtype=bool))),
+    "resets of numbers": (r"boolean", lambda s: s.run(resets=ones(STEPS, BATCH))),
+    "valid of the wrong shape": (r"\(4, 3\)", lambda s: s.run(valid=ones(BATCH, STEPS, dtype=bool))),
+    # Params, carry and state of something else.
+    "carry of another network": (r"carry.*tuple of 3", lambda s: s.init(carry=other_setup().carry)),
+    "params of another network": (r"params.*tuple of 3", lambda s: s.init(params=other_setup().params)),
+    "params without the stack's tuple": (r"tuple of 3.*dict", lambda s: s.init(params=s.params[0])),
+    "layers swapped": (r"Node '0'", lambda s: s.init(params=swapped(s.params))),
+    "layers swapped after init": (r"params at", lambda s: s.run(params=swapped(s.params))),
+    "state of another network": (r"params", lambda s: s.run(state=other_setup().state)),
+    "state of another mode": (r"traces", lambda s: s.run(state=Setup(exact=True).state)),
+    "state of another hops": (r"traces", lambda s: s.run(state=Setup(hops=0).state)),
+    # The gradient of a step, and losses.
+    "gradient without a step": (r"learner.step first", lambda s: s.gradient(ones(BATCH, 2))),
+    "gradient after a sequence": (r"learner.step first", lambda s: s.gradient(ones(BATCH, 2), state=s.run()[0][1])),
+    "dy of the wrong shape": (r"dy.*\[3, 2\]", lambda s: s.gradient(ones(BATCH, 9), state=s.step()[0])),
+    "dy of the wrong structure": (r"structure", lambda s: s.gradient((ones(BATCH, 2),), state=s.step()[0])),
+    "loss that is no scalar": (r"scalar", lambda s: s.run(lambda y, t: (y - t) ** 2)),
+    "loss of integers": (r"scalar", lambda s: s.run(lambda y, t: jnp.zeros((), jnp.int32))),
+    "loss with aux unannounced": (r"has_aux=True", lambda s: s.run(lambda y, t: (jnp.sum(y), y))),
+    "aux missing": (r"\(loss, aux\)", lambda s: s.run(lambda y, t: jnp.sum(y), has_aux=True)),
+    # Options.
+    "hops negative": (r"hops.*-1", lambda s: deep_eprop(gru(4), hops=-1)),
+    "trainable of another structure": (r"trainable", lambda s: Setup(trainable=(True, False))),
+    "trainable without booleans": (r"booleans", lambda s: Setup(trainable=(1.0, True, True))),
+    # Cells.
+    "dropout": (r"(?i)dropout", lambda s: Setup(stack(gru(4), nn.Dropout(0.5, deterministic=False)))),
+    "batch norm": (r"BatchNorm|batch_stats", lambda s: Setup(stack(gru(4), nn.BatchNorm(use_running_average=False)))),
+    "init of a plain function": (r"no initialiser", lambda s: no_initialiser(s.xs[0])),
+    "carry changes shape": (r"Node 'cell'.*float32\[4\].*float32\[2\]", lambda s: carry_changes(lambda h: h[:2])),
+    "carry changes dtype": (r"Node 'cell'.*int32", lambda s: carry_changes(lambda h: h.astype(jnp.int32))),
+    "carry changes structure": (r"Node 'cell'", lambda s: carry_changes(lambda h: (h, h))),
+    "cell returns one value": (r"\(carry, y\)", lambda s: output_missing()),
+    "reverse-mode through a while loop": (r"Node 'cell'", lambda s: while_loop()),
+    # Stacks and graphs.
+    "unknown parent": (r"unknown parent 'c'", lambda s: graph({"a": (nn.Dense(2), "c")}, outputs="a")),
+    "cycle": (r"cycle", lambda s: graph({"a": (nn.Dense(2), "b"), "b": (nn.Dense(2), "a")}, outputs="a")),
+    "unknown output": (r"outputs", lambda s: graph({"a": (nn.Dense(2), "input")}, outputs="b")),
+    "node without parents": (r"no parents", lambda s: graph({"a": (nn.Dense(2), ())}, outputs="a")),
+    "node without a pair": (r"pair", lambda s: graph({"a": nn.Dense(2)}, outputs="a")),
+    "bad node name": (r"name", lambda s: graph({"input": (nn.Dense(2), "input")}, outputs="input")),
+    "empty stack": (r"at least one", lambda s: stack()),
+    "depth zero": (r"L >= 1", lambda s: stack(gru(2), depth=0)),
+    "depth of two cells": (r"one cell", lambda s: stack(gru(2), gru(2), depth=2)),
+    "depth of a network": (r"\* L", lambda s: stack(stack(gru(2)), depth=2)),
+    "depth where the output is wider": (r"'layers'.*shaped", lambda s: Setup(stack(gru(4), depth=2))),
+    "joined outputs clash": (r"Node 'b'", lambda s: joined_outputs_clash()),
+}
+
+TYPE_ERRORS = {
+    "carry in place of the state": (r"learner.init", lambda s: s.run(state=s.carry)),
+    "reset of no state": (r"learner.init", lambda s: s.learner.reset(s.carry, ones(BATCH, dtype=bool))),
+    "valid as a list": (r"boolean array", lambda s: s.run(valid=[True] * STEPS)),
+    "loss that is no function": (r"loss_fn", lambda s: s.learner.value_and_grad(3.0)),
+    "hops not an integer": (r"hops.*1.5", lambda s: deep_eprop(gru(4), hops=1.5)),
+    "exact not a bool": (r"exact", lambda s: deep_eprop(gru(4), exact="yes")),
+    "not a cell": (r"int", lambda s: deep_eprop(3)),
+    "a class": (r"class GRUCell", lambda s: deep_eprop(nn.GRUCell)),
+    "a class in a stack": (r"class GRUCell", lambda s: stack(nn.GRUCell, nn.Dense(2))),
+    "an NNX instance": (r"nnx_cell\(lambda rngs", lambda s: deep_eprop(nnx.GRUCell(2, 4, rngs=nnx.Rngs(0)))),
+    "an NNX instance as factory": (r"nnx_cell|factory", lambda s: nnx_cell(nnx.GRUCell(2, 4, rngs=nnx.Rngs(0)))),
+}
+
+CASES = [
+    pytest.param(kind, message, call, id=name)
+    for kind, cases in ((ValueError, VALUE_ERRORS), (TypeError, TYPE_ERRORS))
+    for name, (message, call) in cases.items()
+]
+
+
+@pytest.mark.parametrize(("kind", "message", "call"), CASES)
+def test_bad_input(good, kind, message, call):
     with pytest.raises(kind, match=f"(?s){message}"):
         call(good)
 
 
 def test_gradient_without_a_step_is_nan_under_jit(good):
     """There the flag has no value at trace time; a NaN cannot be mistaken for a gradient."""
-    grads = jax.jit(good.learner.gradient)(good.params, good.state, jnp.ones((BATCH, 2)))
+    grads = jax.jit(good.learner.gradient)(good.params, good.state, ones(BATCH, 2))
     assert all(bool(jnp.isnan(leaf).all()) for leaf in jax.tree.leaves(grads))
 
 
 def test_errors_come_at_trace_time(good):
     with pytest.raises(ValueError, match="xs has 4 steps"):
-        jax.eval_shape(good.learner.value_and_grad(loss_fn), good.params, good.state, good.xs, jnp.zeros(5))
+        jax.eval_shape(good.learner.value_and_grad(loss_fn), good.params, good.state, good.xs, ones(5))
 
 
 def test_good_input_passes(good):

@@ -27,7 +27,11 @@ MATRIX = jnp.arange(12.0).reshape(3, 4)
 STRUCTURAL = {
     "reshape": (lambda x: jnp.reshape(x, (2, 6)), (MATRIX,), {"new_sizes", "dimensions"}),
     "transpose": (lambda x: x.T, (MATRIX,), {"permutation"}),
-    "broadcast_in_dim": (lambda x: jax.lax.broadcast_in_dim(x, (2, 3, 5, 4), (1, 3)), (MATRIX,), {"shape", "broadcast_dimensions"}),
+    "broadcast_in_dim": (
+        lambda x: jax.lax.broadcast_in_dim(x, (2, 3, 5, 4), (1, 3)),
+        (MATRIX,),
+        {"shape", "broadcast_dimensions"},
+    ),
     "concatenate": (lambda x, y: jnp.concatenate([x, y], 1), (MATRIX, MATRIX[:, :2] + 50), {"dimension"}),
     "stack": (lambda x, y: jnp.stack([x, y], 1), (MATRIX, MATRIX + 50), {"axis"}),
     "slice": (lambda x: x[1:, ::2], (MATRIX,), {"start_indices", "limit_indices", "strides"}),
@@ -93,7 +97,9 @@ def test_a_program_computes_what_the_function_does():
 
 
 def test_dot_axes():
-    equation = only(lambda a, b: jnp.einsum("bik,bkj->bij", a, b), jnp.ones((2, 3, 4)), jnp.ones((2, 4, 5)), name="dot_general")
+    equation = only(
+        lambda a, b: jnp.einsum("bik,bkj->bij", a, b), jnp.ones((2, 3, 4)), jnp.ones((2, 4, 5)), name="dot_general"
+    )
     axes = jaxprs.dot_axes(equation)
     assert axes == ([2], [1], [0], [0], [1], [2])
 
@@ -105,7 +111,9 @@ def test_scan_and_cond_carry_their_bodies_and_can_be_bound_again():
 
     program = jaxprs.trace(function, 2.0)
     assert {"scan", "cond"} <= {equation.name for equation in program.equations}
-    (seen,) = jaxprs.evaluate(program.equations, {program.inputs[0]: jnp.asarray(2.0)} | program.constants, program.outputs)
+    (seen,) = jaxprs.evaluate(
+        program.equations, {program.inputs[0]: jnp.asarray(2.0)} | program.constants, program.outputs
+    )
     assert jnp.allclose(seen, jnp.sin(12.0))
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deepeprop_jax import deep_eprop
 from deepeprop_jax.cell import Cell
 from deepeprop_jax.network import graph, stack
 from deepeprop_jax.reference import Pair, Recursion, paper_recursion
@@ -201,3 +202,35 @@ def test_without_recurrence_between_units_the_own_trace_is_one_number_per_synaps
     assert np.all(above != 0)
     exact = problem("eq. 9", localise=False).traces["0", "0"][..., units * INPUTS :]
     assert np.any(exact.reshape(own.shape)[-1][:, other_unit] != 0)
+
+
+def full(block, trace):
+    """A trace as the full Jacobian (batch, n, columns): a local one has its one row at the unit that it reaches."""
+    if block.kind == "dense":
+        return np.asarray(trace)
+    reaches = np.arange(block.unit.max() + 1)[:, None] == block.unit[None]
+    return np.where(reaches, np.asarray(trace), 0)
+
+
+@EVERY_PROBLEM
+def test_the_library_holds_the_traces_typed_by_hand(name, localise):
+    """Full Jacobians with exact=True; of the own ones with exact=False, the unit-local rows alone."""
+    case = problem(name, localise)
+    learner = deep_eprop(case.network, exact=not localise)
+    state = learner.init(case.params, case.carry, case.xs[0])
+    plan = learner.plan(case.params, case.carry, case.xs[0])
+    blocks = {node.name: plan.own[v] for v, node in enumerate(plan.nodes)}
+    run = jax.jit(learner.value_and_grad(loss_fn))
+    total = jax.tree.map(jnp.zeros_like, case.params)
+    for t in range(STEPS):
+        (_, state), grads = run(case.params, state, case.xs[t : t + 1], case.targets[t : t + 1])
+        total = jax.tree.map(jnp.add, total, grads)
+        for (v, k), wanted in case.traces.items():
+            seen = state.traces[f"{v} <- {k}"]
+            if v == k:
+                assert {block.kind for block in blocks[v]} == {"local" if localise else "dense"}
+                seen = np.concatenate([full(block, part) for block, part in zip(blocks[v], seen, strict=True)], axis=-1)
+            assert_same(seen, wanted[t])
+    for k, wanted in case.grads.items():
+        own = total[int(k) if k.isdigit() else k]
+        assert_same(np.concatenate([np.ravel(own["U"]), np.ravel(own["W"])]), wanted)

@@ -1,4 +1,4 @@
-"""One step at a time, a whole sequence, and pieces of it give the same gradients; parameters may change between steps."""
+"""One step at a time, a whole sequence, and pieces of it give equal gradients; parameters may change between steps."""
 
 from __future__ import annotations
 

@@ -183,8 +183,9 @@ def stop_gradient_oracle(
 
     With ``localise`` every node is replaced by its ``localised`` cell; without, it is exact. With ``hops = m`` the
     gradient of node k's parameters takes every node more than m hops above k with ``stop_gradient`` on its incoming
-    carry at every step. The distance counts the recurrent nodes (those with real numbers in their carry) entered on the shortest path
-    upward from k, k itself not counted; feed-forward nodes are free. A ``stack(cell, depth=L)`` counts as its L layers.
+    carry at every step. The distance counts the recurrent nodes (those with real numbers in their carry) entered on the
+    shortest path upward from k, k itself not counted; feed-forward nodes are free. A ``stack(cell, depth=L)`` counts as
+    its L layers.
 
     *Cost*: memory O(T); O(n) times the time of BPTT where ``localise``; one gradient per distinct set of stopped nodes.
 

@@ -1,0 +1,167 @@
+"""The cut of a cell at its new carry: h_t = F(theta, h_tm1, u) and y_t = g(theta, h_t, h_tm1, u)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deepeprop_jax.jaxprs import (
+    Atom,
+    Equation,
+    Program,
+    Variable,
+    backward_slice,
+    evaluate,
+    is_variable,
+    shape_of,
+    trace,
+)
+from deepeprop_jax.real import RealView
+
+Reals = list[jax.Array]
+
+Others = tuple[Sequence[Any], Sequence[Any], Sequence[Any]]
+"""The leaves without a derivative, of (params, carry_tm1, input)."""
+
+
+class Views(NamedTuple):
+    """A cell's pytrees as real leaves."""
+
+    params: RealView
+    carry: RealView
+    input: RealView
+    output: RealView
+
+
+class Cut(NamedTuple):
+    """A cell in two parts, for one example and real leaves.
+
+    Attributes:
+      next_carry: F, ``(params, carry_tm1, input, others) -> carry_t``.
+      output_map: g, ``(params, carry_t, carry_tm1, input, others, carry_t_other) -> y_t``.
+      output_uses: which of "params", "carry_tm1" and "input" g depends on beside h_t.
+      output_rows: where y_t is made of carry components alone, their indices; None where g computes something.
+    """
+
+    next_carry: Callable[..., Reals]
+    output_map: Callable[..., Reals]
+    output_uses: frozenset[str]
+    output_rows: np.ndarray | None
+
+
+def cut_cell(apply: Callable, views: Views) -> Cut:
+    """F and g of a cell: two backward slices of its program, which meet at the new carry.
+
+    g is cut at the new carry and at whatever is recovered from it by undoing a reshape, concatenate, stack, change of
+    dtype or ``complex(re, im)``; anything else in y is an exact function of the old carry.
+    """
+    view_p, view_h, view_u, view_y = views
+    inputs = views[:3]
+
+    def flat(*leaves: list[Any]) -> tuple[list[Any], list[Any]]:
+        trees = [jax.tree.unflatten(view.treedef, part) for view, part in zip(inputs, leaves, strict=True)]
+        carry_t, y = apply(*trees)
+        return jax.tree.leaves(carry_t), jax.tree.leaves(y)
+
+    program = trace(flat, *(view.avals for view in inputs))
+    count = len(view_h.avals)
+    carry_atoms, output_atoms = program.outputs[:count], program.outputs[count:]
+    recover = _recoverable(program, carry_atoms)
+    carry_equations = backward_slice(program.equations, carry_atoms)
+    free_outputs = [atom for atom in output_atoms if not (is_variable(atom) and atom in recover)]
+    output_equations = backward_slice(program.equations, free_outputs, recover)
+    used = [atom for equation in output_equations for atom in equation.inputs] + output_atoms
+    needed = [variable for variable in recover if variable in used]
+    ends = np.cumsum([len(view_p.avals), len(view_h.avals), len(view_u.avals)])
+    groups = zip(("params", "carry_tm1", "input"), np.split(np.arange(ends[-1]), ends[:-1]), strict=True)
+    used_variables = {atom for atom in used if is_variable(atom)}
+    uses = frozenset(name for name, group in groups if any(program.inputs[i] in used_variables for i in group))
+
+    def environment(p: Reals, h: Reals, u: Reals, others: Others) -> dict[Variable, Any]:
+        parts = zip(inputs, (p, h, u), others, strict=True)
+        leaves = [leaf for view, real, other in parts for leaf in view.join_leaves(real, other)]
+        return {**program.constants, **dict(zip(program.inputs, leaves, strict=True))}
+
+    def next_carry(p: Reals, h: Reals, u: Reals, others: Others) -> Reals:
+        return view_h.split_leaves(evaluate(carry_equations, environment(p, h, u, others), carry_atoms)).real
+
+    def output_map(p: Reals, carry_t: Reals, h: Reals, u: Reals, others: Others, carry_t_other: Sequence[Any]) -> Reals:
+        leaves = view_h.join_leaves(carry_t, carry_t_other)
+        known = environment(p, h, u, others) | {variable: recover[variable](leaves) for variable in needed}
+        return view_y.split_leaves(evaluate(output_equations, known, output_atoms)).real
+
+    rows = None
+    if not output_equations and not uses and all(is_variable(atom) and atom in recover for atom in output_atoms):
+        rows = _selected_rows([recover[atom] for atom in output_atoms], view_h, view_y)
+    return Cut(next_carry, output_map, uses, rows)
+
+
+def _selected_rows(outputs: list[Callable], view_h: RealView, view_y: RealView) -> np.ndarray | None:
+    """Which carry components an output is made of, found by sending their numbers through in place of values."""
+    dtypes = [*view_h.dtypes, *view_y.dtypes]
+    if not view_h.size or view_h.other_avals or view_h.size >= 2**24 or any(d.itemsize < 4 for d in dtypes):
+        return None  # numbers would not survive a narrow dtype
+    with jax.ensure_compile_time_eval():
+        numbers = [
+            jnp.arange(start, start + size, dtype=dtype).reshape(shape)
+            for start, size, shape, dtype in zip(
+                np.cumsum([0, *view_h.sizes]), view_h.sizes, view_h.shapes, view_h.dtypes, strict=False
+            )
+        ]
+        leaves = view_h.join_leaves(numbers, [])
+        real = view_y.split_leaves([output(leaves) for output in outputs]).real
+        return np.concatenate([np.asarray(leaf).ravel() for leaf in real]).astype(int) if real else None
+
+
+def _recoverable(program: Program, carry_atoms: list[Atom]) -> dict[Variable, Callable[[list[Any]], Any]]:
+    """Variables that the new carry determines, and how: the carry itself, and what it was packed from.
+
+    Undoes reshape, concatenate, stack, a change of dtype, and complex(re, im).
+    """
+    producer = {output: equation for equation in program.equations for output in equation.outputs}
+    found: dict[Variable, Callable[[list[Any]], Any]] = {}
+
+    def visit(atom: Atom, value: Callable[[list[Any]], Any]) -> None:
+        if not is_variable(atom) or atom not in producer or atom in found:
+            return
+        found[atom] = value
+        for source, undo in _undo(producer[atom]):
+            visit(source, lambda leaves, undo=undo: undo(value(leaves)))
+
+    for index, atom in enumerate(carry_atoms):
+        visit(atom, lambda leaves, index=index: leaves[index])
+    return found
+
+
+def _undo(equation: Equation) -> list[tuple[Atom, Callable[[Any], Any]]]:
+    """For an equation that only packs its inputs: each input, and how to get it from the output."""
+    inputs, output = equation.inputs, equation.outputs[0]
+    source = inputs[0].aval if inputs else None
+    size = int(np.prod(output.aval.shape, dtype=int))
+    if (
+        equation.name in ("reshape", "squeeze", "broadcast_in_dim")
+        and int(np.prod(shape_of(inputs[0]), dtype=int)) == size
+    ):
+        return [(inputs[0], lambda x: jnp.reshape(x, source.shape))]
+    if equation.name == "concatenate":
+        axis = equation.params["dimension"]
+        starts = np.cumsum([0] + [shape_of(atom)[axis] for atom in inputs])
+        ends = zip(inputs, starts[:-1], starts[1:], strict=True)
+        return [(atom, lambda x, a=int(a), b=int(b): jax.lax.slice_in_dim(x, a, b, axis=axis)) for atom, a, b in ends]
+    if equation.name == "stack":
+        axis = equation.params["axis"]
+        return [
+            (atom, lambda x, i=i: jax.lax.index_in_dim(x, i, axis, keepdims=False)) for i, atom in enumerate(inputs)
+        ]
+    if equation.name == "complex":
+        return [(inputs[0], jnp.real), (inputs[1], jnp.imag)]
+    kinds = [jnp.complexfloating, jnp.floating]
+    if equation.name == "convert_element_type" and any(
+        jnp.issubdtype(source.dtype, kind) and jnp.issubdtype(output.aval.dtype, kind) for kind in kinds
+    ):
+        return [(inputs[0], lambda x: x.astype(source.dtype))]
+    return []
