@@ -203,7 +203,8 @@ def _recurrence(
             targets[atom] = targets[atom].join(label) if atom in targets else label
     flow = lb.depends_on(equations, seeds, lb.feeds(equations, targets))
     if certified(flow):
-        reason = f"units coupled by {len(flow.local_dots)} dots, cut to their unit-local entries"
+        dots = len(flow.local_dots)
+        reason = f"units coupled by {dots} matrix product{'s' * (dots != 1)}, cut to the unit-local entries"
         blocks = _blocks_by_slot(program, equations, carry_bar, list(seeds), flow, view, units)
         return Recurrence("localised", reason, blocks)
     # A label may also be pure and yet of another unit, as in a reversal: then nothing mixed it.

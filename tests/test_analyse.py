@@ -60,20 +60,35 @@ def test_other_carries_are_not(name):
 
 
 PATHS = {
-    # cell: (recurrence, leaves with dense rows)
-    "weight_twice": ("localised", 0),
-    "weight_norm": ("localised", 0),
-    "weight_masked": ("localised", 0),
-    "checkpoint": ("localised", 0),
-    "custom_jvp_spike": ("localised", 0),
-    "custom_vjp_spike": ("localised", 0),
+    # cell: (recurrence, leaves whose trace has dense rows)
+    "custom_jvp_spike": ("localised", ""),
+    "custom_vjp_spike": ("localised", ""),
+    "weight_twice": ("localised", ""),
+    "weight_tied_transpose": ("localised", "U"),
+    "weight_norm": ("localised", ""),
+    "weight_masked": ("localised", ""),
+    "inside_cond": ("dense", "U V b"),
+    "inside_scan": ("dense", "U"),
+    "convolution": ("dense", "k"),
+    "einsum_heads": ("localised", ""),
+    "einsum_shared_heads": ("localised", "U"),
+    "interleaved_gates": ("localised", ""),
+    "checkpoint": ("localised", ""),
+    "lstm_stacked": ("dense", "U W b"),
+    "lstm_packed": ("dense", "U W b"),
+    "lstm_projection": ("dense", "U W b"),
+    "two_sizes": ("localised", ""),
+    "scaled_before": ("localised", "s"),
+    "gru_reset_before": ("dense", "Ur Wr br"),
+    "layer_norm": ("dense", "U W"),
+    "complex_dense": ("localised", ""),
 }
 
 
 @pytest.mark.parametrize("name", list(PATHS))
 def test_which_path_an_odd_cell_takes(name):
     node = report(name).nodes[0]
-    assert (node.recurrence, sum(leaf.kind == "dense" for leaf in node.leaves)) == PATHS[name]
+    assert (node.recurrence, " ".join(leaf.name for leaf in node.leaves if leaf.kind == "dense")) == PATHS[name]
 
 
 @pytest.mark.parametrize("name", [*cells(), *networks()])

@@ -124,7 +124,7 @@ def test_gradient_is_linear_in_dy_repeatable_and_vmaps():
     assert_same_gradient(combined, by_hand, FLOAT64)
 
 
-@pytest.mark.parametrize("name", ["stack_3", "graph_two_outputs", "depth_4_between", "prng_key"])
+@pytest.mark.parametrize("name", ["stack_3", "graph_two_outputs", "depth_4_between", "counter_and_key"])
 @pytest.mark.parametrize("exact", [True, False])
 def test_resets_and_valid(name, exact):
     p = problem(name)
