@@ -102,7 +102,8 @@ def local_blocks(plan: Plan, moments: Moments) -> list[jax.Array | None]:
             found.append(None)
         else:
             module = one if plan.graph.nodes[v].depth is None else deep
-            found.append(module.local_blocks(node, moment))
+            # In the traces' dtype: products of many D in bfloat16 would lose what a trace remembers.
+            found.append(module.local_blocks(node, moment).astype(plan.dtype))
     return found
 
 

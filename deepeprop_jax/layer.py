@@ -166,7 +166,7 @@ def partials(node: Node, moment: Moment, blocks: jax.Array | None, wanted: Wante
         return jax.tree.map(lambda leaf: leaf.astype(dtype), found)
 
     found = jax.vmap(one)(moment.carry_tm1, moment.carry_t, moment.input)
-    return found if blocks is None else found._replace(carry=blocks.astype(dtype))
+    return found if blocks is None else found._replace(carry=blocks)
 
 
 def _basis_rows(pull, basis: np.ndarray, view: RealView, like: Reals):
