@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from deepeprop_jax.cell import Cell, PyTree, assemble, graph_of, select
 from deepeprop_jax.reference import Pair, is_differentiable
@@ -89,75 +90,81 @@ def problem(
       seed: of all random numbers.
       loss: random weights at every step, or a weight at the last step only.
     """
-    zoo = find(name)
-    network = zoo.make()
-    keys = jax.random.split(jax.random.key(seed), 6)
-    xs = jax.random.normal(keys[0], (steps, batch, *zoo.input_shape), jnp.float32)
-    params, carry = network.init(keys[1], xs[0])
-    params, carry, xs = _cast((_without_zeros(keys[2], params), _random_carry(keys[3], zoo, network, carry), xs), dtype)
-    # A scan would need equal dtypes; the shapes alone are wanted.
-    _, y = jax.eval_shape(jax.vmap(network.apply, in_axes=(None, 0, 0)), params, carry, xs[0])
-    value = jax.tree.map(lambda leaf: 0.5 * jax.random.normal(keys[4], (steps, *leaf.shape), jnp.float32), y)
-    weight = jax.random.uniform(keys[5], (steps,), jnp.float32, 0.5, 1.5) if loss == "every" else jnp.eye(steps)[-1]
-    targets = _cast({"value": value, "weight": weight}, dtype)
+    zoo, network, params, carry, xs, value, weight = _numbers(name, steps, batch, seed)
+    if loss == "last":
+        weight = np.eye(steps)[-1]
+    params, carry, xs, targets = _cast((params, carry, xs, {"value": value, "weight": weight}), dtype)
     return Problem(network, zoo.pairs, params, carry, xs, targets, squared_error, targets["weight"], zoo)
 
 
+@functools.cache
+def _numbers(name: str, steps: int, batch: int, seed: int):
+    """All random numbers of a problem, in float64, but for what ``init`` draws. NumPy's: no compilation."""
+    zoo = find(name)
+    network = zoo.make()
+    draw = np.random.default_rng([seed, *name.encode()])
+    xs = draw.normal(size=(steps, batch, *zoo.input_shape))
+    params, carry = jax.jit(network.init)(jax.random.key(seed), xs[0].astype(np.float32))
+    params, carry = _without_zeros(draw, params), _random_carry(draw, zoo, network, carry)
+    _, y = jax.eval_shape(jax.vmap(network.apply, in_axes=(None, 0, 0)), *_cast((params, carry, xs[0]), np.float32))
+    value = jax.tree.map(lambda leaf: 0.5 * draw.normal(size=(steps, *leaf.shape)), y)
+    return zoo, network, params, carry, xs, value, draw.uniform(0.5, 1.5, size=steps)
+
+
 def _cast(tree: PyTree, dtype: Any) -> PyTree:
-    def cast(leaf: jax.Array) -> jax.Array:
+    def cast(leaf: Any) -> jax.Array:
         if not is_differentiable(leaf):
-            return leaf
-        return leaf.astype(jnp.result_type(dtype, jnp.complex64) if jnp.iscomplexobj(leaf) else dtype)
+            return jnp.asarray(leaf)
+        kind = jnp.result_type(dtype, jnp.complex64) if np.iscomplexobj(leaf) else dtype
+        return jnp.asarray(np.asarray(leaf).astype(kind))
 
     return jax.tree.map(cast, tree)
 
 
-def _without_zeros(key: jax.Array, params: PyTree) -> PyTree:
+def _without_zeros(draw: np.random.Generator, params: PyTree) -> PyTree:
     """Random numbers in place of every leaf that starts as zeros, so that no gradient is zero by luck."""
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(key, max(len(leaves), 1))
-    filled = [
-        leaf if jnp.any(leaf != 0) else 0.3 * jax.random.normal(leaf_key, leaf.shape, leaf.dtype)
-        for leaf, leaf_key in zip(leaves, keys, strict=False)
-    ]
-    return jax.tree.unflatten(structure, filled)
+
+    def fill(leaf: jax.Array) -> Any:
+        if not is_differentiable(leaf) or np.any(np.asarray(leaf) != 0):
+            return leaf
+        return 0.3 * _normal(draw, leaf)
+
+    return jax.tree.map(fill, params)
 
 
-def _random_carry(key: jax.Array, zoo: ZooNetwork, network: Cell, carry: PyTree) -> PyTree:
+def _normal(draw: np.random.Generator, leaf: jax.Array) -> np.ndarray:
+    numbers = draw.normal(size=leaf.shape)
+    return numbers + 1j * draw.normal(size=leaf.shape) if jnp.iscomplexobj(leaf) else numbers
+
+
+def _random_carry(draw: np.random.Generator, zoo: ZooNetwork, network: Cell, carry: PyTree) -> PyTree:
     graph = graph_of(network)
-    keys = jax.random.split(key, len(graph.nodes))
     values = [
-        (_spiking_carry if cell.distance else _normal_carry)(node_key, select(carry, node.path))
-        for node, cell, node_key in zip(graph.nodes, zoo.cells, keys, strict=True)
+        (_spiking_carry if cell.distance else _normal_carry)(draw, select(carry, node.path))
+        for node, cell in zip(graph.nodes, zoo.cells, strict=True)
     ]
     return assemble(graph, values)
 
 
-def _normal_carry(key: jax.Array, carry: PyTree) -> PyTree:
+def _normal_carry(draw: np.random.Generator, carry: PyTree) -> PyTree:
     """Normal numbers; counters start anywhere in 0, 1, 2; PRNG keys stay."""
-    leaves, structure = jax.tree.flatten(carry)
-    filled = []
-    for leaf, leaf_key in zip(leaves, jax.random.split(key, max(len(leaves), 1)), strict=False):
+
+    def fill(leaf: jax.Array) -> Any:
         if is_differentiable(leaf):
-            filled.append(0.5 * jax.random.normal(leaf_key, leaf.shape, leaf.dtype))
-        elif jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            filled.append(leaf)
-        else:
-            filled.append(jax.random.randint(leaf_key, leaf.shape, 0, 3, leaf.dtype))
-    return jax.tree.unflatten(structure, filled)
+            return 0.5 * _normal(draw, leaf)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return leaf
+        return draw.integers(0, 3, size=leaf.shape).astype(leaf.dtype)
+
+    return jax.tree.map(fill, carry)
 
 
-def _spiking_carry(key: jax.Array, carry: PyTree) -> PyTree:
+def _spiking_carry(draw: np.random.Generator, carry: PyTree) -> PyTree:
     """Potentials around rest and threshold, non-negative adaptation, spikes 0 or 1, refractory where not spiking."""
-    keys = jax.random.split(key, 4)
     v, *adaptation = [leaf for leaf in carry if is_differentiable(leaf)][:-1]
-    z = jax.random.bernoulli(keys[1], 0.3, v.shape).astype(v.dtype)
-    left = [jnp.where(z > 0, 2, jax.random.randint(keys[3], v.shape, 0, 2)).astype(jnp.int32)]
-    filled = (
-        jax.random.uniform(keys[0], v.shape, v.dtype, -1, 1.5),
-        *(jax.random.uniform(keys[2], leaf.shape, leaf.dtype) for leaf in adaptation),
-        z,
-    )
+    z = (draw.random(v.shape) < 0.3).astype(np.float64)
+    left = [np.where(z > 0, 2, draw.integers(0, 2, size=v.shape)).astype(np.int32)]
+    filled = (draw.uniform(-1, 1.5, size=v.shape), *(draw.random(leaf.shape) for leaf in adaptation), z)
     return (*filled, *left[: len(carry) - len(filled)])
 
 

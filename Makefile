@@ -1,0 +1,69 @@
+# Everything starts from a fresh clone with Python >= 3.11, git and make: each target makes .venv itself and installs
+# into it what it needs, again only when pyproject.toml has changed.
+
+PYTHON ?= python3
+WORKERS ?= 2
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check install --quiet
+SOURCES := deepeprop_jax tests experiments configs
+
+# One thread for each test worker: two workers on two cores otherwise wait for each other's threads.
+ONE_THREAD := JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 NPROC=1 \
+	XLA_FLAGS="--xla_cpu_multi_thread_eigen=false --xla_cpu_parallel_codegen_split_count=1"
+
+.PHONY: help demo test slow lint format figures wheel clean
+
+help:
+	@echo 'make demo     train a 2-layer GRU online on handwritten digits, every rule side by side (3 minutes)'
+	@echo 'make test     lint, types, tests, docstring examples, README code'
+	@echo 'make slow     the tests that take minutes'
+	@echo 'make format   rewrite the sources in the house style'
+	@echo 'make figures  the demo's tables and the pictures of the README again'
+	@echo 'make wheel    build the wheel into dist/'
+	@echo 'make clean    remove .venv and everything generated'
+
+$(VENV)/made:
+	@command -v $(PYTHON) >/dev/null || { echo "error: no '$(PYTHON)' found; needed: Python >= 3.11. Try: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1); needed: Python >= 3.11. Try: make PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV) || { \
+	    echo "error: $(PYTHON) cannot make virtual environments (on Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/demo: pyproject.toml $(VENV)/made
+	$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/test: pyproject.toml $(VENV)/made
+	$(PIP) --editable '.[test]'
+	@touch $@ $(VENV)/demo
+
+demo: $(VENV)/demo
+	@JAX_PLATFORMS=cpu $(RUN) -m experiments.demo
+
+lint: $(VENV)/test
+	$(RUN) -m ruff check $(SOURCES)
+	$(RUN) -m ruff format --check $(SOURCES)
+	$(RUN) -m mypy
+
+test: lint
+	$(ONE_THREAD) $(RUN) -m pytest -n $(WORKERS) --dist loadfile
+
+slow: $(VENV)/test
+	$(ONE_THREAD) $(RUN) -m pytest -n $(WORKERS) --dist loadfile -m slow
+
+format: $(VENV)/test
+	$(RUN) -m ruff check --fix $(SOURCES)
+	$(RUN) -m ruff format $(SOURCES)
+
+figures: $(VENV)/demo
+	$(RUN) -m experiments.draw_lattice
+	JAX_PLATFORMS=cpu $(RUN) -m experiments.demo --out docs
+	$(RUN) -m experiments.readme
+
+wheel: $(VENV)/test
+	$(RUN) -m build --wheel --no-isolation
+
+clean:
+	rm -rf $(VENV) build dist results .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,1 @@
+"""Experiments: run from the root of a clone, e.g. ``python -m experiments.demo``."""

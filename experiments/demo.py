@@ -1,0 +1,140 @@
+"""The demo: learning rules side by side on the same seeds, online on real digits, and on a task made of credit alone.
+
+    python -m experiments.demo [--out results]
+
+Trains with a progress bar, prints one table for each task, and writes ``demo.md`` and ``demo.png`` to the output
+folder. Ctrl-C stops the training and prints the tables as far as they are known.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
+from pathlib import Path
+
+import jax
+import ml_collections
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from configs.demo import get_config
+from experiments import networks
+from experiments.report import Result, draw_curves, markdown_table, rich_table
+from experiments.tasks import digits, xor_count
+from experiments.train import Task, Trainer, make_measure
+
+
+def digits_task(config: ml_collections.ConfigDict) -> Task:
+    """Handwritten digits, row by row, answered after some blank steps."""
+    train, test = digits.load()
+    return Task(
+        network=networks.digits_network(config.features, digits.CLASSES),
+        sample=partial(digits.sample, images=train, batch=config.batch, blank=config.blank),
+        test=digits.sequences(test, config.blank),
+        learning_rate=config.learning_rate,
+        updates=config.updates,
+        updates_per_call=config.updates_per_call,
+    )
+
+
+def xor_task(config: ml_collections.ConfigDict) -> Task:
+    """XOR-count: a feature formed in a layer without memory, long before the loss."""
+    sample = partial(xor_count.sample, cues=config.cues, gap=config.gap, delay=config.delay, width=config.width)
+    return Task(
+        network=networks.xor_network(config.features, xor_count.CLASSES, config.decay),
+        sample=partial(sample, batch=config.batch),
+        test=sample(jax.random.key(10_000), batch=config.test_size),
+        learning_rate=config.learning_rate,
+        updates=config.updates,
+        updates_per_call=config.updates_per_call,
+    )
+
+
+class Demo:
+    """All tasks × rules: trained by a few threads, and known as far as they have come."""
+
+    def __init__(self, config: ml_collections.ConfigDict) -> None:
+        tasks = {
+            f"digits by rows, then {config.digits.blank} blank steps": digits_task(config.digits),
+            f"XOR-count, delay {config.xor_count.delay}": xor_task(config.xor_count),
+        }
+        self.threshold = config.threshold
+        self.results = {title: {rule: Result() for rule in config.rules} for title in tasks}
+        measures = {title: make_measure(task) for title, task in tasks.items()}
+        self._jobs = [(title, rule, task, measures[title]) for title, task in tasks.items() for rule in config.rules]
+        self._trainers: dict[tuple[str, str], Trainer] = {}
+        self._seeds = tuple(config.seeds)
+        self._stop = threading.Event()
+
+    def run(self, progress: Progress) -> None:
+        """Train everything, then time each rule while nothing else runs."""
+        # Compiling and small matrix products use one core each: as many rules at once as there are cores.
+        pool = ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, len(self._jobs)))
+        try:
+            futures = [pool.submit(self._train, progress, *job) for job in self._jobs]
+            while wait(futures, timeout=0.2).not_done:
+                if any(future.done() and future.exception() for future in futures):
+                    break
+            for future in futures:
+                future.result()
+        finally:
+            self._stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+        for (title, rule), trainer in self._trainers.items():
+            self.results[title][rule].milliseconds_per_step = trainer.milliseconds_per_step()
+
+    def _train(self, progress: Progress, title: str, rule: str, task: Task, measure: Callable) -> None:
+        bar = progress.add_task(f"{title.split(',')[0].split(' ')[0]}: {rule}", total=task.updates, note="compiling")
+        trainer = self._trainers[title, rule] = Trainer(task, rule, self._seeds, measure)
+        result = self.results[title][rule]
+        result.trace_bytes = trainer.trace_bytes()
+        for record in trainer.records():
+            result.records.append(record)
+            progress.update(bar, completed=record.update, note=f"accuracy {record.accuracy.mean():.3f}")
+            if self._stop.is_set():
+                return
+
+
+def main(arguments: list[str] | None = None, config: ml_collections.ConfigDict | None = None) -> int:
+    """Run the demo; returns the exit status (130 after Ctrl-C)."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder for demo.md and demo.png")
+    out = parser.parse_args(arguments).out
+    console = Console()
+    console.print("Learning rules on the same seeds. All but BPTT run forward in time, by traces alone.\n")
+    start = time.perf_counter()
+    demo = Demo(config or get_config())
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    interrupted = False
+    try:
+        with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as progress:
+            demo.run(progress)
+    except KeyboardInterrupt:
+        interrupted = True
+        console.print("[bold]Interrupted: the tables show what was known by then.[/bold]")
+
+    for title, results in demo.results.items():
+        console.print(rich_table(title, results, demo.threshold))
+        console.print()
+    console.print("Cosine and norm ratio: the lower layer's gradient against BPTT's, median over training.")
+    console.print("BPTT has no traces: it stores every step of the sequence instead.")
+    if not interrupted:
+        out.mkdir(parents=True, exist_ok=True)
+        tables = [markdown_table(title, results, demo.threshold) for title, results in demo.results.items()]
+        (out / "demo.md").write_text("\n\n".join(tables) + "\n")
+        draw_curves(demo.results, out / "demo.png")
+        console.print(f"{time.perf_counter() - start:.0f} s; learning curves in {out / 'demo.png'}")
+    return 130 if interrupted else 0
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    # Threads may still be compiling for a demo that was interrupted; there is nothing left to wait for.
+    os._exit(status)

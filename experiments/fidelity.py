@@ -1,0 +1,70 @@
+"""How far each mode's gradient is from BPTT's, layer by layer, on untrained two-layer networks.
+
+    python -m experiments.fidelity
+
+T = 10, batch 8, 16 units, loss at every step; mean over five random networks and sequences.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deepeprop_jax import deep_eprop, stack
+from deepeprop_jax.reference import bptt
+
+UNITS, STEPS, BATCH, INPUTS, OUTPUTS, SEEDS = 16, 10, 8, 8, 4, 5
+CELLS = {"SimpleCell": nn.SimpleCell, "GRUCell": nn.GRUCell}
+MODES: dict[str, dict[str, Any]] = {
+    "exact=True": {"exact": True},
+    "exact=True, hops=0": {"exact": True, "hops": 0},
+    "deep e-prop": {},
+    "deep e-prop, hops=0": {"hops": 0},
+}
+
+
+def squared_error(y: jax.Array, target: jax.Array) -> jax.Array:
+    """Mean over batch and outputs."""
+    return jnp.mean((y - target) ** 2)
+
+
+def relative_errors(cell: type[nn.RNNCellBase], options: dict[str, Any]) -> np.ndarray:
+    """‖g − g_BPTT‖ / ‖g_BPTT‖ of each recurrent layer, mean over the seeds."""
+    learner = deep_eprop(stack(cell(features=UNITS), cell(features=UNITS), nn.Dense(OUTPUTS)), **options)
+    online = jax.jit(learner.value_and_grad(squared_error))
+    backward = jax.jit(bptt(learner.network, squared_error))
+    errors = []
+    for seed in range(SEEDS):
+        xs_key, target_key, params_key = jax.random.split(jax.random.key(seed), 3)
+        xs = jax.random.normal(xs_key, (STEPS, BATCH, INPUTS))
+        targets = jax.random.normal(target_key, (STEPS, BATCH, OUTPUTS))
+        params, carry = learner.network.init(params_key, xs[0])
+        _, grads = online(params, learner.init(params, carry, xs[0]), xs, targets)
+        _, reference = backward(params, carry, xs, targets)
+        errors.append([_norm(_minus(grads[k], reference[k])) / _norm(reference[k]) for k in range(2)])
+    return np.mean(errors, axis=0)
+
+
+def _norm(tree: Any) -> float:
+    return float(np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(tree))))
+
+
+def _minus(tree: Any, other: Any) -> Any:
+    return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), tree, other)
+
+
+def main() -> None:
+    """Print the table in Markdown."""
+    print("| mode | cell | lower layer | upper layer |\n|---|---|---:|---:|")
+    for mode, options in MODES.items():
+        for name, cell in CELLS.items():
+            lower, upper = relative_errors(cell, options)
+            print(f"| {mode} | {name} | {lower:.2g} | {upper:.2g} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

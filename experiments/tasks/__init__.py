@@ -1,0 +1,1 @@
+"""Data sets and task generators: pure, seeded, jit-able."""
