@@ -48,10 +48,10 @@ lint: $(VENV)/test
 	$(RUN) -m mypy
 
 test: lint
-	$(ONE_THREAD) $(RUN) -m pytest -n $(WORKERS) --dist loadfile
+	$(ONE_THREAD) $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
 slow: $(VENV)/test
-	$(ONE_THREAD) $(RUN) -m pytest -n $(WORKERS) --dist loadfile -m slow
+	$(ONE_THREAD) $(RUN) -m pytest -n $(WORKERS) --dist worksteal -m slow
 
 format: $(VENV)/test
 	$(RUN) -m ruff check --fix $(SOURCES)

@@ -128,7 +128,7 @@ def analyse(network: Any, params: PyTree, carry: PyTree, x: PyTree, *, trainable
 
     >>> import flax.linen as nn, jax.numpy as jnp
     >>> cell = nn.SimpleCell(features=4)
-    >>> x = jnp.ones((2, 3))
+    >>> x = jnp.ones((2, 3), jnp.float32)
     >>> params, carry = deep_eprop(cell).network.init(jax.random.key(0), x)
     >>> analysis = analyse(cell, params, carry, x)
     >>> analysis.nodes[0].recurrence, [leaf.rows for leaf in analysis.nodes[0].leaves]

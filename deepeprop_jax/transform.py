@@ -48,7 +48,7 @@ def deep_eprop(network: Any, *, exact: bool = False, hops: int | None = None, tr
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> learner = deep_eprop(nn.GRUCell(features=4))
-    >>> xs = jnp.ones((6, 2, 3))
+    >>> xs = jnp.ones((6, 2, 3), jnp.float32)
     >>> params, carry = learner.network.init(jax.random.key(0), xs[0])
     >>> state = learner.init(params, carry, xs[0])
     >>> loss_fn = lambda y, target: jnp.mean((y - target) ** 2)
