@@ -7,14 +7,6 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 2)
 
 AS_USERS_COMPILE = {"test_compiled", "test_state", "test_inputs", "test_readme", "test_demo", "test_wheel"}
-    "test_compiled",
-    "test_state",
-    "test_inputs",
-    "test_readme",
-    "test_demo",
-    "test_stream",
-    "test_wheel",
-}
 
 
 @pytest.fixture(autouse=True, scope="module")
