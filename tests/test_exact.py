@@ -64,7 +64,18 @@ def test_exact_equals_forward_mode_through_the_scan(name):
     assert_same_gradient(grads, needed, FLOAT64, name)
 
 
-@pytest.mark.parametrize("name", ["linen_optimized_lstm", "lru", "alif", "stack_3", "depth_4_between"])
-def test_exact_equals_bptt_in_float32(name):
+def check_float32(name: str) -> None:
+    # Rounding alone may turn a spike on or off where a membrane is this near to its threshold.
     assert margin(problem(name, jnp.float32)) > 1e-4
     check_equals_bptt(name, FLOAT32, jnp.float32, exact=True)
+
+
+@pytest.mark.parametrize("name", ["linen_optimized_lstm", "lru", "alif", "stack_3", "depth_4_between"])
+def test_exact_equals_bptt_in_float32(name):
+    check_float32(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*cells(), *networks()])
+def test_exact_equals_bptt_in_float32_everywhere(name):
+    check_float32(name)
