@@ -57,7 +57,8 @@ def cut_cell(apply: Callable, views: Views) -> Cut:
     """F and g of a cell: two backward slices of its program, which meet at the new carry.
 
     g is cut at the new carry and at whatever is recovered from it by undoing a reshape, concatenate, stack, change of
-    dtype or ``complex(re, im)``; anything else in y is an exact function of the old carry.
+    dtype or ``complex(re, im)``; anything else in y is an exact function of the old carry. Where the carry is kept in a
+    narrower dtype than it is computed in, g and its derivative see the rounded carry: right to that dtype's rounding.
     """
     view_p, view_h, view_u, view_y = views
     inputs = views[:3]
@@ -74,12 +75,12 @@ def cut_cell(apply: Callable, views: Views) -> Cut:
     carry_equations = backward_slice(program.equations, carry_atoms)
     free_outputs = [atom for atom in output_atoms if not (is_variable(atom) and atom in recover)]
     output_equations = backward_slice(program.equations, free_outputs, recover)
-    used = [atom for equation in output_equations for atom in equation.inputs] + output_atoms
+    used = {a for equation in output_equations for a in equation.inputs if is_variable(a)}
+    used |= {atom for atom in output_atoms if is_variable(atom)}
     needed = [variable for variable in recover if variable in used]
     ends = np.cumsum([len(view_p.avals), len(view_h.avals), len(view_u.avals)])
     groups = zip(("params", "carry_tm1", "input"), np.split(np.arange(ends[-1]), ends[:-1]), strict=True)
-    used_variables = {atom for atom in used if is_variable(atom)}
-    uses = frozenset(name for name, group in groups if any(program.inputs[i] in used_variables for i in group))
+    uses = frozenset(name for name, group in groups if any(program.inputs[i] in used for i in group))
 
     def environment(p: Reals, h: Reals, u: Reals, others: Others) -> dict[Variable, Any]:
         parts = zip(inputs, (p, h, u), others, strict=True)

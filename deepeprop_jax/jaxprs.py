@@ -133,7 +133,11 @@ def evaluate(
     outputs: Sequence[Atom],
     rule: Callable[..., list[Any]] = bind,
 ) -> list[Any]:
-    """Run equations over values; ``rule(equation, *values)`` may replace how one is computed."""
+    """Run equations over values; ``rule(equation, *values)`` may replace how one is computed.
+
+    A variable that ``environment`` already holds keeps its value, also where an equation needed for another of its
+    outputs would compute it again.
+    """
     environment = dict(environment)
 
     def read(atom: Atom) -> Any:
@@ -141,7 +145,8 @@ def evaluate(
 
     for equation in equations:
         values = rule(equation, *[read(atom) for atom in equation.inputs])
-        environment.update(zip(equation.outputs, values, strict=True))
+        for variable, value in zip(equation.outputs, values, strict=True):
+            environment.setdefault(variable, value)
     return [read(atom) for atom in outputs]
 
 

@@ -87,8 +87,8 @@ class Gradient(Protocol):
         """``inst + sum of lambda_{t-1} . S_{t-1}``, linear in dy; call it as often as needed, also under ``vmap``.
 
         Args:
-          params: those given to the last ``step``.
-          state: as returned by it.
+          params: those given to the last ``step``. Their values are not read again: the state holds that step's own.
+          state: as returned by it, before any ``reset``, which drops the step of the examples that it resets.
           dy: dL_t/dy_t, shaped as the output, in ``jax.grad``'s convention where complex.
 
         Returns:
@@ -118,7 +118,7 @@ class ValueAndGrad(Protocol):
           * xs: (time, batch, ...); targets: any pytree with a leading time axis.
           * resets: (time, batch) bool; before such a step the example returns to its initial carry, with zero traces.
           * valid: (time, batch) bool; elsewhere carry and traces are held, and the example's output gets no cotangent
-            (its loss is still in the value: mask that by weights in targets).
+            (its loss is still in the value: mask that by weights in targets). Its x must be finite: pad with zeros.
 
           Memory: constant in time, but for xs, targets and aux.
         """
@@ -130,6 +130,8 @@ class Reset(Protocol):
 
     def __call__(self, state: LearnerState, where: jax.Array) -> LearnerState:
         """Return examples to their initial carry, with traces at zero; drops their pending update.
+
+        Take the last step's ``gradient`` before: a reset example has no part in it afterwards.
 
         Args:
           state: of this learner.

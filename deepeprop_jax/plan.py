@@ -78,7 +78,8 @@ class Plan(NamedTuple):
         sources = bool(self.sources(v))
         passed_on = {k for p, k in self.transmitted if p == v}
         # Inside a stack(cell, depth=L) influences also climb from layer to layer.
-        climbing = self.depth(v) > 1 and (sources or v in passed_on or self.bands[v] > 0)
+        has_depth = self.graph.nodes[v].depth is not None
+        climbing = has_depth and (sources or v in passed_on or self.bands[v] > 0)
         return Wanted(
             own=self.own[v],
             trained=self.trained[v],
@@ -103,7 +104,7 @@ def make_plan(
 
     Args:
       params, carry, x: shapes and dtypes, of one example where there is a batch axis.
-      trainable: None, or booleans shaped as ``params`` or as a prefix of it.
+      trainable: None, booleans shaped as ``params`` or as a prefix of it, or a function of params' shapes giving them.
 
     Raises:
       ValueError: a node that does not fit its params, carry or input; named.

@@ -21,11 +21,12 @@ def deep_eprop(network: Any, *, exact: bool = False, hops: int | None = None, tr
     ``exact=True`` is deep RTRL and equals BPTT; the default is deep e-prop, in which the recurrence dF/dh of every
     node counts only inside its units (a unit is one index of the carry; leaves of one shape share their units).
 
-    *Exact when* every node is element-wise in its carry (LRU, IndRNN, LIF without lateral weights).
+    *Exact when* every node is element-wise in its carry (LRU, IndRNN, LIF without lateral weights) and hops=None.
 
     *Cost* per step, with n the size of a carry and |theta| that of a node's parameters: a node's own trace has
-    K |theta| numbers (K carry leaves; n |theta| with ``exact`` or where a parameter reaches several units), the trace
-    of a lower node's parameters n |theta|. ``analyse`` prints it for a given network.
+    K |theta| numbers (K carry slots of a unit; n |theta| where a parameter reaches several units, or with ``exact``
+    unless the node is element-wise), the trace of a lower node's parameters n |theta|. ``analyse`` prints it for a
+    given network.
 
     Args:
       network: a Flax Linen module, a ``Cell`` (from ``stack``, ``graph``, ``linen_cell``, ``nnx_cell`` or by hand), or
@@ -33,8 +34,8 @@ def deep_eprop(network: Any, *, exact: bool = False, hops: int | None = None, tr
       exact: full deep RTRL instead of deep e-prop.
       hops: how many recurrent layers upward a parameter's trace is carried: None for all; 0 for the own node only, with
         the instantaneous signal through the layers above (Zucchet et al. 2023).
-      trainable: booleans in the structure of params or a prefix of it, or a function of params that gives them; the
-        others have no trace and a zero gradient.
+      trainable: booleans in the structure of params or a prefix of it, or a function of params' shapes that gives
+        them; the others have no trace and a zero gradient.
 
     Returns:
       An ``OnlineLearner`` of pure functions.
@@ -188,9 +189,8 @@ def _as_params(plan: Plan, grads: list[list[jax.Array]]) -> PyTree:
     """Gradients of real leaves as a pytree like params."""
     found = []
     for v, node_grads in enumerate(grads):
-        node = plan.nodes[v]
-        join = node.params.join_gradient
-        found.append(join(node_grads) if plan.graph.nodes[v].depth is None else jax.vmap(join)(node_grads))
+        join, depth = plan.nodes[v].params.join_gradient, plan.graph.nodes[v].depth
+        found.append(join(node_grads) if depth is None else jax.vmap(join, axis_size=depth)(node_grads))
     return assemble(plan.graph, found)
 
 

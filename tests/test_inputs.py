@@ -141,3 +141,24 @@ def test_a_plain_function_with_params_and_carry_of_its_user():
     _, grads = jax.jit(learner.value_and_grad(array_loss))(params, state, VECTORS, jnp.ones(STEPS))
     _, needed = jax.jit(bptt(learner.network, array_loss))(params, carry, VECTORS, jnp.ones(STEPS))
     assert_same_gradient(grads, needed, FLOAT64)
+
+
+@pytest.mark.parametrize("params", [{}, {"count": jnp.arange(2)}], ids=["none", "integers"])
+def test_layers_without_real_parameters(params):
+    deep = stack(Cell(lambda k, x: (params, x), lambda p, h, x: (0.5 * h + x, jnp.sin(0.5 * h + x))), depth=1)
+    network = stack(leaky_rnn(3, param_dtype=jnp.float64), stack(deep, leaky_rnn(2, param_dtype=jnp.float64)))
+    check_against_bptt(network, VECTORS)
+
+
+def test_one_layer_of_depth_below_a_recurrent_layer():
+    layer = leaky_rnn(3, param_dtype=jnp.float64)
+    check_against_bptt(stack(stack(nn.Dense(3, param_dtype=jnp.float64), stack(layer, depth=1)), layer), VECTORS)
+
+
+def check_against_bptt(network, xs):
+    params, carry = network.init(jax.random.key(0), xs[0])
+    learner = deep_eprop(network, exact=True)
+    state, weights = learner.init(params, carry, xs[0]), normal(5, STEPS)
+    (_, _), grads = jax.jit(learner.value_and_grad(array_loss))(params, state, xs, weights)
+    (_, _), needed = jax.jit(bptt(network, array_loss))(params, carry, xs, weights)
+    assert_same_gradient(grads, needed, FLOAT64)

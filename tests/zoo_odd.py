@@ -238,6 +238,36 @@ def _two_sizes(p, carry, x):
     return {"a": jnp.tanh(x @ p["W"] + a @ p["Uaa"] + b @ p["Uba"]), "b": jnp.tanh(a @ p["Uab"] + b @ p["Ubb"])}
 
 
+def _cond_of_two(p, h, x):
+    z = x @ p["W"] + h @ p["U"]
+    return jax.lax.cond(x[0] > 0, lambda z: (jnp.tanh(z), jnp.sin(z)), lambda z: (jnp.tanh(2 * z), jnp.cos(z)), z)
+
+
+def _two_results_carry(p, h, x):
+    return _cond_of_two(p, h, x)[0]
+
+
+def _two_results_output(p, h_t, h_tm1, x):
+    """One result of the cond is the carry, the other an exact function of the old carry."""
+    return h_t**2 + _cond_of_two(p, h_tm1, x)[1]
+
+
+def _two_results() -> Cell:
+    """One ``cond`` gives both results, so that the equation that makes the carry is needed for the output as well."""
+
+    def init(key, x):
+        draw = jax.random.split(key)
+        shapes = {"W": (2, 3), "U": (3, 3)}
+        params = {name: 0.6 * jax.random.normal(k, s) for k, (name, s) in zip(draw, shapes.items(), strict=True)}
+        return params, jnp.zeros((len(x), 3), x.dtype)
+
+    def apply(p, h, x):
+        h_t, other = _cond_of_two(p, h, x)
+        return h_t, h_t**2 + other
+
+    return Cell(init, apply)
+
+
 def odd() -> list[ZooCell]:
     """Every odd cell, on inputs of size 2."""
     wide: Shapes = {"W": (2, 12), "U": (3, 12), "b": (12,)}
@@ -292,6 +322,7 @@ def odd() -> list[ZooCell]:
             complex_params=True,
         ),
         _odd("two_sizes", populations, {"a": (3,), "b": (2,)}, _two_sizes, lambda p, h_t, h_tm1, x: h_t["b"]),
+        ZooCell("two_results_of_a_cond", _two_results, Pair(_two_results_carry, _two_results_output)),
         _odd(
             "one_unit",
             {"W": (2, 1), "U": (1, 1), "b": (1,)},
