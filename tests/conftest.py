@@ -6,7 +6,7 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 2)
 
-AS_USERS_COMPILE = {"test_compiled", "test_state", "test_inputs", "test_readme", "test_demo", "test_wheel"}
+AS_USERS_COMPILE = {f"test_{name}" for name in ("compiled", "state", "inputs", "float32", "readme", "demo", "wheel")}
 
 
 @pytest.fixture(autouse=True, scope="module")

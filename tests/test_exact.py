@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import pytest
 
 from deepeprop_jax import deep_eprop
 from deepeprop_jax.reference import bptt, forward_rtrl
-from tests.gradients import FLOAT32, FLOAT64, assert_same_gradient
-from tests.zoo import cells, find, margin, networks, problem
+from tests.gradients import FLOAT64, assert_same_gradient
+from tests.zoo import cells, find, networks, problem
 
 SANDWICHES = [f"sandwich/{name}" for name, cell in cells().items() if len(cell.input_shape) == 1]
 
@@ -32,10 +30,11 @@ def library_gradient(p, **options):
 def check_equals_bptt(name: str, tolerance: float = FLOAT64, dtype=jnp.float64, **options) -> None:
     every, last = problem(name, dtype), problem(name, dtype, loss="last")
     seen = library_gradient(every, **options)
-    needed = jax.jit(functools.partial(bptt(every.network, every.loss_fn), every.params, every.carry, every.xs))
+    # Parameters as arguments: XLA would fold constants with another rounding than the program's own.
+    needed = jax.jit(bptt(every.network, every.loss_fn))
     for p, where in ((every, "loss at every step"), (last, "loss at the last step")):
         loss, grads = seen(p.targets)
-        (loss_bptt, _), grads_bptt = needed(p.targets)
+        (loss_bptt, _), grads_bptt = needed(p.params, p.carry, p.xs, p.targets)
         assert jnp.allclose(loss, loss_bptt, rtol=tolerance)
         assert_same_gradient(grads, grads_bptt, tolerance, f"{name}, {where}")
 
@@ -62,20 +61,3 @@ def test_exact_equals_forward_mode_through_the_scan(name):
     _, grads = library_gradient(p, exact=True)(p.targets)
     _, needed = jax.jit(forward_rtrl(p.network, p.loss_fn))(p.params, p.carry, p.xs, p.targets)
     assert_same_gradient(grads, needed, FLOAT64, name)
-
-
-def check_float32(name: str) -> None:
-    # Rounding alone may turn a spike on or off where a membrane is this near to its threshold.
-    assert margin(problem(name, jnp.float32)) > 1e-4
-    check_equals_bptt(name, FLOAT32, jnp.float32, exact=True)
-
-
-@pytest.mark.parametrize("name", ["linen_optimized_lstm", "lru", "alif", "stack_3", "depth_4_between"])
-def test_exact_equals_bptt_in_float32(name):
-    check_float32(name)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [*cells(), *networks()])
-def test_exact_equals_bptt_in_float32_everywhere(name):
-    check_float32(name)
