@@ -1,8 +1,7 @@
 """A seeded grammar of random cells, random networks of them, and the check of the library against its oracles on one.
 
-A cell is written as the pair (F, g) that the oracle needs, carry_t = F(params, carry_tm1, x) and
-y = g(params, carry_t, carry_tm1, x), and the library gets nothing but their composition. Every value is bounded by a
-squashing function and every recurrence contracts, so that float64 agrees to many digits after a dozen steps.
+Every value is bounded by a squashing function and every recurrence contracts, so that float64 agrees to many digits
+after a dozen steps.
 """
 
 from __future__ import annotations
@@ -18,10 +17,8 @@ import deepeprop_jax
 from deepeprop_jax.cell import Cell, graph_of
 from deepeprop_jax.network import graph, stack
 from deepeprop_jax.reference import Pair, bptt, stop_gradient_oracle
-from tests.fuzz_grammar import SIZES, Writer, run
-
-PyTree = Any
-BATCH = 3
+from tests.fuzz_cells import BATCH, Grown, PyTree, choose, grow_cell
+from tests.fuzz_grammar import SIZES
 
 # XLA:CPU without its costly passes compiles these programs in a fifth of the time. The arithmetic is the same.
 COMPILER_OPTIONS = {
@@ -44,167 +41,6 @@ class Problem(NamedTuple):
     description: str
 
 
-class _Grown(NamedTuple):
-    """A network under construction; the keys of ``pairs`` are paths into params."""
-
-    cell: Cell
-    params: PyTree
-    carry: PyTree
-    pairs: dict[tuple, Pair]
-    output: PyTree
-    text: list[str]
-
-
-# -------------------------------------------------------------------------------------------------------------- cells
-
-
-def _choose(rng: np.random.Generator, options: list) -> Any:
-    return options[int(rng.integers(len(options)))]
-
-
-def _carry_shapes(rng: np.random.Generator) -> list[tuple[int, ...]]:
-    """1 to 3 leaves: equal shapes, other sizes, and (2, n) leaves."""
-    n = _choose(rng, list(SIZES))
-    shapes = []
-    for _ in range(int(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15]))):
-        m = n if rng.random() < 0.7 else _choose(rng, list(SIZES))
-        shapes.append((2, m) if rng.random() < 0.15 else (m,))
-    return shapes
-
-
-def _candidate(writer: Writer, shape: tuple[int, ...], fuel: int) -> str:
-    """A bounded value of a carry leaf's shape."""
-    if len(shape) == 1:
-        return writer.vector(shape[0], fuel)
-    rows, n = shape
-    kind = writer.pick(["reshape", "stack", "outer"])
-    if kind == "reshape":
-        return writer.emit(f"reshape{shape}", lambda a: a.reshape(shape), writer.vector(rows * n, fuel))
-    if kind == "stack":
-        return writer.emit("stack", lambda *a: jnp.stack(a), *(writer.vector(n, fuel // 2) for _ in range(rows)))
-    return writer.emit("outer", jnp.outer, writer.vector(rows, fuel // 2), writer.vector(n, fuel // 2))
-
-
-def _new_leaf(writer: Writer, name: str, shape: tuple[int, ...], fuel: int) -> str:
-    """One leaf of the new carry, always a value of its own: the old one, contracted towards a candidate."""
-    candidate = _candidate(writer, shape, fuel)
-    kind = writer.pick(["leaky", "leaky", "gated", "plain", "decay", "clock", "exchange", "halves", "normed"])
-    if kind == "gated":
-        gate = _candidate(writer, shape, fuel // 2)
-        return writer.emit(
-            "gated", lambda z, h, c: jax.nn.sigmoid(z) * h + jax.nn.sigmoid(-z) * c, gate, name, candidate
-        )
-    if kind == "plain":
-        recurrent = writer.emit("ravel", jnp.ravel, name)
-        drive = writer.dense(int(np.prod(shape)), recurrent)
-        return writer.emit("plain", lambda d, c: jnp.tanh(d.reshape(shape) + 0.5 * c), drive, candidate)
-    if kind == "decay":
-        return writer.emit("decay", lambda h, c: 0.8 * h + 0.3 * c, name, candidate)
-    if kind == "clock":
-        return writer.emit(
-            "clock(where)", lambda h, c: jnp.where(c + h > 0.1, 0.7 * h + 0.3 * c, 0.2 * h - c), name, candidate
-        )
-    if kind == "exchange":  # units change places: the unit-local block is zero but for a centre
-        return writer.emit("exchange", lambda h, c: 0.6 * h[..., ::-1] + 0.2 * h + 0.4 * c, name, candidate)
-    if kind == "halves" and shape[-1] > 1:
-        return writer.emit("halves", _halves, name, candidate)
-    if kind == "normed":
-        return writer.emit("normed", lambda h, c: (s := 0.5 * h + c) / jnp.sqrt(jnp.mean(s**2) + 0.5), name, candidate)
-    leak = writer.weight(shape, scale=1.0)
-    return writer.emit(
-        "leaky", lambda a, h, c: jax.nn.sigmoid(a) * h + jax.nn.sigmoid(-a) * c, name, candidate, weights=(leak,)
-    )
-
-
-def _halves(h: jax.Array, c: jax.Array) -> jax.Array:
-    half = h.shape[-1] // 2
-    return jnp.concatenate([0.7 * h[..., :half] + c[..., :half], jnp.tanh(h[..., half:] - c[..., half:])], -1)
-
-
-def _output(writer: Writer, new: list[str], fuel: int) -> str:
-    """The cell's output, through every leaf of the new carry, sometimes past it."""
-    flat = [writer.emit("ravel", jnp.ravel, name) if len(writer.shapes[name]) > 1 else name for name in new]
-    joined = writer.emit("concat", lambda *a: jnp.concatenate(a), *flat) if len(flat) > 1 else flat[0]
-    kind = writer.pick(["carry", "carry", "dense", "readout", "program", "program"])
-    if kind == "carry":
-        return joined
-    size = writer.size()
-    if kind == "dense":
-        return writer.dense(size, joined)
-    if kind == "readout":
-        weights = (writer.weight((size, writer.shapes[joined][0])), writer.weight((size,)))
-        return writer.emit("readout", lambda w, b, h: w @ h + b, joined, weights=weights)
-    free = writer.vector(size, fuel)
-    rest = writer.dense(size, joined)
-    return writer.emit("sum", lambda a, b: a + 0.5 * b, free, rest)
-
-
-def _pack(rng: np.random.Generator, count: int) -> Callable[[list], PyTree]:
-    """How a carry's leaves are held: a bare array, a tuple or a dict."""
-    if count == 1 and rng.random() < 0.5:
-        return lambda leaves: leaves[0]
-    if rng.random() < 0.5:
-        return tuple
-    return lambda leaves: {f"s{i}": leaf for i, leaf in enumerate(leaves)}
-
-
-def _grow_cell(rng: np.random.Generator, spec: PyTree, forward: bool, name: str, fuel: int) -> _Grown:
-    inputs = {f"x{i}": leaf.shape for i, leaf in enumerate(jax.tree.leaves(spec))}
-    shapes = [] if forward else _carry_shapes(rng)
-    old = {f"h{i}": shape for i, shape in enumerate(shapes)}
-    params: dict[str, np.ndarray] = {}
-    pack = _pack(rng, len(shapes)) if shapes else tuple
-
-    state = Writer(rng, params, {**inputs, **old}, "a")
-    new = []
-    for leaf, shape in old.items():
-        new.append(_new_leaf(state, leaf, shape, fuel))
-        state.offer(new[-1])
-    if shapes and not state.used & set(inputs):
-        size = int(np.prod(shapes[0]))
-        drive = state.dense(size, next(iter(inputs)))
-        new[0] = state.emit("driven", lambda h, d: 0.8 * h + 0.4 * d.reshape(h.shape), new[0], drive)
-
-    keys = [f"h{i}'" for i in range(len(new))]
-    visible = dict(zip(keys, shapes, strict=True))
-    if forward or rng.random() < 0.3:
-        visible |= inputs
-    if rng.random() < 0.3:
-        visible |= old
-    output = Writer(rng, params, visible, "b")
-    if forward:
-        y = output.vector(output.size(), fuel)
-        if not output.used:
-            y = output.dense(output.size(), "x0")
-    else:
-        y = _output(output, keys, fuel)
-
-    def carry_fn(p: PyTree, carry: PyTree, x: PyTree) -> PyTree:
-        values = dict(zip(inputs, jax.tree.leaves(x), strict=True)) | dict(
-            zip(old, jax.tree.leaves(carry), strict=True)
-        )
-        values = run(state.lines, p, values)
-        return pack([values[leaf] for leaf in new])
-
-    def output_fn(p: PyTree, carry_t: PyTree, carry_tm1: PyTree, x: PyTree) -> jax.Array:
-        values = dict(zip(inputs, jax.tree.leaves(x), strict=True)) | dict(
-            zip(keys, jax.tree.leaves(carry_t), strict=True)
-        )
-        values |= dict(zip(old, jax.tree.leaves(carry_tm1), strict=True))
-        return run(output.lines, p, values)[y]
-
-    carry = pack([jnp.asarray(0.5 * rng.standard_normal((BATCH, *shape))) for shape in shapes])
-    params = {key: jnp.asarray(value) for key, value in params.items()}
-    sizes = " ".join(f"{key}{list(shape)}" for key, shape in {**inputs, **old}.items())
-    text = [f"{name}: {sizes}", *(f"    {line}" for line in state.lines)]
-    text += [f"    {key} = {leaf}" for key, leaf in zip(keys, new, strict=True)]
-    text += [*(f"    {line}" for line in output.lines), f"    y = {y}"]
-    pair = Pair(carry=carry_fn, output=output_fn)
-    cell = Cell(lambda key, x: (params, carry), pair.apply)
-    out = jax.ShapeDtypeStruct(output.shapes[y], jnp.float64)
-    return _Grown(cell, params, carry, {(): pair}, out, text)
-
-
 # ----------------------------------------------------------------------------------------------------------- networks
 
 
@@ -218,22 +54,22 @@ def _parts(rng: np.random.Generator, nodes: int) -> list[int]:
     return [parts[i] for i in rng.permutation(len(parts))]
 
 
-def _grow(rng: np.random.Generator, nodes: int, spec: PyTree, name: str, fuel: int, top: bool = False) -> _Grown:
+def _grow(rng: np.random.Generator, nodes: int, spec: PyTree, name: str, fuel: int, top: bool = False) -> Grown:
     if nodes == 1:
-        return _grow_cell(rng, spec, not top and rng.random() < 0.2, name or "cell", fuel)
+        return grow_cell(rng, spec, not top and rng.random() < 0.2, name or "cell", fuel)
     if rng.random() < 0.5:
         return _grow_stack(rng, _parts(rng, nodes), spec, name, fuel)
     return _grow_graph(rng, _parts(rng, nodes), spec, name, fuel)
 
 
-def _grow_stack(rng: np.random.Generator, parts: list[int], spec: PyTree, name: str, fuel: int) -> _Grown:
+def _grow_stack(rng: np.random.Generator, parts: list[int], spec: PyTree, name: str, fuel: int) -> Grown:
     children = []
     for index, nodes in enumerate(parts):
         children.append(_grow(rng, nodes, spec, f"{name}/{index}", fuel))
         spec = children[-1].output
     pairs = {(i, *path): pair for i, child in enumerate(children) for path, pair in child.pairs.items()}
     text = [f"{name or 'network'} = stack of {len(children)}"] + [line for child in children for line in child.text]
-    return _Grown(
+    return Grown(
         stack(*(child.cell for child in children)),
         tuple(child.params for child in children),
         tuple(child.carry for child in children),
@@ -243,15 +79,15 @@ def _grow_stack(rng: np.random.Generator, parts: list[int], spec: PyTree, name: 
     )
 
 
-def _grow_graph(rng: np.random.Generator, parts: list[int], spec: PyTree, name: str, fuel: int) -> _Grown:
+def _grow_graph(rng: np.random.Generator, parts: list[int], spec: PyTree, name: str, fuel: int) -> Grown:
     outputs: dict[str, PyTree] = {"input": spec}
-    children: dict[str, _Grown] = {}
+    children: dict[str, Grown] = {}
     wires: dict[str, Any] = {}
     for index, nodes in enumerate(parts):
         child = "abcde"[index]
         below = list(outputs)
         chosen = {below[-1]} if rng.random() < 0.7 else set()  # a DAG of some depth rather than many siblings
-        chosen |= {_choose(rng, below) for _ in range(int(rng.integers(1, 3)))}
+        chosen |= {choose(rng, below) for _ in range(int(rng.integers(1, 3)))}
         chosen_list = [parent for parent in below if parent in chosen][:3]
         arrays = all(isinstance(outputs[parent], jax.ShapeDtypeStruct) for parent in chosen_list)
         if len(chosen_list) == 1:
@@ -279,7 +115,7 @@ def _grow_graph(rng: np.random.Generator, parts: list[int], spec: PyTree, name: 
     text = [f"{name or 'network'} = graph {wires} outputs {ends}"] + [
         line for child in children.values() for line in child.text
     ]
-    return _Grown(
+    return Grown(
         network,
         {key: child.params for key, child in children.items()},
         {key: child.carry for key, child in children.items()},
@@ -319,7 +155,7 @@ def random_problem(
     drawn_steps = int(rng.integers(6, 13))
     drawn_fuel = int(rng.integers(1, (4, 4, 3, 3, 2)[drawn_nodes - 1] + 1))
     nodes, steps, fuel = nodes or drawn_nodes, steps or drawn_steps, drawn_fuel if fuel is None else fuel
-    spec = jax.ShapeDtypeStruct((_choose(rng, list(SIZES)),), jnp.float64)
+    spec = jax.ShapeDtypeStruct((choose(rng, list(SIZES)),), jnp.float64)
     grown = _grow(rng, nodes, spec, "", fuel, top=True)
     network = stack(grown.cell) if nodes == 1 and rng.random() < 0.5 else grown.cell
     nested = network is not grown.cell

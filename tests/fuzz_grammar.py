@@ -21,7 +21,7 @@ class Line(NamedTuple):
     """``target = function(*weights, *arguments)``, and how a person reads it."""
 
     target: str
-    function: Callable[..., jax.Array]
+    function: Callable[..., Any]
     weights: tuple[str, ...]
     arguments: tuple[str, ...]
     name: str
@@ -30,7 +30,7 @@ class Line(NamedTuple):
         return f"{self.target} = {self.name}({', '.join((*self.weights, *self.arguments))})"
 
 
-def run(lines: list[Line], params: Mapping[str, jax.Array], values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+def run(lines: list[Line], params: Mapping[str, jax.Array], values: Mapping[str, Any]) -> dict[str, Any]:
     """Values of all names of a program."""
     values = dict(values)
     for line in lines:
