@@ -182,3 +182,13 @@ def check_cotangent(dy: PyTree, y: PyTree) -> PyTree:
         return d.astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(check, dy, y)
+
+
+def check_segments(segment_length: int | None, within_segment: str) -> None:
+    """Options of ``value_and_grad``."""
+    if segment_length is not None and (isinstance(segment_length, bool) or not isinstance(segment_length, int)):
+        raise TypeError(f"segment_length must be None or an integer; seen {type(segment_length).__name__}.")
+    if segment_length is not None and segment_length < 1:
+        raise ValueError(f"segment_length counts steps, so it must be at least 1; seen {segment_length}.")
+    if within_segment not in ("eprop", "exact"):
+        raise ValueError(f'within_segment must be "eprop" or "exact"; seen {within_segment!r}.')

@@ -20,7 +20,7 @@ from deepeprop_jax.jaxprs import (
     shape_of,
     trace,
 )
-from deepeprop_jax.real import RealView
+from deepeprop_jax.real import Parts, RealView
 
 Reals = list[jax.Array]
 
@@ -41,16 +41,24 @@ class Cut(NamedTuple):
     """A cell in two parts, for one example and real leaves.
 
     Attributes:
-      next_carry: F, ``(params, carry_tm1, input, others) -> carry_t``.
-      output_map: g, ``(params, carry_t, carry_tm1, input, others, carry_t_other) -> y_t``.
+      next_carry_parts: F, ``(params, carry_tm1, input, others) -> carry_t``, with the leaves without a derivative.
+      output_parts: g, ``(params, carry_t, carry_tm1, input, others, carry_t_other) -> y_t``, likewise.
       output_uses: which of "params", "carry_tm1" and "input" g depends on beside h_t.
       output_rows: where y_t is made of carry components alone, their indices; None where g computes something.
     """
 
-    next_carry: Callable[..., Reals]
-    output_map: Callable[..., Reals]
+    next_carry_parts: Callable[..., Parts]
+    output_parts: Callable[..., Parts]
     output_uses: frozenset[str]
     output_rows: np.ndarray | None
+
+    def next_carry(self, p: Reals, h: Reals, u: Reals, others: Others) -> Reals:
+        """F, real leaves alone."""
+        return self.next_carry_parts(p, h, u, others).real
+
+    def output_map(self, p: Reals, h_t: Reals, h: Reals, u: Reals, others: Others, h_t_other: Sequence[Any]) -> Reals:
+        """g, real leaves alone."""
+        return self.output_parts(p, h_t, h, u, others, h_t_other).real
 
 
 def cut_cell(apply: Callable, views: Views) -> Cut:
@@ -87,13 +95,13 @@ def cut_cell(apply: Callable, views: Views) -> Cut:
         leaves = [leaf for view, real, other in parts for leaf in view.join_leaves(real, other)]
         return {**program.constants, **dict(zip(program.inputs, leaves, strict=True))}
 
-    def next_carry(p: Reals, h: Reals, u: Reals, others: Others) -> Reals:
-        return view_h.split_leaves(evaluate(carry_equations, environment(p, h, u, others), carry_atoms)).real
+    def next_carry(p: Reals, h: Reals, u: Reals, others: Others) -> Parts:
+        return view_h.split_leaves(evaluate(carry_equations, environment(p, h, u, others), carry_atoms))
 
-    def output_map(p: Reals, carry_t: Reals, h: Reals, u: Reals, others: Others, carry_t_other: Sequence[Any]) -> Reals:
+    def output_map(p: Reals, carry_t: Reals, h: Reals, u: Reals, others: Others, carry_t_other: Sequence[Any]) -> Parts:
         leaves = view_h.join_leaves(carry_t, carry_t_other)
         known = environment(p, h, u, others) | {variable: recover[variable](leaves) for variable in needed}
-        return view_y.split_leaves(evaluate(output_equations, known, output_atoms)).real
+        return view_y.split_leaves(evaluate(output_equations, known, output_atoms))
 
     rows = None
     if not output_equations and not uses and all(is_variable(atom) and atom in recover for atom in output_atoms):

@@ -12,7 +12,10 @@ from deepeprop_jax import checks, lattice
 from deepeprop_jax.cell import PyTree, assemble, graph_of
 from deepeprop_jax.learner import LearnerState, OnlineLearner, Pending
 from deepeprop_jax.network import as_cell
+from deepeprop_jax.node_segment import Flags
 from deepeprop_jax.plan import Plan, make_plan
+from deepeprop_jax.segment import programs_of
+from deepeprop_jax.sequence import Sequence, Stream, by_segments, by_steps, keep_examples, select_examples
 
 
 def deep_eprop(network: Any, *, exact: bool = False, hops: int | None = None, trainable: Any = None) -> OnlineLearner:
@@ -61,6 +64,13 @@ def deep_eprop(network: Any, *, exact: bool = False, hops: int | None = None, tr
     cell = as_cell(network)
     graph = graph_of(cell)
     plans: dict[Any, Plan] = {}
+
+    programs: dict[int, Any] = {}
+
+    def programs_for(plan: Plan) -> Any:
+        if id(plan) not in programs:
+            programs[id(plan)] = programs_of(plan)
+        return programs[id(plan)]
 
     def plan_of(params: PyTree, carry: PyTree, x: PyTree) -> Plan:
         """Analyse once per network and shapes; batched carry and x."""
@@ -117,15 +127,22 @@ def deep_eprop(network: Any, *, exact: bool = False, hops: int | None = None, tr
         _, y, moments = lattice.forward(plan, pending.params, pending.carry, pending.x)
         dy = checks.check_cotangent(dy, y)
         blocks = lattice.local_blocks(plan, moments)
-        dy = _keep_examples(pending.active, dy)
+        dy = keep_examples(pending.active, dy)
         found = lattice.gradient(plan, moments, blocks, state.traces, dy)
         pending_at_all = pending.active.any()
         found = [[jnp.where(pending_at_all, leaf, jnp.nan) for leaf in leaves] for leaves in found]
         return _as_params(plan, found)
 
-    def value_and_grad(loss_fn: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]:
+    def value_and_grad(
+        loss_fn: Callable[..., Any],
+        *,
+        segment_length: int | None = None,
+        within_segment: str = "eprop",
+        has_aux: bool = False,
+    ) -> Callable[..., Any]:
         if not callable(loss_fn):
             raise TypeError(f"loss_fn must be a function (y_t, target_t) -> scalar; seen {type(loss_fn).__name__}.")
+        checks.check_segments(segment_length, within_segment)
 
         def run(params, state, xs, targets, resets=None, valid=None):
             length = checks.sequence_length(xs, targets)
@@ -137,35 +154,26 @@ def deep_eprop(network: Any, *, exact: bool = False, hops: int | None = None, tr
             y = jax.eval_shape(lambda p, c, x: lattice.forward(plan, p, c, x)[1], params, state.carry, first[0])
             loss_aval = jax.eval_shape(loss_fn, y, first[1])
             checks.check_loss(loss_aval, has_aux)
-            loss_dtype = (loss_aval[0] if has_aux else loss_aval).dtype
-            loss_and_dy = jax.value_and_grad(loss_fn, has_aux=has_aux, allow_int=True)
-
-            def body(sums, inputs):
-                carry_tm1, traces_tm1, loss, grads = sums
-                x, target, flag = inputs
-                if "resets" in flag:
-                    carry_tm1 = _select(flag["resets"], state.initial_carry, carry_tm1)
-                    nothing = jax.tree.map(jnp.zeros_like, traces_tm1)
-                    traces_tm1 = lattice.select_examples(flag["resets"], nothing, traces_tm1)
-                carry_t, y_t, moments = lattice.forward(plan, params, carry_tm1, x)
-                value, dy = loss_and_dy(y_t, target)
-                value, aux = value if has_aux else (value, None)
-                if "valid" in flag:
-                    dy = _keep_examples(flag["valid"], dy)
-                blocks = lattice.local_blocks(plan, moments)
-                found = lattice.gradient(plan, moments, blocks, traces_tm1, dy)
-                traces_t = lattice.update(plan, moments, blocks, traces_tm1)
-                if "valid" in flag:
-                    carry_t = _select(flag["valid"], carry_t, carry_tm1)
-                    traces_t = lattice.select_examples(flag["valid"], traces_t, traces_tm1)
-                return (carry_t, traces_t, loss + value, jax.tree.map(jnp.add, grads, found)), aux
-
-            zeros = [[jnp.zeros(shape, plan.dtype) for shape in _leaf_shapes(plan, v)] for v in range(len(plan.nodes))]
-            start = (state.carry, flush(plan, state), jnp.zeros((), loss_dtype), zeros)
-            (carry, traces, loss, grads), aux = jax.lax.scan(body, start, (xs, targets, flags))
+            start = Stream(state.carry, flush(plan, state))
+            problem = Sequence(
+                loss_fn,
+                has_aux,
+                state.initial_carry,
+                xs,
+                targets,
+                Flags(**({"resets": None, "valid": None} | flags)),
+                (loss_aval[0] if has_aux else loss_aval).dtype,
+            )
+            if any(vertex.depth is not None for vertex in graph.nodes):
+                results = by_steps(plan, params, start, problem)
+            else:
+                results = by_segments(
+                    plan, programs_for(plan), params, start, problem, segment_length or 64, within_segment == "exact"
+                )
+            loss, aux, grads, end = results
             pending = state.pending._replace(active=jnp.zeros_like(state.pending.active))
-            end = LearnerState(carry, traces, pending, state.initial_carry)
-            return ((((loss, aux) if has_aux else loss), end), _as_params(plan, grads))
+            end_state = LearnerState(end.carry, end.traces, pending, state.initial_carry)
+            return ((((loss, aux) if has_aux else loss), end_state), _as_params(plan, grads))
 
         return run
 
@@ -175,14 +183,11 @@ def deep_eprop(network: Any, *, exact: bool = False, hops: int | None = None, tr
         where = checks.check_flags(where, state.pending.active.shape, "where")
         traces = lattice.select_examples(where, jax.tree.map(jnp.zeros_like, state.traces), state.traces)
         pending = state.pending._replace(active=state.pending.active & ~where)
-        return LearnerState(_select(where, state.initial_carry, state.carry), traces, pending, state.initial_carry)
+        return LearnerState(
+            select_examples(where, state.initial_carry, state.carry), traces, pending, state.initial_carry
+        )
 
     return OnlineLearner(init, step, gradient, value_and_grad, reset, cell, plan_of)
-
-
-def _leaf_shapes(plan: Plan, v: int) -> list[tuple[int, ...]]:
-    layers = () if plan.graph.nodes[v].depth is None else (plan.depth(v),)
-    return [(*layers, *shape) for shape in plan.nodes[v].params.shapes]
 
 
 def _as_params(plan: Plan, grads: list[list[jax.Array]]) -> PyTree:
@@ -207,19 +212,3 @@ def _own_copy(tree: PyTree) -> PyTree:
     """The same values in buffers of the state's own: jit hands an unchanged argument through, and a donated state
     would then take the caller's params with it."""
     return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
-
-
-def _select(where: jax.Array, values: PyTree, others: PyTree) -> PyTree:
-    """Per example: ``values`` where true, ``others`` elsewhere."""
-    return jax.tree.map(lambda a, b: jnp.where(where.reshape((-1,) + (1,) * (a.ndim - 1)), a, b), values, others)
-
-
-def _keep_examples(where: jax.Array, dy: PyTree) -> PyTree:
-    """A cotangent without the examples where ``where`` is false; integer outputs have none (``float0``)."""
-
-    def keep(leaf: Any) -> Any:
-        if leaf.dtype == jax.dtypes.float0:
-            return leaf
-        return jnp.where(where.reshape((-1,) + (1,) * (leaf.ndim - 1)), leaf, 0)
-
-    return jax.tree.map(keep, dy)

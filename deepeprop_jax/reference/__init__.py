@@ -2,6 +2,7 @@
 
 * ``bptt``, ``checkpointed_bptt``, ``truncated_bptt``, ``forward_rtrl``: gradients through the whole sequence.
 * ``stop_gradient_oracle``, ``localised``: what deep e-prop and hops are, as BPTT with ``stop_gradient`` put in.
+* ``segment_oracle``: the same with exact credit inside segments.
 * ``paper_recursion``: the paper's equations 7 to 11, typed literally, for small networks.
 """
 
@@ -16,6 +17,7 @@ from deepeprop_jax.reference.backpropagation import (
     truncated_bptt,
 )
 from deepeprop_jax.reference.paper import Recursion, paper_recursion
+from deepeprop_jax.reference.segments import segment_oracle
 from deepeprop_jax.reference.stop_gradient import localised, stop_gradient_oracle
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "is_differentiable",
     "localised",
     "paper_recursion",
+    "segment_oracle",
     "stop_gradient_oracle",
     "truncated_bptt",
 ]

@@ -241,14 +241,14 @@ def stop_gradient_oracle(
         kept = []
         for node, vertex in enumerate(graph.nodes):
             rows = np.array([row for layer, row in zip(layers, source_row, strict=True) if layer.vertex == node])
-            kept.append(_keep(select(grads, vertex.path), vertex, rows))
+            kept.append(keep_rows(select(grads, vertex.path), vertex, rows))
         grads = jax.tree.unflatten(jax.tree.structure(params), jax.tree.leaves(assemble(graph, kept)))
         return jax.tree.map(lambda leaf: leaf[0], results), grads
 
     return run
 
 
-def _keep(grads: PyTree, vertex: Vertex, rows: np.ndarray) -> PyTree:
+def keep_rows(grads: PyTree, vertex: Vertex, rows: np.ndarray) -> PyTree:
     """Of gradients stacked over the distinct sets, the one of each source's own set."""
     if vertex.depth is None:
         return jax.tree.map(lambda leaf: leaf[rows[0]], grads)

@@ -1,0 +1,412 @@
+"""The recursion over C steps at once: the same gradient as the lattice, in matrix products.
+
+    grad   += (inside the segment, reverse mode)  +  sum over kept (v, k) of lambda^v_0 . S^{v,k}_start
+    S^{v,k}_end = sum over p of  dh^v_end/dh^p_start . S^{p,k}_start  +  dh^v_end/dtheta^k inside the segment
+
+lambda_0 is the cotangent of the carries at the segment's start under the losses of the segment. All four terms are one
+pull of cotangents back through the segment, node by node and within a node step by step: of the losses, or of unit
+vectors on a carry's end. As in the lattice, a source k sees a node through time only where the pair is kept; other
+nodes pass on what their output owes to its own step.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deepeprop_jax.cell import PyTree, assemble, connect, parents, select
+from deepeprop_jax.lattice import Traces
+from deepeprop_jax.lifted import Lifted, Values, add, broadcast
+from deepeprop_jax.node import to_grid
+from deepeprop_jax.node_segment import Back, Flags, Leaves, NodeSegment, parameter_values
+from deepeprop_jax.plan import Plan
+from deepeprop_jax.real import Parts, RealView
+from deepeprop_jax.trace import Block, contract, push, spread
+from deepeprop_jax.vjp_program import VjpProgram, vjp_program
+
+
+class Prepared(NamedTuple):
+    """A network made ready for a sequence.
+
+    Attributes:
+      plan: of the network.
+      programs: per node.
+      params: per node.
+      values: per node, what depends on its parameters alone.
+    """
+
+    plan: Plan
+    programs: tuple[VjpProgram, ...]
+    params: list[Parts]
+    values: list[Values]
+
+
+def programs_of(plan: Plan) -> tuple[VjpProgram, ...]:
+    """Trace and split every node's program; once per plan."""
+    return tuple(vjp_program(node) for node in plan.nodes)
+
+
+def prepare(plan: Plan, programs: tuple[VjpProgram, ...], params: PyTree) -> Prepared:
+    """Compute what depends on the parameters alone."""
+    parts = [node.params.split(select(params, v.path)) for node, v in zip(plan.nodes, plan.graph.nodes, strict=True)]
+    values = [parameter_values(program, p) for program, p in zip(programs, parts, strict=True)]
+    return Prepared(plan, programs, parts, values)
+
+
+class Segment:
+    """A network that has run through a segment.
+
+    Attributes:
+      carry_end: the network's carry after it.
+      outputs: its outputs, (C, batch, ...).
+    """
+
+    def __init__(self, ready: Prepared, carry: PyTree, initial: PyTree, xs: PyTree, flags: Flags):
+        plan = self.plan = ready.plan
+        self.ready, self.nodes = ready, []
+        outputs: dict[int, PyTree] = {}
+        for v, (node, vertex) in enumerate(zip(plan.nodes, plan.graph.nodes, strict=True)):
+            start, origin = (node.carry.split(select(tree, vertex.path)) for tree in (carry, initial))
+            u = node.input.split(connect(vertex.wire, xs, outputs))
+            part = NodeSegment(ready.programs[v], ready.params[v], ready.values[v], start, u, origin, flags)
+            self.nodes.append(part)
+            outputs[v] = node.output.join(*part.outputs)
+        ends = [node.carry.join(*part.carry_end) for node, part in zip(plan.nodes, self.nodes, strict=True)]
+        self.carry_end = assemble(plan.graph, ends)
+        self.outputs = connect(plan.graph.output, xs, outputs)
+        leaf = jax.tree.leaves(xs)[0]
+        self.sizes = {"c": leaf.shape[0], "b": leaf.shape[1]}
+        self._x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[2:], a.dtype), xs)
+        self._outputs = {
+            v: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[2:], a.dtype), y) for v, y in outputs.items()
+        }
+
+    def distribute(self, wire: Any, view: RealView, ct: Leaves, sizes: dict[str, int]) -> dict[int, Leaves]:
+        """The cotangent of what a wire carries, handed to the outputs that it is made of."""
+        sources = parents(wire)
+        if not sources or all(c is None for c in ct):
+            return {}
+        if isinstance(wire, int):
+            return {wire: ct}
+        views = {p: self.plan.nodes[p].output for p in sources}
+        zeros = {p: [jnp.zeros(*leaf) for leaf in zip(views[p].shapes, views[p].dtypes, strict=True)] for p in sources}
+
+        def carried(real: dict[int, list[jax.Array]]) -> list[jax.Array]:
+            outputs = {p: views[p].join(real[p], views[p].split(_zeros(self._outputs[p])).other) for p in sources}
+            return view.split(connect(wire, _zeros(self._x), outputs)).real
+
+        values, pull = jax.vjp(carried, zeros)
+        axes = "".join(a for a in "crb" if any(c is not None and a in c.axes for c in ct))
+        full = []
+        for c, value in zip(ct, values, strict=True):
+            shape = (*(sizes[a] for a in axes), *value.shape)
+            full.append(jnp.zeros(shape, value.dtype) if c is None else broadcast(c, axes, sizes).astype(value.dtype))
+        for _ in axes:
+            pull = jax.vmap(pull)
+        (found,) = pull(full)
+        return {p: [Lifted(leaf, axes) for leaf in leaves] for p, leaves in found.items()}
+
+
+def _zeros(tree: PyTree) -> PyTree:
+    def zeros(aval: Any) -> jax.Array:
+        if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
+            return (
+                jax.random.key(0, impl=jax.random.key_impl(aval))
+                if not aval.shape
+                else jnp.broadcast_to(jax.random.key(0), aval.shape)
+            )
+        return jnp.zeros(aval.shape, aval.dtype)
+
+    return jax.tree.map(zeros, tree)
+
+
+class Flow:
+    """Cotangents on their way down through a segment, from one place, for every set of nodes that a source may see.
+
+    Args:
+      segment: the network that ran.
+      outputs: the cotangent of the network's outputs, per real leaf; empty for zero.
+      end: a node and the cotangent of its last carry.
+      rows: size of axis r.
+      exact: whether carries go back through dF/dh everywhere; else as the lattice does.
+    """
+
+    def __init__(
+        self,
+        segment: Segment,
+        outputs: Leaves,
+        end: tuple[int, Leaves] | None = None,
+        rows: int = 1,
+        exact: bool = False,
+    ):
+        self.segment, self.plan, self.exact = segment, segment.plan, exact
+        self.sizes = segment.sizes | {"r": rows}
+        self.end = end
+        graph = self.plan.graph
+        self._seeds = segment.distribute(graph.output, self.plan.output, outputs, self.sizes) if outputs else {}
+        self._found: dict[tuple[int, frozenset[int]], tuple[Back | None, dict[int, Leaves]]] = {}
+        self._children: dict[int, list[int]] = {v: [] for v in range(len(graph.nodes))}
+        self._above: list[frozenset[int]] = []
+        for v, vertex in enumerate(graph.nodes):
+            for p in parents(vertex.wire):
+                self._children[p].append(v)
+        for v in reversed(range(len(graph.nodes))):
+            self._above.append(
+                frozenset({v}.union(*(self._above[len(graph.nodes) - 1 - c] for c in self._children[v])))
+            )
+        self._above.reverse()
+
+    def through(self, v: int, kept: frozenset[int]) -> Back | None:
+        """What arrives in node v, and leaves it, where only nodes in ``kept`` pass cotangents on through time."""
+        return self._through(v, kept & self._above[v])[0]
+
+    def _through(self, v: int, kept: frozenset[int]) -> tuple[Back | None, dict[int, Leaves]]:
+        if (v, kept) not in self._found:
+            self._found[v, kept] = self._compute(v, kept)
+        return self._found[v, kept]
+
+    def _compute(self, v: int, kept: frozenset[int]) -> tuple[Back | None, dict[int, Leaves]]:
+        dy: Leaves = list(self._seeds.get(v, []))
+        for w in self._children[v]:
+            part = self._through(w, kept & self._above[w])[1].get(v, [])
+            dy = [add(a, b) for a, b in zip(dy, part, strict=True)] if dy and part else dy or list(part)
+        end = self.end[1] if self.end is not None and self.end[0] == v else []
+        if not end and all(d is None for d in dy):
+            return None, {}
+        node, vertex = self.segment.nodes[v], self.plan.graph.nodes[v]
+        if self.exact:
+            recurrence = "full"
+        elif v in kept:
+            recurrence = "full" if self.plan.full_jacobian(v) else "local"
+        else:
+            recurrence = "none"
+        wanted = bool(parents(vertex.wire))
+        back = node.back(recurrence, dy, end, self.sizes["r"], "input" if wanted else "carry")
+        below = self.segment.distribute(vertex.wire, self.plan.nodes[v].input, back.input, self.sizes) if wanted else {}
+        return back, below
+
+
+def _kept(plan: Plan, k: int) -> frozenset[int]:
+    """The nodes that source k sees through time."""
+    return frozenset({k} | {v for v, source in plan.pairs if source == k})
+
+
+def gradient(segment: Segment, traces: Traces, dy: PyTree, exact: bool) -> list[list[jax.Array]]:
+    """The gradient of the segment's losses, per node and real parameter leaf, in the traces' dtype.
+
+    Args:
+      dy: cotangent of the outputs at every step, in ``jax.grad``'s convention.
+      exact: whether credit inside the segment is exact.
+    """
+    plan = segment.plan
+    leaves: Leaves = [Lifted(leaf, "cb") for leaf in plan.output.split_cotangent(dy)]
+    flow = Flow(segment, leaves, exact=exact)
+    everything = frozenset(range(len(plan.nodes)))
+    found = []
+    for k, node in enumerate(plan.nodes):
+        kept = _kept(plan, k)
+        seen = everything if exact else kept
+        back = flow.through(k, seen)
+        zeros = [jnp.zeros(shape, plan.dtype) for shape in node.params.shapes]
+        if back is None or not plan.trained[k]:
+            found.append(zeros)
+            continue
+        inside = segment.nodes[k].parameters(back, "", flow.sizes)
+        pairs = zip(zeros, inside, strict=True)
+        grads = [zero if x is None else x.value.astype(plan.dtype) for zero, x in pairs]
+        columns = jnp.zeros(plan.columns[k], plan.dtype)
+        for v in sorted(kept):
+            name = plan.name(v, k)
+            through = flow.through(v, seen)
+            if name not in traces or through is None or not through.start:
+                continue
+            start = _vector(segment, v, through.start, "b", flow.sizes)
+            if v == k:
+                for block, trace in zip(plan.own[k], traces[name], strict=True):
+                    if block.kind == "local":
+                        part = _contract_slots(spread(to_grid(start, node.units), block.unit), trace)
+                    else:
+                        part = contract(node, block, start, trace)
+                    _add_columns(node.params, grads, block.leaves, part)
+            else:
+                columns = columns + jnp.einsum("bn,bnp->p", start, traces[name])
+        _add_columns(node.params, grads, plan.trained[k], columns)
+        found.append([grad if i in plan.trained[k] else zeros[i] for i, grad in enumerate(grads)])
+    return found
+
+
+def split_slots(plan: Plan, traces: Traces) -> Traces:
+    """Own local traces as one array (batch, columns) per slot: XLA would copy one (batch, K, columns) every time."""
+    split = dict(traces)
+    for v, blocks in enumerate(plan.own):
+        if plan.name(v, v) in traces:
+            pairs = zip(blocks, traces[plan.name(v, v)], strict=True)
+            rows = [[t[:, k] for k in range(b.rows)] if b.kind == "local" else t for b, t in pairs]
+            split[plan.name(v, v)] = tuple(rows)
+    return split
+
+
+def join_slots(plan: Plan, traces: Traces) -> Traces:
+    """The inverse of ``split_slots``."""
+    joined = dict(traces)
+    for v, blocks in enumerate(plan.own):
+        if plan.name(v, v) in traces:
+            pairs = zip(blocks, traces[plan.name(v, v)], strict=True)
+            joined[plan.name(v, v)] = tuple(jnp.stack(t, axis=1) if b.kind == "local" else t for b, t in pairs)
+    return joined
+
+
+_WRITTEN_OUT = 64
+"""Up to this many examples a sum over them is written out."""
+
+
+def _contract_slots(cotangent: jax.Array, rows: list[jax.Array]) -> jax.Array:
+    """``lambda . S`` of a local trace, summed over the batch: (batch, K, columns) and K times (batch, columns)."""
+    if cotangent.shape[0] > _WRITTEN_OUT:
+        return sum((jnp.einsum("bp,bp->p", cotangent[:, k], row) for k, row in enumerate(rows)), start=jnp.zeros(()))
+    # One pass over the trace: XLA fuses the products of a written-out sum, but not those of a reduction over examples.
+    terms = [cotangent[b, k] * row[b] for k, row in enumerate(rows) for b in range(cotangent.shape[0])]
+    return functools.reduce(jnp.add, terms)
+
+
+def _add_columns(view: RealView, grads: list[jax.Array], leaves: tuple[int, ...], columns: jax.Array) -> None:
+    """Add columns of a trace's contraction to the leaves that they belong to."""
+    start = 0
+    for i in leaves:
+        grads[i] = grads[i] + columns[start : start + view.sizes[i]].reshape(grads[i].shape)
+        start += view.sizes[i]
+
+
+def _vector(segment: Segment, v: int, ct: Leaves, axes: str, sizes: dict[str, int]) -> jax.Array:
+    """A cotangent of node v's carry as one array (*axes, n)."""
+    view, parts = segment.plan.nodes[v].carry, []
+    for leaf, size in zip(ct, view.sizes, strict=True):
+        lead = tuple(sizes[axis] for axis in axes)
+        flat = jnp.zeros((*lead, size), segment.plan.dtype) if leaf is None else broadcast(leaf.flat(), axes, sizes)
+        parts.append(flat.astype(segment.plan.dtype))
+    return jnp.concatenate(parts, axis=-1)
+
+
+def update(segment: Segment, traces: Traces) -> Traces:
+    """All traces, from the segment's start to its end."""
+    plan = segment.plan
+    new: Traces = {}
+    for v, node in enumerate(plan.nodes):
+        own = plan.name(v, v)
+        if own in traces:
+            rows = _slot_rows(segment, v) if any(block.kind == "local" for block in plan.own[v]) else []
+            new[own] = tuple(
+                _own_local(segment, block, trace, rows) if block.kind == "local" else trace
+                for block, trace in zip(plan.own[v], traces[own], strict=True)
+            )
+        dense = [b for b in plan.own[v] if b.kind == "dense"]
+        sources = [k for k in range(v) if (v, k) in plan.pairs]
+        if not dense and not sources:
+            continue
+        n = node.carry.size
+        flow = Flow(segment, [], (v, _unit_vectors(node.carry)), rows=n)
+        if dense:
+            back = flow.through(v, frozenset({v}))
+            influence = _influence(segment, flow, v, v, dense[0].leaves, traces, back)
+            new[own] = tuple(
+                influence if block.kind == "dense" else trace
+                for block, trace in zip(plan.own[v], new[own], strict=True)
+            )
+        for k in sources:
+            back = flow.through(k, _kept(plan, k))
+            new[plan.name(v, k)] = _influence(segment, flow, v, k, plan.trained[k], traces, back)
+    return new
+
+
+def _unit_vectors(view: RealView) -> Leaves:
+    eye = jnp.eye(view.size)
+    parts = view.unflatten(eye)
+    return [Lifted(part.astype(dtype), "r") for part, dtype in zip(parts, view.dtypes, strict=True)]
+
+
+def _influence(
+    segment: Segment, flow: Flow, v: int, k: int, leaves: tuple[int, ...], traces: Traces, back: Back | None
+) -> jax.Array:
+    """Dense rows at the segment's end, (batch, n_v, columns): what was carried in, and what is new."""
+    plan = segment.plan
+    node, sizes, kept = plan.nodes[k], flow.sizes, _kept(plan, k)
+    lead = (sizes["b"], sizes["r"])
+    columns = sum(node.params.sizes[i] for i in leaves)
+    if back is None:
+        total = jnp.zeros((*lead, columns), plan.dtype)
+    else:
+        inside = segment.nodes[k].parameters(back, "rb", sizes)
+        total = jnp.concatenate([_rows(inside[i], node.params.sizes[i], sizes, plan.dtype) for i in leaves], axis=-1)
+    for p in sorted(kept):
+        name = plan.name(p, k)
+        through = flow.through(p, kept) if p <= v else None
+        if name not in traces or through is None or not through.start:
+            continue
+        matrix = jnp.swapaxes(_vector(segment, p, through.start, "rb", sizes), 0, 1)  # (batch, rows, n_p)
+        if p != k:
+            total = total + jnp.einsum("brn,bnp->brp", matrix, traces[name])
+            continue
+        parts = {i: jnp.zeros((*lead, node.params.sizes[i]), plan.dtype) for i in leaves}
+        for block, trace in zip(plan.own[k], traces[name], strict=True):
+            if not set(block.leaves) <= set(leaves):
+                continue
+            rows = jnp.stack(trace, axis=1) if block.kind == "local" else trace
+            part, start = push(node, block, matrix, rows), 0
+            for i in block.leaves:
+                parts[i] = part[..., start : start + node.params.sizes[i]]
+                start += node.params.sizes[i]
+        total = total + jnp.concatenate([parts[i] for i in leaves], axis=-1)
+    return total
+
+
+def _rows(x: Lifted | None, size: int, sizes: dict[str, int], dtype: Any) -> jax.Array:
+    """(batch, rows, size)."""
+    if x is None:
+        return jnp.zeros((sizes["b"], sizes["r"], size), dtype)
+    return jnp.swapaxes(broadcast(x.flat(), "rb", sizes), 0, 1).astype(dtype)
+
+
+class SlotRow(NamedTuple):
+    """What ones on one slot of the last carry find at the segment's start, and of every parameter leaf.
+
+    Attributes:
+      start: (batch, K, units) one row of the product of all D.
+      params: per real parameter leaf, its cotangent with axis b; None for zero.
+    """
+
+    start: jax.Array
+    params: Leaves
+
+
+def _slot_rows(segment: Segment, v: int) -> list[SlotRow]:
+    part, plan = segment.nodes[v], segment.plan
+    node = plan.nodes[v]
+    first = np.cumsum([0, *node.carry.sizes])[:-1]
+    rows = []
+    for slot in range(node.units.slots):
+        ones: Leaves = [
+            Lifted(jnp.ones(shape, dtype)) if node.units.slot[start] == slot else None
+            for start, shape, dtype in zip(first, node.carry.shapes, node.carry.dtypes, strict=True)
+        ]
+        back = part.back("local", [], ones, upto="carry")
+        start = _vector(segment, v, back.start, "b", segment.sizes)
+        rows.append(SlotRow(to_grid(start, node.units), part.parameters(back, "b", segment.sizes)))
+    return rows
+
+
+def _own_local(segment: Segment, block: Block, trace: list[jax.Array], rows: list[SlotRow]) -> list[jax.Array]:
+    """S_end = (product of D) S_start + what each step adds: per slot of a unit one row (batch, columns)."""
+    (leaf,) = block.leaves
+    new = []
+    for row in rows:
+        wide = spread(row.start, block.unit)
+        terms = [wide[:, k] * old for k, old in enumerate(trace)]
+        inside = row.params[leaf]
+        if inside is not None:
+            terms.append(broadcast(inside.flat(), "b", segment.sizes).astype(segment.plan.dtype))
+        new.append(functools.reduce(jnp.add, terms))
+    return new

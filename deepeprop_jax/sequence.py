@@ -1,0 +1,168 @@
+"""Loss and gradient of a sequence: segments of it, one after the other, or its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from deepeprop_jax import lattice, segment
+from deepeprop_jax.cell import PyTree
+from deepeprop_jax.node_segment import Flags
+from deepeprop_jax.plan import Plan
+
+
+class Stream(NamedTuple):
+    """What goes from one segment to the next."""
+
+    carry: PyTree
+    traces: lattice.Traces
+
+
+class Sequence(NamedTuple):
+    """What a sequence is made of.
+
+    Attributes:
+      loss_fn: ``(y_t, target_t) -> scalar`` or ``(scalar, aux)``.
+      has_aux: which of the two.
+      initial_carry: what an example returns to on a reset.
+      xs, targets: (time, ...).
+      flags: (time, batch).
+      loss_dtype: of the loss.
+    """
+
+    loss_fn: Callable[..., Any]
+    has_aux: bool
+    initial_carry: PyTree
+    xs: PyTree
+    targets: PyTree
+    flags: Flags
+    loss_dtype: Any
+
+
+class Result(NamedTuple):
+    """Sums over the steps, aux per step, and what the stream goes on from."""
+
+    loss: jax.Array
+    aux: PyTree
+    grads: list[list[jax.Array]]
+    end: Stream
+
+
+def by_segments(
+    plan: Plan,
+    programs: Any,
+    params: PyTree,
+    start: Stream,
+    sequence: Sequence,
+    length: int,
+    exact: bool,
+) -> Result:
+    """Segments of ``length`` steps, the last one shorter."""
+    ready = segment.prepare(plan, programs, params)
+    loss_and_dy = jax.vmap(_loss_and_dy(sequence))
+
+    def run(sums: tuple[Stream, jax.Array, Any], inputs: Any) -> tuple[tuple[Stream, jax.Array, Any], PyTree]:
+        stream, loss, grads = sums
+        xs, targets, flags = inputs
+        part = segment.Segment(ready, stream.carry, sequence.initial_carry, xs, flags)
+        (values, aux), dy = loss_and_dy(part.outputs, targets)
+        if flags.valid is not None:
+            dy = keep_examples(flags.valid, dy)
+        found = segment.gradient(part, stream.traces, dy, exact)
+        new = Stream(part.carry_end, segment.update(part, stream.traces))
+        return (new, loss + values.sum(), jax.tree.map(jnp.add, grads, found)), aux
+
+    begin = Stream(start.carry, segment.split_slots(plan, start.traces))
+    sums = (begin, jnp.zeros((), sequence.loss_dtype), _zero_gradient(plan))
+    inputs = (sequence.xs, sequence.targets, sequence.flags)
+    steps = jax.tree.leaves(sequence.xs)[0].shape[0]
+    whole = steps // length
+    auxes = []
+    if whole:
+        many = jax.tree.map(lambda leaf: leaf[: whole * length].reshape(whole, length, *leaf.shape[1:]), inputs)
+        if whole == 1:
+            sums, aux = run(sums, jax.tree.map(lambda leaf: leaf[0], many))
+        else:
+            sums, aux = jax.lax.scan(run, sums, many)
+            aux = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux)
+        auxes.append(aux)
+    if steps % length:
+        sums, aux = run(sums, jax.tree.map(lambda leaf: leaf[whole * length :], inputs))
+        auxes.append(aux)
+    end, loss, grads = sums
+    aux = auxes[0] if len(auxes) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *auxes)
+    return Result(loss, aux, grads, Stream(end.carry, segment.join_slots(plan, end.traces)))
+
+
+def by_steps(plan: Plan, params: PyTree, start: Stream, sequence: Sequence) -> Result:
+    """The recursion, one step of the lattice at a time."""
+    loss_and_dy = _loss_and_dy(sequence)
+
+    def body(sums: tuple[Stream, jax.Array, Any], inputs: Any) -> tuple[tuple[Stream, jax.Array, Any], PyTree]:
+        (carry_tm1, traces_tm1), loss, grads = sums
+        x, target, flags = inputs
+        if flags.resets is not None:
+            carry_tm1 = select_examples(flags.resets, sequence.initial_carry, carry_tm1)
+            nothing = jax.tree.map(jnp.zeros_like, traces_tm1)
+            traces_tm1 = lattice.select_examples(flags.resets, nothing, traces_tm1)
+        carry_t, y_t, moments = lattice.forward(plan, params, carry_tm1, x)
+        (value, aux), dy = loss_and_dy(y_t, target)
+        if flags.valid is not None:
+            dy = keep_examples(flags.valid, dy)
+        blocks = lattice.local_blocks(plan, moments)
+        found = lattice.gradient(plan, moments, blocks, traces_tm1, dy)
+        traces_t = lattice.update(plan, moments, blocks, traces_tm1)
+        if flags.valid is not None:
+            carry_t = select_examples(flags.valid, carry_t, carry_tm1)
+            traces_t = lattice.select_examples(flags.valid, traces_t, traces_tm1)
+        return (Stream(carry_t, traces_t), loss + value, jax.tree.map(jnp.add, grads, found)), aux
+
+    sums = (start, jnp.zeros((), sequence.loss_dtype), _zero_gradient(plan))
+    (end, loss, grads), aux = jax.lax.scan(body, sums, (sequence.xs, sequence.targets, sequence.flags))
+    return Result(loss, aux, grads, end)
+
+
+def _loss_and_dy(sequence: Sequence) -> Callable[[PyTree, PyTree], tuple[tuple[jax.Array, PyTree], PyTree]]:
+    """``(y_t, target_t) -> ((loss_t, aux), dL_t/dy_t)``."""
+
+    def with_aux(y: PyTree, target: PyTree) -> tuple[jax.Array, PyTree]:
+        return sequence.loss_fn(y, target) if sequence.has_aux else (sequence.loss_fn(y, target), None)
+
+    return jax.value_and_grad(with_aux, has_aux=True, allow_int=True)
+
+
+def _loss_dtype(sequence: Sequence) -> Any:
+    return sequence.loss_dtype
+
+
+def _zero_gradient(plan: Plan) -> list[list[jax.Array]]:
+    return [[jnp.zeros(shape, plan.dtype) for shape in _leaf_shapes(plan, v)] for v in range(len(plan.nodes))]
+
+
+def _leaf_shapes(plan: Plan, v: int) -> list[tuple[int, ...]]:
+    layers = () if plan.graph.nodes[v].depth is None else (plan.depth(v),)
+    return [(*layers, *shape) for shape in plan.nodes[v].params.shapes]
+
+
+def select_examples(where: jax.Array, values: PyTree, others: PyTree) -> PyTree:
+    """Per example: ``values`` where true, ``others`` elsewhere."""
+    return jax.tree.map(lambda a, b: jnp.where(where.reshape((-1,) + (1,) * (a.ndim - 1)), a, b), values, others)
+
+
+def keep_examples(where: jax.Array, dy: PyTree) -> PyTree:
+    """A cotangent without the examples where ``where`` is false; integer outputs have none (``float0``).
+
+    Args:
+      where: (batch,) or (time, batch).
+      dy: leaves with the same leading axes.
+    """
+
+    def keep(leaf: Any) -> Any:
+        if leaf.dtype == jax.dtypes.float0:
+            return leaf
+        return jnp.where(where.reshape(where.shape + (1,) * (leaf.ndim - where.ndim)), leaf, 0)
+
+    return jax.tree.map(keep, dy)
