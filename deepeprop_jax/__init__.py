@@ -5,6 +5,7 @@ from deepeprop_jax.cell import Cell
 from deepeprop_jax.compare import compare_to_bptt
 from deepeprop_jax.flax_linen import linen_cell
 from deepeprop_jax.flax_nnx import nnx_cell
+from deepeprop_jax.hoisted import hoisted_bptt
 from deepeprop_jax.learner import LearnerState, OnlineLearner
 from deepeprop_jax.network import graph, stack
 from deepeprop_jax.transform import deep_eprop
@@ -17,6 +18,7 @@ __all__ = [
     "compare_to_bptt",
     "deep_eprop",
     "graph",
+    "hoisted_bptt",
     "linen_cell",
     "nnx_cell",
     "stack",

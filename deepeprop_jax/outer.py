@@ -164,5 +164,5 @@ def summed_product(product: Product, lhs: Lifted, rhs: Lifted, keep: str) -> Lif
     operands = [(x.axes + "".join(name), x.value) for x, name in pairs]
     if product.swapped:
         out, operands = out[::-1], operands[::-1]
-    (left, a), (right, b) = operands
-    return Lifted(jnp.einsum(f"{left},{right}->{kept}{''.join(out)}", a, b), kept)
+    (lhs_names, a), (rhs_names, b) = operands
+    return Lifted(jnp.einsum(f"{lhs_names},{rhs_names}->{kept}{''.join(out)}", a, b), kept)

@@ -46,6 +46,7 @@ class Plan(NamedTuple):
       transmitted: the (p, k) whose output influence Y^{p,k} something above needs.
       dtype: of all traces.
       output: view of the network's output, of one example.
+      output_avals: its shapes and dtypes.
     """
 
     graph: Graph
@@ -60,6 +61,7 @@ class Plan(NamedTuple):
     transmitted: frozenset[tuple[int, int]]
     dtype: Any
     output: RealView
+    output_avals: PyTree
 
     def depth(self, v: int) -> int:
         """Number of layers of a node: L of a ``stack(cell, depth=L)``, else 1."""
@@ -132,8 +134,11 @@ def make_plan(
     columns = tuple(sum(n.params.sizes[i] for i in idx) for n, idx in zip(nodes, trained, strict=True))
     dtypes = [dtype for node in nodes for dtype in node.params.dtypes + node.carry.dtypes]
     dtype = jnp.result_type(jnp.float32, *dtypes)
-    output = RealView(_carried("outputs", graph.output, x, outputs))
-    plan = Plan(graph, tuple(nodes), exact, hops, trained, columns, (), (), {}, frozenset(), dtype, output)
+    output_avals = _carried("outputs", graph.output, x, outputs)
+    output = RealView(output_avals)
+    plan = Plan(
+        graph, tuple(nodes), exact, hops, trained, columns, (), (), {}, frozenset(), dtype, output, output_avals
+    )
     own = tuple(_own_blocks(plan, v) for v in range(len(nodes)))
     bands = tuple(_band(plan, v) for v in range(len(nodes)))
     pairs, transmitted = _kept_pairs(plan)

@@ -26,7 +26,7 @@ from deepeprop_jax.node_segment import Back, Flags, Leaves, NodeSegment, paramet
 from deepeprop_jax.plan import Plan
 from deepeprop_jax.real import Parts, RealView
 from deepeprop_jax.trace import Block, contract, push, spread
-from deepeprop_jax.vjp_program import VjpProgram, vjp_program
+from deepeprop_jax.vjp_program import VjpProgram
 
 
 class Prepared(NamedTuple):
@@ -43,11 +43,6 @@ class Prepared(NamedTuple):
     programs: tuple[VjpProgram, ...]
     params: list[Parts]
     values: list[Values]
-
-
-def programs_of(plan: Plan) -> tuple[VjpProgram, ...]:
-    """Trace and split every node's program; once per plan."""
-    return tuple(vjp_program(node) for node in plan.nodes)
 
 
 def prepare(plan: Plan, programs: tuple[VjpProgram, ...], params: PyTree) -> Prepared:
@@ -303,8 +298,8 @@ def update(segment: Segment, traces: Traces) -> Traces:
                 _own_local(segment, block, trace, rows) if block.kind == "local" else trace
                 for block, trace in zip(plan.own[v], traces[own], strict=True)
             )
-        dense = [b for b in plan.own[v] if b.kind == "dense"]
-        sources = [k for k in range(v) if (v, k) in plan.pairs]
+        dense = [b for b in plan.own[v] if b.kind == "dense"] if own in traces else []
+        sources = [k for k in range(v) if plan.name(v, k) in traces]
         if not dense and not sources:
             continue
         n = node.carry.size

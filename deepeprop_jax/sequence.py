@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from deepeprop_jax import lattice, segment
-from deepeprop_jax.cell import PyTree
+from deepeprop_jax import checks, lattice, segment
+from deepeprop_jax.cell import PyTree, assemble
 from deepeprop_jax.node_segment import Flags
 from deepeprop_jax.plan import Plan
 
@@ -40,6 +41,56 @@ class Sequence(NamedTuple):
     targets: PyTree
     flags: Flags
     loss_dtype: Any
+
+
+def make_sequence(
+    plan: Plan,
+    loss_fn: Callable[..., Any],
+    has_aux: bool,
+    initial_carry: PyTree,
+    xs: PyTree,
+    targets: PyTree,
+    resets: jax.Array | None,
+    valid: jax.Array | None,
+) -> Sequence:
+    """Check what a sequence is made of."""
+    length = checks.sequence_length(xs, targets)
+    x, target = jax.tree.map(lambda leaf: leaf[0], (xs, targets))
+    batch = checks.batch_size(initial_carry, x)
+    named = {"resets": resets, "valid": valid}
+    flags = {k: None if f is None else checks.check_flags(f, (length, batch), k) for k, f in named.items()}
+    y = jax.tree.map(lambda aval: jax.ShapeDtypeStruct((batch, *aval.shape), aval.dtype), plan.output_avals)
+    loss = jax.eval_shape(loss_fn, y, target)
+    checks.check_loss(loss, has_aux)
+    return Sequence(loss_fn, has_aux, initial_carry, xs, targets, Flags(**flags), (loss[0] if has_aux else loss).dtype)
+
+
+def choose_length(plan: Plan, batch: int, asked: int | None) -> tuple[int | None, str]:
+    """Steps per segment, and why; None for the lattice, step by step.
+
+    A segment costs one move of every trace, so a long one is cheap in time; it holds its own activations, and, for
+    traces with dense rows, those times the rows.
+    """
+    if any(vertex.depth is not None for vertex in plan.graph.nodes):
+        return None, "a stack(cell, depth=L) runs step by step"
+    if asked is not None:
+        return asked, "as asked"
+    rows = [plan.nodes[v].carry.size for v in _with_dense_rows(plan)]
+    if not rows:
+        return 64, "local rows alone: traces move once per 64 steps, activations of a segment stay in the cache"
+    widest = max(node.carry.size + node.input.size for node in plan.nodes)
+    room = _ROOM // (batch * max(rows) * widest * np.dtype(plan.dtype).itemsize)
+    length = int(np.clip(2 ** int(np.log2(max(1, min(2 * max(rows), room)))), 8, 256))
+    return length, f"dense rows: a trace moves once per segment at {max(rows)} multiply-adds per number"
+
+
+_ROOM = 2**27
+"""Bytes that the cotangents of all dense rows may take inside a segment, roughly."""
+
+
+def _with_dense_rows(plan: Plan) -> list[int]:
+    own = [v for v, blocks in enumerate(plan.own) if any(block.kind == "dense" for block in blocks)]
+    return own + [v for v, _ in plan.pairs]
 
 
 class Result(NamedTuple):
@@ -140,6 +191,15 @@ def _loss_dtype(sequence: Sequence) -> Any:
 
 def _zero_gradient(plan: Plan) -> list[list[jax.Array]]:
     return [[jnp.zeros(shape, plan.dtype) for shape in _leaf_shapes(plan, v)] for v in range(len(plan.nodes))]
+
+
+def as_params(plan: Plan, grads: list[list[jax.Array]]) -> PyTree:
+    """Gradients of real leaves as a pytree like params."""
+    found = []
+    for v, node_grads in enumerate(grads):
+        join, depth = plan.nodes[v].params.join_gradient, plan.graph.nodes[v].depth
+        found.append(join(node_grads) if depth is None else jax.vmap(join, axis_size=depth)(node_grads))
+    return assemble(plan.graph, found)
 
 
 def _leaf_shapes(plan: Plan, v: int) -> list[tuple[int, ...]]:

@@ -9,13 +9,21 @@ import jax
 import jax.numpy as jnp
 
 from deepeprop_jax import checks, lattice
-from deepeprop_jax.cell import PyTree, assemble, graph_of
+from deepeprop_jax.cell import PyTree, graph_of
 from deepeprop_jax.learner import LearnerState, OnlineLearner, Pending
 from deepeprop_jax.network import as_cell
-from deepeprop_jax.node_segment import Flags
-from deepeprop_jax.plan import Plan, make_plan
-from deepeprop_jax.segment import programs_of
-from deepeprop_jax.sequence import Sequence, Stream, by_segments, by_steps, keep_examples, select_examples
+from deepeprop_jax.plan import Plan
+from deepeprop_jax.planner import Planner
+from deepeprop_jax.sequence import (
+    Stream,
+    as_params,
+    by_segments,
+    by_steps,
+    choose_length,
+    keep_examples,
+    make_sequence,
+    select_examples,
+)
 
 
 def deep_eprop(network: Any, *, exact: bool = False, hops: int | None = None, trainable: Any = None) -> OnlineLearner:
@@ -63,25 +71,8 @@ def deep_eprop(network: Any, *, exact: bool = False, hops: int | None = None, tr
     checks.check_options(exact, hops)
     cell = as_cell(network)
     graph = graph_of(cell)
-    plans: dict[Any, Plan] = {}
-
-    programs: dict[int, Any] = {}
-
-    def programs_for(plan: Plan) -> Any:
-        if id(plan) not in programs:
-            programs[id(plan)] = programs_of(plan)
-        return programs[id(plan)]
-
-    def plan_of(params: PyTree, carry: PyTree, x: PyTree) -> Plan:
-        """Analyse once per network and shapes; batched carry and x."""
-        checks.check_nesting(graph, params, "params")
-        checks.check_nesting(graph, carry, "carry")
-        checks.batch_size(carry, x)
-        key = (_avals_key(params), _avals_key(carry), _avals_key(x))
-        if key not in plans:
-            carry_aval, x_aval = _avals(carry, without_batch=True), _avals(x, without_batch=True)
-            plans[key] = make_plan(graph, _avals(params), carry_aval, x_aval, exact, hops, trainable)
-        return plans[key]
+    planner = Planner(graph, exact, hops, trainable)
+    plan_of = planner.plan
 
     def plan_for(params: PyTree, state: LearnerState, x: PyTree) -> Plan:
         """The same, for a state, which is checked."""
@@ -131,7 +122,7 @@ def deep_eprop(network: Any, *, exact: bool = False, hops: int | None = None, tr
         found = lattice.gradient(plan, moments, blocks, state.traces, dy)
         pending_at_all = pending.active.any()
         found = [[jnp.where(pending_at_all, leaf, jnp.nan) for leaf in leaves] for leaves in found]
-        return _as_params(plan, found)
+        return as_params(plan, found)
 
     def value_and_grad(
         loss_fn: Callable[..., Any],
@@ -145,35 +136,21 @@ def deep_eprop(network: Any, *, exact: bool = False, hops: int | None = None, tr
         checks.check_segments(segment_length, within_segment)
 
         def run(params, state, xs, targets, resets=None, valid=None):
-            length = checks.sequence_length(xs, targets)
-            first = jax.tree.map(lambda leaf: leaf[0], (xs, targets))
-            plan = plan_for(params, state, first[0])
-            batch = checks.batch_size(state.carry, first[0])
-            flags = {"resets": resets, "valid": valid}
-            flags = {k: checks.check_flags(f, (length, batch), k) for k, f in flags.items() if f is not None}
-            y = jax.eval_shape(lambda p, c, x: lattice.forward(plan, p, c, x)[1], params, state.carry, first[0])
-            loss_aval = jax.eval_shape(loss_fn, y, first[1])
-            checks.check_loss(loss_aval, has_aux)
+            checks.sequence_length(xs, targets)
+            x = jax.tree.map(lambda leaf: leaf[0], xs)
+            plan = plan_for(params, state, x)
+            sequence = make_sequence(plan, loss_fn, has_aux, state.initial_carry, xs, targets, resets, valid)
             start = Stream(state.carry, flush(plan, state))
-            problem = Sequence(
-                loss_fn,
-                has_aux,
-                state.initial_carry,
-                xs,
-                targets,
-                Flags(**({"resets": None, "valid": None} | flags)),
-                (loss_aval[0] if has_aux else loss_aval).dtype,
-            )
-            if any(vertex.depth is not None for vertex in graph.nodes):
-                results = by_steps(plan, params, start, problem)
+            length, _ = choose_length(plan, checks.batch_size(state.carry, x), segment_length)
+            if length is None:
+                checks.check_no_depth(graph, within_segment)
+                result = by_steps(plan, params, start, sequence)
             else:
-                results = by_segments(
-                    plan, programs_for(plan), params, start, problem, segment_length or 64, within_segment == "exact"
-                )
-            loss, aux, grads, end = results
+                programs = planner.programs(params, state.carry, x)
+                result = by_segments(plan, programs, params, start, sequence, length, within_segment == "exact")
             pending = state.pending._replace(active=jnp.zeros_like(state.pending.active))
-            end_state = LearnerState(end.carry, end.traces, pending, state.initial_carry)
-            return ((((loss, aux) if has_aux else loss), end_state), _as_params(plan, grads))
+            end = LearnerState(result.end.carry, result.end.traces, pending, state.initial_carry)
+            return ((((result.loss, result.aux) if has_aux else result.loss), end), as_params(plan, result.grads))
 
         return run
 
@@ -188,24 +165,6 @@ def deep_eprop(network: Any, *, exact: bool = False, hops: int | None = None, tr
         )
 
     return OnlineLearner(init, step, gradient, value_and_grad, reset, cell, plan_of)
-
-
-def _as_params(plan: Plan, grads: list[list[jax.Array]]) -> PyTree:
-    """Gradients of real leaves as a pytree like params."""
-    found = []
-    for v, node_grads in enumerate(grads):
-        join, depth = plan.nodes[v].params.join_gradient, plan.graph.nodes[v].depth
-        found.append(join(node_grads) if depth is None else jax.vmap(join, axis_size=depth)(node_grads))
-    return assemble(plan.graph, found)
-
-
-def _avals(tree: PyTree, without_batch: bool = False) -> PyTree:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[int(without_batch) :], leaf.dtype), tree)
-
-
-def _avals_key(tree: PyTree) -> Any:
-    leaves, structure = jax.tree.flatten(tree)
-    return structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
 
 
 def _own_copy(tree: PyTree) -> PyTree:

@@ -21,7 +21,7 @@ def relative_errors(seen: Any, needed: Any) -> dict[str, float]:
     """Per leaf |seen - needed| / max(|needed|, 1e-12 x the norm of the whole gradient)."""
     pairs = list(zip(jax.tree.leaves_with_path(needed), jax.tree.leaves(seen), strict=True))
     arrays = [
-        (jax.tree_util.keystr(path), np.asarray(leaf), np.asarray(other))
+        (jax.tree_util.keystr(path), _numbers(leaf), _numbers(other))
         for (path, leaf), other in pairs
         if leaf.dtype != jax.dtypes.float0
     ]
@@ -30,6 +30,10 @@ def relative_errors(seen: Any, needed: Any) -> dict[str, float]:
         name: float(np.linalg.norm(other - leaf) / max(np.linalg.norm(leaf), 1e-12 * whole, 1e-300))
         for name, leaf, other in arrays
     }
+
+
+def _numbers(leaf: Any) -> np.ndarray:
+    return np.asarray(jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
 
 
 def assert_same_gradient(seen: Any, needed: Any, tolerance: float, where: str = "") -> None:

@@ -14,11 +14,15 @@ from tests.zoo import cells, find, networks, problem
 SANDWICHES = [f"sandwich/{name}" for name, cell in cells().items() if len(cell.input_shape) == 1]
 
 
-def library_gradient(p, **options):
-    """Loss and gradient of the library, for any targets."""
+SEGMENT = 5  # of 12 steps: two whole segments and a shorter one
+
+
+def library_gradient(p, segment_length: int | None = SEGMENT, within_segment: str = "eprop", **options):
+    """Loss and gradient of the library, for any targets; as one segment it would compare BPTT with itself."""
     learner = deep_eprop(p.network, **options)
     state = learner.init(p.params, p.carry, jax.tree.map(lambda leaf: leaf[0], p.xs))
-    run = jax.jit(learner.value_and_grad(p.loss_fn))
+    segments = {"segment_length": segment_length, "within_segment": within_segment}
+    run = jax.jit(learner.value_and_grad(p.loss_fn, **segments))
 
     def gradient(targets):
         (loss, _), grads = run(p.params, state, p.xs, targets)

@@ -1,0 +1,66 @@
+"""Backpropagation through time with every weight's work hoisted out of the loop over time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from deepeprop_jax import checks
+from deepeprop_jax.cell import graph_of
+from deepeprop_jax.network import as_cell
+from deepeprop_jax.planner import Planner
+from deepeprop_jax.sequence import Stream, as_params, by_segments, make_sequence
+
+
+def hoisted_bptt(network: Any) -> Callable[..., Any]:
+    """BPTT as the segment engine runs it: one segment, exact, without traces. The gradient is that of ``jax.grad``.
+
+    ``jax.grad`` through ``lax.scan`` adds to a gradient of the size of the weights at every step. Here the loop
+    over time holds only what depends on the carry, node by node, and every weight's gradient is one matrix product over
+    all steps and examples. It is the honest baseline for anything that claims the speed of BPTT.
+
+    *Cost*: memory O(T), as BPTT.
+
+    Args:
+      network: as ``deep_eprop`` takes it, without a ``stack(cell, depth=L)``.
+
+    Returns:
+      ``value_and_grad(loss_fn, *, has_aux=False)`` and it
+      ``run(params, carry, xs, targets, resets=None, valid=None) -> ((loss, carry), grads)``; with ``has_aux``
+      ``(((loss, aux), carry), grads)``. Arguments as for a learner's ``value_and_grad``, with the carry (batch, ...) in
+      place of the state.
+
+    Raises:
+      ValueError, TypeError: as a learner's ``value_and_grad``.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> network = as_cell(nn.GRUCell(features=4))
+    >>> xs = jnp.ones((6, 2, 3), jnp.float32)
+    >>> params, carry = network.init(jax.random.key(0), xs[0])
+    >>> loss_fn = lambda y, target: jnp.mean((y - target) ** 2)
+    >>> (loss, carry), grads = hoisted_bptt(network)(loss_fn)(params, carry, xs, jnp.zeros(6))
+    """
+    graph = graph_of(as_cell(network))
+    planner = Planner(graph, exact=True, hops=0, trainable=None)
+
+    def value_and_grad(loss_fn: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]:
+        if not callable(loss_fn):
+            raise TypeError(f"loss_fn must be a function (y_t, target_t) -> scalar; seen {type(loss_fn).__name__}.")
+
+        def run(params, carry, xs, targets, resets=None, valid=None):
+            checks.check_no_depth(graph, "exact")
+            params, carry = (jax.tree.map(jnp.asarray, tree) for tree in (params, carry))
+            length = checks.sequence_length(xs, targets)
+            x = jax.tree.map(lambda leaf: leaf[0], xs)
+            plan, programs = planner.plan(params, carry, x), planner.programs(params, carry, x)
+            sequence = make_sequence(plan, loss_fn, has_aux, carry, xs, targets, resets, valid)
+            result = by_segments(plan, programs, params, Stream(carry, {}), sequence, length, exact=True)
+            loss = (result.loss, result.aux) if has_aux else result.loss
+            return (loss, result.end.carry), as_params(plan, result.grads)
+
+        return run
+
+    return value_and_grad

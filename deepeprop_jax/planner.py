@@ -1,0 +1,59 @@
+"""Plans of a network, each made once per shapes and kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from deepeprop_jax import checks
+from deepeprop_jax.cell import Graph, PyTree
+from deepeprop_jax.plan import Plan, make_plan
+from deepeprop_jax.vjp_program import VjpProgram, vjp_program
+
+
+class Planner:
+    """Analyses a network once per shapes of its params, carry and input.
+
+    Args:
+      graph: the network.
+      exact, hops, trainable: as given to ``deep_eprop``.
+    """
+
+    def __init__(self, graph: Graph, exact: bool, hops: int | None, trainable: Any):
+        self.graph, self.exact, self.hops, self.trainable = graph, exact, hops, trainable
+        self._plans: dict[Any, Plan] = {}
+        self._programs: dict[Any, tuple[VjpProgram, ...]] = {}
+
+    def plan(self, params: PyTree, carry: PyTree, x: PyTree) -> Plan:
+        """The plan for arrays, or shapes, of a batch."""
+        checks.check_nesting(self.graph, params, "params")
+        checks.check_nesting(self.graph, carry, "carry")
+        checks.batch_size(carry, x)
+        key = _key(params, carry, x)
+        if key not in self._plans:
+            carry_aval, x_aval = _avals(carry, without_batch=True), _avals(x, without_batch=True)
+            arguments = (_avals(params), carry_aval, x_aval, self.exact, self.hops, self.trainable)
+            self._plans[key] = make_plan(self.graph, *arguments)
+        return self._plans[key]
+
+    def programs(self, params: PyTree, carry: PyTree, x: PyTree) -> tuple[VjpProgram, ...]:
+        """Every node's step and VJP, split; nodes alike share theirs."""
+        key = _key(params, carry, x)
+        if key not in self._programs:
+            known: dict[int, VjpProgram] = {}
+            for node in self.plan(params, carry, x).nodes:
+                if id(node.cut) not in known:
+                    known[id(node.cut)] = vjp_program(node)
+            nodes = self.plan(params, carry, x).nodes
+            self._programs[key] = tuple(known[id(node.cut)]._replace(node=node) for node in nodes)
+        return self._programs[key]
+
+
+def _avals(tree: PyTree, without_batch: bool = False) -> PyTree:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[int(without_batch) :], leaf.dtype), tree)
+
+
+def _key(*trees: PyTree) -> Any:
+    leaves, structure = jax.tree.flatten(trees)
+    return structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)

@@ -1,0 +1,179 @@
+"""Segments of C steps give the gradient and the traces of the lattice; exact inside, those of its own oracle."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from deepeprop_jax import deep_eprop, hoisted_bptt
+from deepeprop_jax.node_segment import Flags
+from deepeprop_jax.reference import bptt, segment_oracle
+from deepeprop_jax.sequence import Sequence, Stream, as_params, by_steps
+from tests.gradients import FLOAT64, SAME, assert_same_gradient, relative_errors
+from tests.zoo import cells, networks, problem
+
+STEPS = 20  # C = 3 gives six segments and a shorter one, C = 8 two and a shorter one
+FLAT = [name for name in (*cells(), *networks()) if not name.startswith("depth")]
+MODES = [(False, None), (False, 0), (False, 1), (True, None), (True, 0)]
+FEW = ["linen_lstm", "lru", "alif_refractory", "gru_reset_before", "stack_3", "graph_diamond"]
+
+
+def setup(name: str, exact: bool, hops: int | None, **options):
+    p = problem(name, steps=STEPS, **options)
+    learner = deep_eprop(p.network, exact=exact, hops=hops)
+    return p, learner, learner.init(p.params, p.carry, jax.tree.map(lambda leaf: leaf[0], p.xs))
+
+
+def flags_of(kind: str) -> Flags:
+    """No flags, or random ones, the first and the last step of a segment among them."""
+    if kind == "none":
+        return Flags(None, None)
+    keys = jax.random.split(jax.random.key(0))
+    resets = jax.random.bernoulli(keys[0], 0.15, (STEPS, 3)).at[(0, 3, 8, 16), (0, 1, 2, 0)].set(True)
+    return Flags(resets, jax.random.bernoulli(keys[1], 0.7, (STEPS, 3)).at[(2, 7, 19), (0, 1, 2)].set(False))
+
+
+def check_equals_lattice(
+    name: str, exact: bool, hops: int | None, lengths: tuple[int, ...], kind: str = "none"
+) -> None:
+    p, learner, state = setup(name, exact, hops)
+    plan = learner.plan(p.params, p.carry, jax.tree.map(lambda leaf: leaf[0], p.xs))
+    flags = flags_of(kind)
+
+    def lattice(params, carry, xs, targets):
+        sequence = Sequence(p.loss_fn, False, carry, xs, targets, flags, jnp.dtype(jnp.float64))
+        result = by_steps(plan, params, Stream(carry, state.traces), sequence)
+        return result.loss, result.end, as_params(plan, result.grads)
+
+    loss, end, grads = jax.jit(lattice)(p.params, p.carry, p.xs, p.targets)
+    for length in lengths:
+        run = jax.jit(learner.value_and_grad(p.loss_fn, segment_length=length))
+        (seen_loss, seen), seen_grads = run(p.params, state, p.xs, p.targets, flags.resets, flags.valid)
+        where = f"{name}, exact={exact}, hops={hops}, C={length}"
+        assert jnp.allclose(seen_loss, loss, rtol=FLOAT64), where
+        assert_same_gradient(seen_grads, grads, FLOAT64, where)
+        assert_same_gradient((seen.carry, seen.traces), (end.carry, end.traces), FLOAT64, where)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_segments_equal_the_lattice(name):
+    check_equals_lattice(name, False, None, (3,))
+
+
+@pytest.mark.parametrize(("exact", "hops"), [(False, 0), (False, 1), (True, None), (True, 0)])
+def test_segments_equal_the_lattice_in_every_mode(exact, hops):
+    check_equals_lattice("graph_skip", exact, hops, (8,))
+
+
+@pytest.mark.parametrize("name", ["linen_lstm", "counter_and_key", "stack_3"])
+def test_resets_and_valid_at_any_step_of_a_segment(name):
+    check_equals_lattice(name, False, None, (3,), "random")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FLAT)
+@pytest.mark.parametrize(("exact", "hops"), MODES)
+def test_segments_of_any_length_equal_the_lattice(name, exact, hops):
+    check_equals_lattice(name, exact, hops, (1, 3, 8, STEPS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FLAT)
+def test_resets_and_valid_equal_the_lattice(name):
+    check_equals_lattice(name, False, None, (3, 8), "random")
+    check_equals_lattice(name, True, None, (3,), "random")
+
+
+def check_exact_inside(name: str, hops: int | None, lengths: tuple[int, ...]) -> None:
+    p, learner, state = setup(name, False, hops)
+    for length in lengths:
+        run = jax.jit(learner.value_and_grad(p.loss_fn, segment_length=length, within_segment="exact"))
+        oracle = jax.jit(segment_oracle(p.network, p.loss_fn, p.pairs, segment_length=length, hops=hops))
+        (loss, _), grads = run(p.params, state, p.xs, p.targets)
+        (needed_loss, _), needed = oracle(p.params, p.carry, p.xs, p.targets)
+        assert jnp.allclose(loss, needed_loss, rtol=FLOAT64)
+        assert_same_gradient(grads, needed, FLOAT64, f"{name}, hops={hops}, C={length}, exact inside")
+
+
+@pytest.mark.parametrize(("name", "hops"), [("linen_lstm", None), ("stack_3", 0), ("graph_diamond", None)])
+def test_exact_inside_a_segment_equals_its_oracle(name, hops):
+    check_exact_inside(name, hops, (8,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FLAT)
+@pytest.mark.parametrize("hops", [None, 0, 1])
+def test_exact_inside_segments_of_any_length_equals_its_oracle(name, hops):
+    check_exact_inside(name, hops, (1, 3, 8))
+
+
+def test_longer_segments_with_exact_credit_come_closer_to_bptt():
+    p, learner, state = setup("stack_5_recurrent", False, 0)
+    _, needed = jax.jit(bptt(p.network, p.loss_fn))(p.params, p.carry, p.xs, p.targets)
+
+    def error(length: int, within: str) -> float:
+        run = jax.jit(learner.value_and_grad(p.loss_fn, segment_length=length, within_segment=within))
+        return max(relative_errors(run(p.params, state, p.xs, p.targets)[1], needed).values())
+
+    errors = [error(3, "eprop"), error(3, "exact"), error(STEPS, "exact")]
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < FLOAT64
+
+
+@pytest.mark.parametrize("name", ["linen_gru", "stack_5", "counter_and_key"])
+def test_hoisted_bptt_equals_bptt(name):
+    p = problem(name, steps=STEPS)
+    flags = flags_of("random")
+    run, needed = jax.jit(hoisted_bptt(p.network)(p.loss_fn)), jax.jit(bptt(p.network, p.loss_fn))
+    for arguments in ((), tuple(flags)):
+        (loss, carry), grads = run(p.params, p.carry, p.xs, p.targets, *arguments)
+        (loss_bptt, carry_bptt), grads_bptt = needed(p.params, p.carry, p.xs, p.targets, *arguments)
+        assert jnp.allclose(loss, loss_bptt, rtol=FLOAT64)
+        assert_same_gradient(carry, carry_bptt, FLOAT64, name)
+        assert_same_gradient(grads, grads_bptt, FLOAT64, name)
+
+
+def test_a_stream_of_pieces_in_segments_equals_the_whole():
+    p, learner, state = setup("stack_3", False, None)
+    run = learner.value_and_grad(p.loss_fn, segment_length=4)
+    (loss, whole), grads = jax.jit(run)(p.params, state, p.xs, p.targets)
+    total = jax.tree.map(jnp.zeros_like, grads)
+    seen_loss = 0.0
+    for start, stop in ((0, 7), (7, 9), (9, STEPS)):
+        xs, targets = jax.tree.map(lambda leaf, a=start, b=stop: leaf[a:b], (p.xs, p.targets))
+        (part_loss, state), part = jax.jit(run)(p.params, state, xs, targets)
+        total, seen_loss = jax.tree.map(jnp.add, total, part), seen_loss + part_loss
+    assert jnp.allclose(seen_loss, loss, rtol=SAME)
+    assert_same_gradient(total, grads, 1e-11)
+    assert_same_gradient((state.carry, state.traces), (whole.carry, whole.traces), 1e-11)
+
+
+def test_aux_of_all_segments_and_the_shorter_last_one_is_stacked():
+    p, learner, state = setup("linen_gru", False, None)
+    run = learner.value_and_grad(lambda y, target: (p.loss_fn(y, target), y), segment_length=8, has_aux=True)
+    ((_, ys), _), _ = jax.jit(run)(p.params, state, p.xs, p.targets)
+    apply = jax.vmap(p.network.apply, in_axes=(None, 0, 0))
+    _, needed = jax.lax.scan(lambda carry, x: apply(p.params, carry, x), p.carry, p.xs)
+    assert jnp.allclose(ys, needed, rtol=SAME)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"segment_length": 0}, "at least 1"),
+        ({"segment_length": 2.0}, "integer"),
+        ({"within_segment": "bptt"}, "within_segment"),
+    ],
+)
+def test_options_are_checked(options, message):
+    _, learner, _ = setup("linen_gru", False, None)
+    with pytest.raises((ValueError, TypeError), match=message):
+        learner.value_and_grad(lambda y, target: y.sum(), **options)
+
+
+def test_exact_inside_a_deep_node_is_refused_with_a_remedy():
+    p, learner, state = setup("depth_4", False, None)
+    run = learner.value_and_grad(p.loss_fn, within_segment="exact")
+    with pytest.raises(ValueError, match="Write its layers out"):
+        run(p.params, state, p.xs, p.targets)
