@@ -12,14 +12,16 @@ SOURCES := deepeprop_jax tests experiments configs
 ONE_THREAD := JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 NPROC=1 \
 	XLA_FLAGS="--xla_cpu_multi_thread_eigen=false --xla_cpu_parallel_codegen_split_count=1"
 
-.PHONY: help demo test slow lint format figures wheel clean
+.PHONY: help demo test slow sweep lint format figures bench wheel clean
 
 help:
 	@echo 'make demo     train a 2-layer GRU online on handwritten digits, every rule side by side (3 minutes)'
 	@echo 'make test     lint, types, tests, docstring examples, README code'
 	@echo 'make slow     the tests that take minutes'
+	@echo 'make sweep    segments of every length and mode against the lattice, over the whole zoo (an hour)'
 	@echo 'make format   rewrite the sources in the house style'
 	@echo 'make figures  the demo's tables and the pictures of the README again'
+	@echo 'make bench    time, memory and gradient error against BPTT and other rivals (SUITE=acceptance: 20 minutes)'
 	@echo 'make wheel    build the wheel into dist/'
 	@echo 'make clean    remove .venv and everything generated'
 
@@ -53,6 +55,9 @@ test: lint
 slow: $(VENV)/test
 	$(ONE_THREAD) $(RUN) -m pytest -n $(WORKERS) --dist worksteal -m slow
 
+sweep: $(VENV)/test
+	$(ONE_THREAD) $(RUN) -m pytest -n $(WORKERS) --dist worksteal -m sweep
+
 format: $(VENV)/test
 	$(RUN) -m ruff check --fix $(SOURCES)
 	$(RUN) -m ruff format $(SOURCES)
@@ -61,6 +66,10 @@ figures: $(VENV)/demo
 	$(RUN) -m experiments.draw_lattice
 	JAX_PLATFORMS=cpu $(RUN) -m experiments.demo --out docs
 	$(RUN) -m experiments.readme
+
+SUITE := acceptance
+bench: $(VENV)/demo
+	@$(RUN) -m experiments.benchmarks --suite $(SUITE)
 
 wheel: $(VENV)/test
 	$(RUN) -m build --wheel --no-isolation

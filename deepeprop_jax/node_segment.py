@@ -11,27 +11,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from deepeprop_jax import labels as lb
 from deepeprop_jax import outer
 from deepeprop_jax.cut import Reals
 from deepeprop_jax.jaxprs import Atom, backward_slice, bind, is_variable
-from deepeprop_jax.lifted import Lifted, Rule, Values, add, broadcast, elementwise, pull, scan_back, union
+from deepeprop_jax.lifted import Lifted, Rule, Values, add, broadcast, elementwise, pull, union
 from deepeprop_jax.node import from_grid
 from deepeprop_jax.real import Parts
+from deepeprop_jax.through_time import Carry, Flags, Flow, Leaves, pull_local, through_time
 from deepeprop_jax.trace import spread
 from deepeprop_jax.vjp_program import Pull, VjpProgram
-
-Leaves = list[Lifted | None]
-"""Cotangents of some real leaves; None is a zero."""
-
-
-class Flags(NamedTuple):
-    """(C, batch) booleans, None where all are false (resets) or true (valid)."""
-
-    resets: jax.Array | None
-    valid: jax.Array | None
 
 
 class Back(NamedTuple):
@@ -93,6 +85,8 @@ class NodeSegment:
         self._forward(start, initial)
         self._coefficients: dict[Any, dict[int, Lifted]] = {}
         self._blocks: dict[tuple[int, int], Lifted] | None = None
+        self._slots: list[tuple[Leaves, Leaves]] | None = None
+        self.slots_wanted = False
 
     # --- forward -----------------------------------------------------------------------------------------------------
 
@@ -155,7 +149,8 @@ class NodeSegment:
 
     # --- linear values -----------------------------------------------------------------------------------------------
 
-    def _read(self, atom: Atom) -> Lifted:
+    def read(self, atom: Atom) -> Lifted:
+        """The value, at every step, of anything that does not depend on a cotangent."""
         return self.values.get([atom])[0]
 
     def _ones_pass(self, leaf: int, outputs: Sequence[Atom], rule: Rule) -> Leaves:
@@ -165,7 +160,7 @@ class NodeSegment:
         seed = {program.cotangents[leaf]: Lifted(jnp.ones(shape, dtype))}
         linear = [e for e in program.program.equations if e.outputs[0] in program.linear]
         needed = backward_slice(linear, outputs)
-        return pull(needed, seed, program.linear, self._read, outputs, rule)
+        return pull(needed, seed, program.linear, self.read, outputs, rule)
 
     def coefficients(self, variables: Sequence[Any]) -> list[dict[int, Lifted]]:
         """Per variable, for each carry leaf, d variable / d (that leaf's cotangent of its unit)."""
@@ -208,8 +203,11 @@ class NodeSegment:
             found |= {(r, s): Lifted(row, "cb") for s, row in enumerate(rows) if node.carry.shapes[s] == shape}
         return found
 
-    def _linear_values(self, wanted: Pull, ct: Leaves, coefficients: list[dict[int, Lifted]], read: Any) -> Leaves:
-        """Values of ``wanted`` for a cotangent of the new carry."""
+    def linear_values(self, wanted: Pull, steps: Leaves) -> Leaves:
+        """Values of ``wanted`` at every step, for cotangents of every step's new carry."""
+        return self._evaluate(wanted, steps, self.coefficients(wanted.frontier), self.read)
+
+    def _evaluate(self, wanted: Pull, ct: Leaves, coefficients: list[dict[int, Lifted]], read: Any) -> Leaves:
         program, frontier = self.program, {}
         for variable, own in zip(wanted.frontier, coefficients, strict=True):
             if variable in program.cotangents:
@@ -249,17 +247,15 @@ class NodeSegment:
         dh_t, dh_tm1, du = self._through_output(output, sizes)
         if not self.node.recurrent:
             return Back([], [], output, du)
-        end = end or [None] * len(dh_t)
+        flow = Flow(dh_t, dh_tm1, end or [None] * len(dh_t))
         if recurrence == "none":
             start: Leaves = []
             steps = dh_t
+        elif recurrence == "local" and self.slots_wanted and self._slots is None:
+            (start, steps), *self._slots = self._through_time(recurrence, [flow, *self._slot_flows()], sizes)
         else:
-            start, steps = self._through_time(recurrence, dh_t, dh_tm1, end, sizes)
-        if upto == "input":
-            wanted = self.program.to_input
-            below = self._linear_values(wanted, steps, self.coefficients(wanted.frontier), self._read)
-            du = [add(a, b) for a, b in zip(du, below, strict=True)] if du else below
-        return Back(start, steps, output, du)
+            ((start, steps),) = self._through_time(recurrence, [flow], sizes)
+        return self._down(Back(start, steps, output, du), upto)
 
     def _through_output(self, dy: Leaves, sizes: dict[str, int]) -> tuple[Leaves, Leaves, Leaves]:
         counts = len(self.node.carry.shapes), len(self.node.carry.shapes), len(self.node.input.shapes)
@@ -281,72 +277,77 @@ class NodeSegment:
             full.append(jnp.zeros(shape, like.dtype) if d is None else broadcast(d, axes, sizes).astype(like.dtype))
         return full
 
-    def _through_time(
-        self, recurrence: str, dh_t: Leaves, dh_tm1: Leaves, end: Leaves, sizes: dict[str, int]
-    ) -> tuple[Leaves, Leaves]:
-        program, shapes = self.program, self.node.carry.shapes
-        leaves = range(len(shapes))
-        if recurrence == "local":
-            table: Any = self.blocks()
-            feeds = {(s, r) for r, s in table}
-        else:
-            wanted = program.to_carry
-            coefficients = self.coefficients(wanted.frontier)
-            residuals = dict.fromkeys(
-                a for e in wanted.equations for a in e.inputs if is_variable(a) and a in program.step
+    def _down(self, back: Back, upto: str) -> Back:
+        """Add what the input's cotangent gets from the new carry's."""
+        if upto != "input":
+            return back
+        below = self.linear_values(self.program.to_input, back.steps)
+        return back._replace(input=[add(a, b) for a, b in zip(back.input, below, strict=True)] if back.input else below)
+
+    def slots(self) -> list[tuple[Leaves, Leaves]]:
+        """Per slot of a unit, for ones on that slot of the last carry: the cotangents at the start and at every step.
+
+        They never leave their unit, so this holds dh_end/dh_t of every unit. Run in one loop with the loss's, if any.
+        """
+        if self._slots is None:
+            self._slots = self._through_time("local", self._slot_flows(), self.sizes)
+        return self._slots
+
+    def _slot_flows(self) -> list[Flow]:
+        node = self.node
+        nothing: Leaves = [None] * len(node.carry.shapes)
+        first = [sum(node.carry.sizes[:i]) for i in range(len(node.carry.sizes))]
+        return [
+            Flow(
+                nothing,
+                nothing,
+                [
+                    Lifted(jnp.ones(shape, dtype)) if node.units.slot[start] == slot else None
+                    for start, shape, dtype in zip(first, node.carry.shapes, node.carry.dtypes, strict=True)
+                ],
             )
-            names = list(residuals)
-            table = (coefficients, self.values.get(names))
-            feeds = {(s, r) for r in leaves for s in leaves}
-        flags = tuple(None if f is None else Lifted(f, "cb") for f in self.flags)
-        given = [x for x in (*dh_t, *dh_tm1, *end) if x is not None]
-        alive = {i for i in leaves if any(group[i] is not None for group in (dh_t, dh_tm1, end))}
-        for _ in leaves:
-            alive |= {s for s, r in feeds if r in alive}
-        read = [x for x in jax.tree.leaves((table, flags), is_leaf=_is_lifted) if isinstance(x, Lifted)]
-        axes = union(*(x.axes for x in (*given, *read))).replace("c", "")
-        dtypes = [jnp.result_type(*(x.value for x in given), dtype) for dtype in self.node.carry.dtypes]
-        zeros = {i: jnp.zeros((*(sizes[a] for a in axes), *shapes[i]), dtypes[i]) for i in alive}
+            for slot in range(node.units.slots)
+        ]
 
-        def start_value(i: int) -> jax.Array:
-            x = end[i]
-            return zeros[i] if x is None else broadcast(x, axes, sizes).astype(dtypes[i])
+    def back_slot(self, slot: int) -> Back:
+        """``back`` through D for ones on a slot of the last carry; no further than to the carry."""
+        return Back(*self.slots()[slot], [], [])
 
-        def body(carry: dict[int, jax.Array], step: Any) -> tuple[dict[int, jax.Array], dict[int, jax.Array]]:
-            now, past, table, (resets, valid) = step
-            after = {i: Lifted(x, axes) for i, x in carry.items()}
-            total = {i: add(x, now[i]) for i, x in after.items()}
-            if valid is not None:
-                total = {i: _masked(valid, x) for i, x in total.items()}
-            ct = [total.get(i) for i in leaves]
-            if recurrence == "local":
-                there = [(r, x) for r, x in enumerate(ct) if x is not None]
-                pulled = [
-                    add(*(elementwise(jnp.multiply, table[r, s], x) for r, x in there if (r, s) in table))
-                    for s in leaves
-                ]
-            else:
-                residual = dict(zip(names, table[1], strict=True))
-                pulled = self._linear_values(
-                    program.to_carry, ct, table[0], lambda a: residual[a] if a in residual else self.values.read(a)
-                )
-            new = {i: add(pulled[i], past[i]) for i in carry}
-            if valid is not None:
-                new = {i: add(x, _masked(_not(valid), after[i])) for i, x in new.items()}
-            if resets is not None:
-                new = {i: _masked(_not(resets), x) for i, x in new.items()}
+    def back_units(self, upto: str) -> Back:
+        """``back`` through D for every unit vector on the last carry, one per row: ones on a slot, each in its unit."""
+        node = self.node
+        ends = np.cumsum([0, *node.carry.sizes])
+        rows: list[Leaves] = [[], []]
+        for leaf, shape in enumerate(node.carry.shapes):
+            unit = node.units.unit[ends[leaf] : ends[leaf + 1]]
+            own = node.units.unit[:, None] == unit[None]
+            for which in (0, 1):
+                terms = []
+                for slot, found in enumerate(self.slots()):
+                    mask = (own & (node.units.slot == slot)[:, None]).reshape(-1, *shape)
+                    value = found[which][leaf]
+                    if value is not None:
+                        terms.append(elementwise(lambda m, x: jnp.where(m, x, 0), Lifted(mask, "r"), value))
+                rows[which].append(add(*terms))
+        return self._down(Back(rows[0], rows[1], [], []), upto)
 
-            def whole(values: dict[int, Lifted | None]) -> dict[int, jax.Array]:
-                pairs = values.items()
-                return {i: zeros[i] if x is None else broadcast(x, axes, sizes).astype(dtypes[i]) for i, x in pairs}
+    def _through_time(self, recurrence: str, flows: list[Flow], sizes: dict[str, int]) -> list[tuple[Leaves, Leaves]]:
+        carry = Carry(self.node.carry.shapes, self.node.carry.dtypes)
+        leaves = range(len(carry.shapes))
+        if recurrence == "local":
+            blocks = self.blocks()
+            return through_time(pull_local, blocks, set(blocks), flows, self.flags, carry, sizes)
+        wanted = self.program.to_carry
+        read = (a for e in wanted.equations for a in e.inputs if is_variable(a) and a in self.program.step)
+        names = list(dict.fromkeys(read))
+        table = (self.coefficients(wanted.frontier), self.values.get(names))
 
-            return whole(new), whole(total)
+        def pull_full(ct: Leaves, now: Any) -> Leaves:
+            residual = dict(zip(names, now[1], strict=True))
+            return self._evaluate(wanted, ct, now[0], lambda a: residual[a] if a in residual else self.values.read(a))
 
-        first, steps = scan_back(
-            body, {i: start_value(i) for i in sorted(alive)}, (dh_t, dh_tm1, table, flags), self.sizes["c"]
-        )
-        wrap = [Lifted(first[i], axes) if i in alive else None for i in leaves]
-        return wrap, [Lifted(steps[i], "c" + axes) if i in alive else None for i in leaves]
+        everywhere = {(r, s) for r in leaves for s in leaves}
+        return through_time(pull_full, table, everywhere, flows, self.flags, carry, sizes)
 
     # --- parameters --------------------------------------------------------------------------------------------------
 
@@ -355,8 +356,8 @@ class NodeSegment:
         found: Leaves = [None] * len(self.program.params)
         if self.node.recurrent:
             wanted = self.program.to_params
-            deltas = self._linear_values(wanted, back.steps, self.coefficients(wanted.frontier), self._read)
-            found = outer.sums(self.program.cuts, deltas, self._read, self.program.linear, keep)
+            deltas = self.linear_values(wanted, back.steps)
+            found = outer.sums(self.program.cuts, deltas, self.read, self.program.linear, keep)
         if "params" not in self.node.cut.output_uses or all(d is None for d in back.output):
             return found
         return [add(a, b) for a, b in zip(found, self._output_parameters(back.output, keep, sizes), strict=True)]
@@ -392,24 +393,8 @@ def inputs_batch(inputs: Parts) -> int:
     return (inputs.real + inputs.other)[0].shape[1]
 
 
-def _is_lifted(x: Any) -> bool:
-    return isinstance(x, Lifted)
-
-
 def _choose(where: jax.Array, values: list[jax.Array], others: list[jax.Array]) -> list[jax.Array]:
     def choose(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.where(where.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
 
     return [choose(a, b) for a, b in zip(values, others, strict=True)]
-
-
-def _not(flag: Lifted) -> Lifted:
-    return flag.map(jnp.logical_not)
-
-
-def _masked(flag: Lifted, x: Lifted | None) -> Lifted | None:
-    """x where the example's flag is set, zero elsewhere."""
-    if x is None:
-        return None
-    wide = flag.map(lambda f: f.reshape(*f.shape, *(1,) * len(x.shape)))
-    return elementwise(lambda f, v: jnp.where(f, v, 0), wide, x)

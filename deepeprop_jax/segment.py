@@ -11,21 +11,21 @@ nodes pass on what their output owes to its own step.
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from deepeprop_jax.cell import PyTree, assemble, connect, parents, select
 from deepeprop_jax.lattice import Traces
 from deepeprop_jax.lifted import Lifted, Values, add, broadcast
 from deepeprop_jax.node import to_grid
-from deepeprop_jax.node_segment import Back, Flags, Leaves, NodeSegment, parameter_values
+from deepeprop_jax.node_segment import Back, NodeSegment, parameter_values
 from deepeprop_jax.plan import Plan
 from deepeprop_jax.real import Parts, RealView
-from deepeprop_jax.trace import Block, contract, push, spread
+from deepeprop_jax.slots import advance_slot, contract_slots, over_leaf, stack_slots
+from deepeprop_jax.through_time import Flags, Leaves
+from deepeprop_jax.trace import Block, contract, push
 from deepeprop_jax.vjp_program import VjpProgram
 
 
@@ -68,6 +68,7 @@ class Segment:
             start, origin = (node.carry.split(select(tree, vertex.path)) for tree in (carry, initial))
             u = node.input.split(connect(vertex.wire, xs, outputs))
             part = NodeSegment(ready.programs[v], ready.params[v], ready.values[v], start, u, origin, flags)
+            part.slots_wanted = any(block.kind == "local" for block in plan.own[v])
             self.nodes.append(part)
             outputs[v] = node.output.join(*part.outputs)
         ends = [node.carry.join(*part.carry_end) for node, part in zip(plan.nodes, self.nodes, strict=True)]
@@ -125,7 +126,7 @@ class Flow:
     Args:
       segment: the network that ran.
       outputs: the cotangent of the network's outputs, per real leaf; empty for zero.
-      end: a node and the cotangent of its last carry.
+      end: a node, and unit vectors on its last carry.
       rows: size of axis r.
       exact: whether carries go back through dF/dh everywhere; else as the lattice does.
     """
@@ -180,7 +181,11 @@ class Flow:
         else:
             recurrence = "none"
         wanted = bool(parents(vertex.wire))
-        back = node.back(recurrence, dy, end, self.sizes["r"], "input" if wanted else "carry")
+        upto = "input" if wanted else "carry"
+        if recurrence == "local" and end:
+            back = node.back_units(upto)
+        else:
+            back = node.back(recurrence, dy, end, self.sizes["r"], upto)
         below = self.segment.distribute(vertex.wire, self.plan.nodes[v].input, back.input, self.sizes) if wanted else {}
         return back, below
 
@@ -219,56 +224,23 @@ def gradient(segment: Segment, traces: Traces, dy: PyTree, exact: bool) -> list[
             through = flow.through(v, seen)
             if name not in traces or through is None or not through.start:
                 continue
-            start = _vector(segment, v, through.start, "b", flow.sizes)
+            start = vector(segment, v, through.start, "b", flow.sizes)
             if v == k:
                 for block, trace in zip(plan.own[k], traces[name], strict=True):
                     if block.kind == "local":
-                        part = _contract_slots(spread(to_grid(start, node.units), block.unit), trace)
+                        wide = over_leaf(to_grid(start, node.units), block, node.params.shapes[block.leaves[0]])
+                        part = contract_slots(wide, trace)
                     else:
                         part = contract(node, block, start, trace)
-                    _add_columns(node.params, grads, block.leaves, part)
+                    add_columns(node.params, grads, block.leaves, part)
             else:
                 columns = columns + jnp.einsum("bn,bnp->p", start, traces[name])
-        _add_columns(node.params, grads, plan.trained[k], columns)
+        add_columns(node.params, grads, plan.trained[k], columns)
         found.append([grad if i in plan.trained[k] else zeros[i] for i, grad in enumerate(grads)])
     return found
 
 
-def split_slots(plan: Plan, traces: Traces) -> Traces:
-    """Own local traces as one array (batch, columns) per slot: XLA would copy one (batch, K, columns) every time."""
-    split = dict(traces)
-    for v, blocks in enumerate(plan.own):
-        if plan.name(v, v) in traces:
-            pairs = zip(blocks, traces[plan.name(v, v)], strict=True)
-            rows = [[t[:, k] for k in range(b.rows)] if b.kind == "local" else t for b, t in pairs]
-            split[plan.name(v, v)] = tuple(rows)
-    return split
-
-
-def join_slots(plan: Plan, traces: Traces) -> Traces:
-    """The inverse of ``split_slots``."""
-    joined = dict(traces)
-    for v, blocks in enumerate(plan.own):
-        if plan.name(v, v) in traces:
-            pairs = zip(blocks, traces[plan.name(v, v)], strict=True)
-            joined[plan.name(v, v)] = tuple(jnp.stack(t, axis=1) if b.kind == "local" else t for b, t in pairs)
-    return joined
-
-
-_WRITTEN_OUT = 64
-"""Up to this many examples a sum over them is written out."""
-
-
-def _contract_slots(cotangent: jax.Array, rows: list[jax.Array]) -> jax.Array:
-    """``lambda . S`` of a local trace, summed over the batch: (batch, K, columns) and K times (batch, columns)."""
-    if cotangent.shape[0] > _WRITTEN_OUT:
-        return sum((jnp.einsum("bp,bp->p", cotangent[:, k], row) for k, row in enumerate(rows)), start=jnp.zeros(()))
-    # One pass over the trace: XLA fuses the products of a written-out sum, but not those of a reduction over examples.
-    terms = [cotangent[b, k] * row[b] for k, row in enumerate(rows) for b in range(cotangent.shape[0])]
-    return functools.reduce(jnp.add, terms)
-
-
-def _add_columns(view: RealView, grads: list[jax.Array], leaves: tuple[int, ...], columns: jax.Array) -> None:
+def add_columns(view: RealView, grads: list[jax.Array], leaves: tuple[int, ...], columns: jax.Array) -> None:
     """Add columns of a trace's contraction to the leaves that they belong to."""
     start = 0
     for i in leaves:
@@ -276,7 +248,7 @@ def _add_columns(view: RealView, grads: list[jax.Array], leaves: tuple[int, ...]
         start += view.sizes[i]
 
 
-def _vector(segment: Segment, v: int, ct: Leaves, axes: str, sizes: dict[str, int]) -> jax.Array:
+def vector(segment: Segment, v: int, ct: Leaves, axes: str, sizes: dict[str, int]) -> jax.Array:
     """A cotangent of node v's carry as one array (*axes, n)."""
     view, parts = segment.plan.nodes[v].carry, []
     for leaf, size in zip(ct, view.sizes, strict=True):
@@ -341,7 +313,7 @@ def _influence(
         through = flow.through(p, kept) if p <= v else None
         if name not in traces or through is None or not through.start:
             continue
-        matrix = jnp.swapaxes(_vector(segment, p, through.start, "rb", sizes), 0, 1)  # (batch, rows, n_p)
+        matrix = jnp.swapaxes(vector(segment, p, through.start, "rb", sizes), 0, 1)  # (batch, rows, n_p)
         if p != k:
             total = total + jnp.einsum("brn,bnp->brp", matrix, traces[name])
             continue
@@ -349,7 +321,7 @@ def _influence(
         for block, trace in zip(plan.own[k], traces[name], strict=True):
             if not set(block.leaves) <= set(leaves):
                 continue
-            rows = jnp.stack(trace, axis=1) if block.kind == "local" else trace
+            rows = stack_slots(trace) if block.kind == "local" else trace
             part, start = push(node, block, matrix, rows), 0
             for i in block.leaves:
                 parts[i] = part[..., start : start + node.params.sizes[i]]
@@ -378,30 +350,21 @@ class SlotRow(NamedTuple):
 
 
 def _slot_rows(segment: Segment, v: int) -> list[SlotRow]:
-    part, plan = segment.nodes[v], segment.plan
-    node = plan.nodes[v]
-    first = np.cumsum([0, *node.carry.sizes])[:-1]
+    part, node = segment.nodes[v], segment.plan.nodes[v]
     rows = []
     for slot in range(node.units.slots):
-        ones: Leaves = [
-            Lifted(jnp.ones(shape, dtype)) if node.units.slot[start] == slot else None
-            for start, shape, dtype in zip(first, node.carry.shapes, node.carry.dtypes, strict=True)
-        ]
-        back = part.back("local", [], ones, upto="carry")
-        start = _vector(segment, v, back.start, "b", segment.sizes)
+        back = part.back_slot(slot)
+        start = vector(segment, v, back.start, "b", segment.sizes)
         rows.append(SlotRow(to_grid(start, node.units), part.parameters(back, "b", segment.sizes)))
     return rows
 
 
 def _own_local(segment: Segment, block: Block, trace: list[jax.Array], rows: list[SlotRow]) -> list[jax.Array]:
-    """S_end = (product of D) S_start + what each step adds: per slot of a unit one row (batch, columns)."""
+    """S_end = (product of D) S_start + what each step adds: per slot of a unit one row (batch, *leaf)."""
     (leaf,) = block.leaves
     new = []
     for row in rows:
-        wide = spread(row.start, block.unit)
-        terms = [wide[:, k] * old for k, old in enumerate(trace)]
         inside = row.params[leaf]
-        if inside is not None:
-            terms.append(broadcast(inside.flat(), "b", segment.sizes).astype(segment.plan.dtype))
-        new.append(functools.reduce(jnp.add, terms))
+        added = None if inside is None else broadcast(inside, "b", segment.sizes).astype(segment.plan.dtype)
+        new.append(advance_slot(over_leaf(row.start, block, trace[0].shape[1:]), trace, added))
     return new

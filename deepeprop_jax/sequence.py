@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepeprop_jax import checks, lattice, segment
+from deepeprop_jax import checks, lattice, segment, slots
 from deepeprop_jax.cell import PyTree, assemble
-from deepeprop_jax.node_segment import Flags
 from deepeprop_jax.plan import Plan
+from deepeprop_jax.through_time import Flags
 
 
 class Stream(NamedTuple):
@@ -65,23 +65,37 @@ def make_sequence(
     return Sequence(loss_fn, has_aux, initial_carry, xs, targets, Flags(**flags), (loss[0] if has_aux else loss).dtype)
 
 
-def choose_length(plan: Plan, batch: int, asked: int | None) -> tuple[int | None, str]:
-    """Steps per segment, and why; None for the lattice, step by step.
+class Length(NamedTuple):
+    """Steps per segment (None: the lattice, step by step), and why."""
+
+    steps: int | None
+    reason: str
+
+
+def choose_length(plan: Plan, batch: int, steps: int, asked: int | None) -> Length:
+    """How long segments are.
 
     A segment costs one move of every trace, so a long one is cheap in time; it holds its own activations, and, for
-    traces with dense rows, those times the rows.
+    traces with dense rows, those times the rows. A length that divides the sequence saves compiling a shorter last one.
+
+    Args:
+      steps: length of the sequence.
+      asked: as given by the user.
     """
     if any(vertex.depth is not None for vertex in plan.graph.nodes):
-        return None, "a stack(cell, depth=L) runs step by step"
+        return Length(None, "a stack(cell, depth=L) runs step by step")
     if asked is not None:
-        return asked, "as asked"
+        return Length(asked, "as asked")
     rows = [plan.nodes[v].carry.size for v in _with_dense_rows(plan)]
-    if not rows:
-        return 64, "local rows alone: traces move once per 64 steps, activations of a segment stay in the cache"
-    widest = max(node.carry.size + node.input.size for node in plan.nodes)
-    room = _ROOM // (batch * max(rows) * widest * np.dtype(plan.dtype).itemsize)
-    length = int(np.clip(2 ** int(np.log2(max(1, min(2 * max(rows), room)))), 8, 256))
-    return length, f"dense rows: a trace moves once per segment at {max(rows)} multiply-adds per number"
+    if rows:
+        widest = max(node.carry.size + node.input.size for node in plan.nodes)
+        room = _ROOM // (batch * max(rows) * widest * np.dtype(plan.dtype).itemsize)
+        longest = int(np.clip(min(2 * max(rows), room), 8, 128))
+        reason = f"a trace with dense rows moves once a segment, at {max(rows)} multiply-adds a number"
+    else:
+        longest, reason = 64, "traces of local rows move once a segment, whose activations fit the cache"
+    fitting = [length for length in range(longest // 2, longest + 1) if length and steps % length == 0]
+    return Length(max(fitting, default=longest), reason)
 
 
 _ROOM = 2**27
@@ -122,11 +136,16 @@ def by_segments(
         (values, aux), dy = loss_and_dy(part.outputs, targets)
         if flags.valid is not None:
             dy = keep_examples(flags.valid, dy)
-        found = segment.gradient(part, stream.traces, dy, exact)
-        new = Stream(part.carry_end, segment.update(part, stream.traces))
+        traces = stream.traces
+        if flags.resets is not None:  # by where, so that nothing of what a trace held can spread
+            traces = slots.without_examples(flags.resets[0], traces)
+        found = segment.gradient(part, traces, dy, exact)
+        if flags.resets is not None:
+            traces = slots.without_examples(flags.resets.any(axis=0), traces)
+        new = Stream(part.carry_end, segment.update(part, traces))
         return (new, loss + values.sum(), jax.tree.map(jnp.add, grads, found)), aux
 
-    begin = Stream(start.carry, segment.split_slots(plan, start.traces))
+    begin = Stream(start.carry, slots.split_slots(plan, start.traces))
     sums = (begin, jnp.zeros((), sequence.loss_dtype), _zero_gradient(plan))
     inputs = (sequence.xs, sequence.targets, sequence.flags)
     steps = jax.tree.leaves(sequence.xs)[0].shape[0]
@@ -145,7 +164,7 @@ def by_segments(
         auxes.append(aux)
     end, loss, grads = sums
     aux = auxes[0] if len(auxes) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *auxes)
-    return Result(loss, aux, grads, Stream(end.carry, segment.join_slots(plan, end.traces)))
+    return Result(loss, aux, grads, Stream(end.carry, slots.join_slots(plan, end.traces)))
 
 
 def by_steps(plan: Plan, params: PyTree, start: Stream, sequence: Sequence) -> Result:

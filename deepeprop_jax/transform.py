@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from deepeprop_jax import checks, lattice
+from deepeprop_jax import checks, lattice, stream
 from deepeprop_jax.cell import PyTree, graph_of
 from deepeprop_jax.learner import LearnerState, OnlineLearner, Pending
 from deepeprop_jax.network import as_cell
 from deepeprop_jax.plan import Plan
 from deepeprop_jax.planner import Planner
+from deepeprop_jax.segment import Segment
 from deepeprop_jax.sequence import (
     Stream,
     as_params,
@@ -95,12 +96,19 @@ def deep_eprop(network: Any, *, exact: bool = False, hops: int | None = None, tr
         pending = Pending(_own_copy(params), _own_copy(carry), _own_copy(x), jnp.zeros(batch, bool))
         return LearnerState(_own_copy(carry), traces, pending, _own_copy(carry))
 
+    def pending_step(plan: Plan, pending: Pending) -> Segment:
+        return stream.pending_step(plan, planner.programs(pending.params, pending.carry, pending.x), pending)
+
     def flush(plan: Plan, state: LearnerState) -> lattice.Traces:
         """Apply the pending trace update, at the parameters of its step."""
-        pending = state.pending
-        moments = lattice.forward(plan, pending.params, pending.carry, pending.x)[2]
-        traces = lattice.update(plan, moments, lattice.local_blocks(plan, moments), state.traces)
-        return lattice.select_examples(pending.active, traces, state.traces)
+        pending, traces = state.pending, None
+        if not stream.applies(plan) or any(block.kind == "dense" for blocks in plan.own for block in blocks):
+            moments = lattice.forward(plan, pending.params, pending.carry, pending.x)[2]
+            moved = lattice.update(plan, moments, lattice.local_blocks(plan, moments), state.traces)
+            traces = lattice.select_examples(pending.active, moved, state.traces)
+        if traces is None or stream.applies(plan):
+            traces = stream.update(pending_step(plan, pending), pending.active, state.traces, traces)
+        return traces
 
     def step(params: PyTree, state: LearnerState, x: PyTree) -> tuple[LearnerState, PyTree]:
         plan = plan_for(params, state, x)
@@ -115,11 +123,15 @@ def deep_eprop(network: Any, *, exact: bool = False, hops: int | None = None, tr
         pending = state.pending
         if not isinstance(pending.active, jax.core.Tracer) and not pending.active.any():
             raise ValueError("No step is pending in this state. Call learner.step first, then learner.gradient.")
-        _, y, moments = lattice.forward(plan, pending.params, pending.carry, pending.x)
-        dy = checks.check_cotangent(dy, y)
-        blocks = lattice.local_blocks(plan, moments)
-        dy = keep_examples(pending.active, dy)
-        found = lattice.gradient(plan, moments, blocks, state.traces, dy)
+        if stream.applies(plan):
+            now = pending_step(plan, pending)
+            y = jax.tree.map(lambda leaf: leaf[0], now.outputs)
+            dy = keep_examples(pending.active, checks.check_cotangent(dy, y))
+            found = stream.gradient(now, state.traces, dy)
+        else:
+            _, y, moments = lattice.forward(plan, pending.params, pending.carry, pending.x)
+            dy = keep_examples(pending.active, checks.check_cotangent(dy, y))
+            found = lattice.gradient(plan, moments, lattice.local_blocks(plan, moments), state.traces, dy)
         pending_at_all = pending.active.any()
         found = [[jnp.where(pending_at_all, leaf, jnp.nan) for leaf in leaves] for leaves in found]
         return as_params(plan, found)
@@ -136,12 +148,12 @@ def deep_eprop(network: Any, *, exact: bool = False, hops: int | None = None, tr
         checks.check_segments(segment_length, within_segment)
 
         def run(params, state, xs, targets, resets=None, valid=None):
-            checks.sequence_length(xs, targets)
+            steps = checks.sequence_length(xs, targets)
             x = jax.tree.map(lambda leaf: leaf[0], xs)
             plan = plan_for(params, state, x)
             sequence = make_sequence(plan, loss_fn, has_aux, state.initial_carry, xs, targets, resets, valid)
             start = Stream(state.carry, flush(plan, state))
-            length, _ = choose_length(plan, checks.batch_size(state.carry, x), segment_length)
+            length = choose_length(plan, checks.batch_size(state.carry, x), steps, segment_length).steps
             if length is None:
                 checks.check_no_depth(graph, within_segment)
                 result = by_steps(plan, params, start, sequence)

@@ -18,9 +18,20 @@ import numpy as np
 
 from deepeprop_jax import labels as lb
 from deepeprop_jax.cut import Others, Reals
-from deepeprop_jax.jaxprs import Atom, Equation, Program, Variable, backward_slice, dependents, is_variable, trace
+from deepeprop_jax.jaxprs import (
+    Atom,
+    Equation,
+    Program,
+    Variable,
+    backward_slice,
+    dependents,
+    evaluate,
+    is_variable,
+    trace,
+)
 from deepeprop_jax.node import Node
 from deepeprop_jax.outer import Cuts, find_cuts
+from deepeprop_jax.unconcatenate import unconcatenate
 
 _LOOPED = frozenset(
     ["dot_general", "conv_general_dilated", "scan", "while", "cond", "sort", "random_bits", "cumsum", "cumprod"]
@@ -93,17 +104,20 @@ class VjpProgram(NamedTuple):
 def vjp_program(node: Node) -> VjpProgram:
     """Trace and split a node's step and VJP. Cost: as ``analyse_node``."""
     views = (node.params, node.carry, node.input)
+    reals = [[jax.ShapeDtypeStruct(*leaf) for leaf in zip(v.shapes, v.dtypes, strict=True)] for v in views]
+    others = tuple(view.other_avals for view in views)
+    primal = unconcatenate(trace(node.cut.next_carry_parts, *reals, others))
 
     def step(p: Reals, h: Reals, u: Reals, others: Others, ct: Reals):
         def next_carry(p: Reals, h: Reals, u: Reals):
-            parts = node.cut.next_carry_parts(p, h, u, others)
-            return parts.real, parts.other
+            leaves = zip(primal.inputs, jax.tree.leaves((p, h, u, others)), strict=True)
+            outputs = evaluate(primal.equations, {**primal.constants, **dict(leaves)}, primal.outputs)
+            return outputs[: len(h)], outputs[len(h) :]
 
         h_t, vjp, other = jax.vjp(next_carry, p, h, u, has_aux=True)
         return h_t, other, *vjp(ct)
 
-    reals = [[jax.ShapeDtypeStruct(*leaf) for leaf in zip(v.shapes, v.dtypes, strict=True)] for v in views]
-    program = trace(step, *reals, tuple(view.other_avals for view in views), reals[1])
+    program = trace(step, *reals, others, reals[1])
     counts = [len(view.shapes) for view in views] + [len(view.other_avals) for view in views]
     groups = _cut_list(program.inputs, counts)
     params, carry, inputs, params_other, carry_other, input_other, cotangents = groups

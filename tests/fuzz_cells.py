@@ -207,8 +207,9 @@ def grow_cell(rng: np.random.Generator, spec: PyTree, forward: bool, name: str, 
 
     def output_fn(p: PyTree, carry_t: PyTree, carry_tm1: PyTree, x: PyTree) -> jax.Array:
         values = named(carry_tm1, x) | dict(zip(keys, jax.tree.leaves(carry_t), strict=True))
-        if shared:
-            values |= {name: run(state.lines, p, named(carry_tm1, x))[name] for name in shared}
+        if shared:  # computed on the way to the new carry: what lies behind another of its leaves is a function of that
+            way = run(state.lines, p, named(carry_tm1, x) | dict(zip(new, jax.tree.leaves(carry_t), strict=True)))
+            values |= {name: way[name] for name in shared}
         return run(output.lines, p, values)[y]
 
     def apply(p: PyTree, carry_tm1: PyTree, x: PyTree) -> tuple[PyTree, jax.Array]:

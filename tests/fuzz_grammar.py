@@ -31,9 +31,9 @@ class Line(NamedTuple):
 
 
 def run(lines: list[Line], params: Mapping[str, jax.Array], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of all names of a program."""
+    """Values of all names of a program; a name that has its value already keeps it."""
     values = dict(values)
-    for line in lines:
+    for line in (line for line in lines if line.target not in values):
         weights, arguments = (params[key] for key in line.weights), (values[key] for key in line.arguments)
         values[line.target] = line.function(*weights, *arguments)
     return values

@@ -7,15 +7,13 @@ import jax.numpy as jnp
 import pytest
 
 from deepeprop_jax import deep_eprop, hoisted_bptt
-from deepeprop_jax.node_segment import Flags
 from deepeprop_jax.reference import bptt, segment_oracle
 from deepeprop_jax.sequence import Sequence, Stream, as_params, by_steps
+from deepeprop_jax.through_time import Flags
 from tests.gradients import FLOAT64, SAME, assert_same_gradient, relative_errors
-from tests.zoo import cells, networks, problem
+from tests.zoo import problem
 
 STEPS = 20  # C = 3 gives six segments and a shorter one, C = 8 two and a shorter one
-FLAT = [name for name in (*cells(), *networks()) if not name.startswith("depth")]
-MODES = [(False, None), (False, 0), (False, 1), (True, None), (True, 0)]
 FEW = ["linen_lstm", "lru", "alif_refractory", "gru_reset_before", "stack_3", "graph_diamond"]
 
 
@@ -71,20 +69,6 @@ def test_resets_and_valid_at_any_step_of_a_segment(name):
     check_equals_lattice(name, False, None, (3,), "random")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FLAT)
-@pytest.mark.parametrize(("exact", "hops"), MODES)
-def test_segments_of_any_length_equal_the_lattice(name, exact, hops):
-    check_equals_lattice(name, exact, hops, (1, 3, 8, STEPS))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FLAT)
-def test_resets_and_valid_equal_the_lattice(name):
-    check_equals_lattice(name, False, None, (3, 8), "random")
-    check_equals_lattice(name, True, None, (3,), "random")
-
-
 def check_exact_inside(name: str, hops: int | None, lengths: tuple[int, ...]) -> None:
     p, learner, state = setup(name, False, hops)
     for length in lengths:
@@ -99,13 +83,6 @@ def check_exact_inside(name: str, hops: int | None, lengths: tuple[int, ...]) ->
 @pytest.mark.parametrize(("name", "hops"), [("linen_lstm", None), ("stack_3", 0), ("graph_diamond", None)])
 def test_exact_inside_a_segment_equals_its_oracle(name, hops):
     check_exact_inside(name, hops, (8,))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FLAT)
-@pytest.mark.parametrize("hops", [None, 0, 1])
-def test_exact_inside_segments_of_any_length_equals_its_oracle(name, hops):
-    check_exact_inside(name, hops, (1, 3, 8))
 
 
 def test_longer_segments_with_exact_credit_come_closer_to_bptt():

@@ -1,0 +1,49 @@
+"""Time, compile time, memory and gradient error of this library and its rivals.
+
+    python -m experiments.benchmarks --suite acceptance --rounds 7 --out results/benchmarks
+
+Writes a JSON, a table in Markdown and a picture for each suite, as it goes; Ctrl-C keeps what is known by then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+
+def fix_threads(threads: int) -> None:
+    """Let this process compute with so many threads; before JAX is imported, which reads it once.
+
+    XLA takes the number of its threads from the processors that the process may run on.
+    """
+    if threads == 1:
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
+    os.environ["NPROC"] = str(threads)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status (130 after Ctrl-C)."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("--suite", nargs="+", default=["acceptance"], help="one or more, or 'all'")
+    parser.add_argument(
+        "--rounds", "--runs", type=int, default=7, help="timed runs of every rival, in turn (default 7)"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder for the results")
+    options = parser.parse_args(arguments)
+    fix_threads(options.threads)
+    from experiments.benchmarks.run import run_suites
+    from experiments.benchmarks.suites import SUITES
+
+    wanted = list(SUITES) if "all" in options.suite else options.suite
+    if unknown := [name for name in wanted if name not in SUITES]:
+        parser.error(f"no suite {', '.join(unknown)}; there are: all, {', '.join(SUITES)}")
+    return run_suites({name: SUITES[name] for name in wanted}, options.rounds, options.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""The rivals: name -> how the gradient of a problem is computed.
+
+Each is a pure function ``run(params, start, xs, targets) -> (loss, grads, end)``. ``end`` is what a stream would go on
+from, and a result, so that no compiler drops the traces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from deepeprop_jax import OnlineLearner, deep_eprop, hoisted_bptt
+from deepeprop_jax.reference import bptt, checkpointed_bptt, forward_rtrl, truncated_bptt
+from deepeprop_jax.sequence import Stream, as_params, by_steps, make_sequence
+from experiments.benchmarks import peer
+from experiments.benchmarks.problems import Problem, squared_error
+
+STREAM_RATE = 1e-6
+
+
+class Rival(NamedTuple):
+    """One way to the gradient.
+
+    Attributes:
+      run: ``run(params, start, xs, targets) -> (loss, grads, end)``.
+      start: ``start(params, carry, xs) -> start``: the carry, or a learner's state.
+      gives_gradient: whether ``grads`` is the gradient at ``params`` (it is not where they change on the way).
+    """
+
+    run: Callable[..., Any]
+    start: Callable[..., Any] = lambda params, carry, xs: carry
+    gives_gradient: bool = True
+
+    def arguments(self, problem: Problem) -> tuple:
+        """What ``run`` takes."""
+        params, carry, xs, targets = problem.data()
+        return params, self.start(params, carry, xs), xs, targets
+
+
+def _backward(make: Callable[..., Any], problem: Problem, **options: Any) -> Rival:
+    compute = make(problem.network(), squared_error, **options)
+
+    def run(params: Any, carry: Any, xs: Any, targets: Any) -> tuple:
+        (loss, end), grads = compute(params, carry, xs, targets)
+        return loss, grads, end
+
+    return Rival(run)
+
+
+def _hoisted(problem: Problem) -> Rival:
+    return _backward(lambda network, loss_fn: hoisted_bptt(network)(loss_fn), problem)
+
+
+def _started(learner: OnlineLearner, run: Callable[..., Any], **options: Any) -> Rival:
+    return Rival(run, lambda params, carry, xs: learner.init(params, carry, xs[0]), **options)
+
+
+def _segments(problem: Problem, within: str = "eprop", length: int | None = None, **options: Any) -> Rival:
+    """The engine: segments of C steps."""
+    learner = deep_eprop(problem.network(), **options)
+    compute = learner.value_and_grad(squared_error, segment_length=length or problem.segment, within_segment=within)
+
+    def run(params: Any, state: Any, xs: Any, targets: Any) -> tuple:
+        (loss, state), grads = compute(params, state, xs, targets)
+        # All else in the state is a copy of an argument.
+        return loss, grads, (state.carry, state.traces)
+
+    return _started(learner, run)
+
+
+def _lattice(problem: Problem, **options: Any) -> Rival:
+    """The recursion as it is written, one step of the lattice at a time."""
+    learner = deep_eprop(problem.network(), **options)
+
+    def run(params: Any, state: Any, xs: Any, targets: Any) -> tuple:
+        plan = learner.plan(params, state.carry, xs[0])
+        steps = make_sequence(plan, squared_error, False, state.initial_carry, xs, targets, None, None)
+        result = by_steps(plan, params, Stream(state.carry, state.traces), steps)
+        return result.loss, as_params(plan, result.grads), result.end
+
+    return _started(learner, run)
+
+
+def _stream(problem: Problem, descend: bool = False, **options: Any) -> Rival:
+    """A step and its gradient, one after the other: the gradients are summed, or each taken as a step of descent."""
+    learner = deep_eprop(problem.network(), **options)
+    loss_and_dy = jax.value_and_grad(squared_error)
+
+    def run(params: Any, state: Any, xs: Any, targets: Any) -> tuple:
+        def body(loop: tuple, inputs: tuple) -> tuple[tuple, None]:
+            state, loss, sums = loop
+            x, target = inputs
+            now = sums if descend else params
+            state, y = learner.step(now, state, x)
+            value, dy = loss_and_dy(y, target)
+            grads = learner.gradient(now, state, dy)
+            scale = -STREAM_RATE if descend else 1
+            return (state, loss + value, jax.tree.map(lambda a, g: a + scale * g, sums, grads)), None
+
+        sums = params if descend else jax.tree.map(jnp.zeros_like, params)
+        (state, loss, sums), _ = jax.lax.scan(body, (state, jnp.zeros(()), sums), (xs, targets))
+        return loss, sums, (state.carry, state.traces)
+
+    return _started(learner, run, gives_gradient=not descend)
+
+
+RIVALS: dict[str, Callable[[Problem], Rival]] = {
+    "BPTT": partial(_backward, bptt),
+    "BPTT, hoisted": _hoisted,
+    "BPTT, checkpointed": lambda problem: _backward(checkpointed_bptt, problem, segment_length=problem.segment),
+    "BPTT, truncated": lambda problem: _backward(truncated_bptt, problem, k=problem.segment),
+    "jacfwd": partial(_backward, forward_rtrl),
+    "hops=0": partial(_segments, hops=0),
+    "hops=0, exact inside": partial(_segments, within="exact", hops=0),
+    "all hops": _segments,
+    "all hops, exact inside": partial(_segments, within="exact"),
+    "exact": partial(_segments, exact=True),
+    "hops=0, C = 1": partial(_segments, length=1, hops=0),
+    "all hops, C = 1": partial(_segments, length=1),
+    "exact, C = 1": partial(_segments, length=1, exact=True),
+    "hops=0, lattice": partial(_lattice, hops=0),
+    "all hops, lattice": _lattice,
+    "exact, lattice": partial(_lattice, exact=True),
+    "stream, hops=0": partial(_stream, hops=0),
+    "stream, hops=0, descent": partial(_stream, descend=True, hops=0),
+    "stream, all hops": _stream,
+    "stream, exact": partial(_stream, exact=True),
+    "braintrace D_RTRL": lambda problem: Rival(peer.gradient(problem, "d_rtrl")),
+    "braintrace D_RTRL, windows": lambda problem: Rival(peer.gradient(problem, "d_rtrl", windows=True)),
+    "braintrace ES_D_RTRL": lambda problem: Rival(peer.gradient(problem, "es_d_rtrl", decay_or_rank=0.9)),
+}
+
+
+def missing(name: str, problem: Problem) -> str | None:
+    """Why a rival cannot run here; None where it can."""
+    if not name.startswith("braintrace"):
+        return None
+    return peer.missing(problem)

@@ -1,0 +1,126 @@
+"""The suites: which problems, which rivals, and what the picture is drawn against."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from experiments.benchmarks.measure import HOISTED, REFERENCE, Comparison
+from experiments.benchmarks.problems import Problem
+
+BACKWARD = (REFERENCE, HOISTED, "BPTT, checkpointed", "BPTT, truncated")
+ENGINE = ("hops=0", "hops=0, exact inside")
+PEER = ("braintrace D_RTRL", "braintrace D_RTRL, windows", "braintrace ES_D_RTRL")
+
+
+class Suite(NamedTuple):
+    """Comparisons that answer one question.
+
+    Attributes:
+      title: the question.
+      comparisons: in the order in which they run.
+      picture: what its picture shows: a ratio to BPTT, or one of ``temporary_bytes`` and ``compile_cpu``.
+      against: the fields of ``Problem`` that it is drawn against, a panel for each; bars per comparison without any.
+    """
+
+    title: str
+    comparisons: tuple[Comparison, ...]
+    picture: str = "ratio"
+    against: tuple[str, ...] = ()
+
+
+def _acceptance() -> tuple[Comparison, ...]:
+    of_cell = {"leaky tanh": (128, 256), "GRU": (128,), "LSTM": (128,), "OptimizedLSTM": (128,), "LRU": (128,)}
+    found = []
+    for batch in (16, 1):
+        for cell, sizes in (of_cell | {"ALIF": (128,)}).items():
+            for features in sizes:
+                peer = PEER if cell == "leaky tanh" and features == 256 and batch == 16 else ()
+                found.append(Comparison(Problem(cell, features, batch=batch), (*BACKWARD, *ENGINE, *peer)))
+    return tuple(found)
+
+
+def _length() -> tuple[Comparison, ...]:
+    rivals = (*BACKWARD, *ENGINE, "all hops", "exact")
+    lengths = (256, 1024, 4096, 16_384, 65_536)
+    return tuple(
+        Comparison(Problem("GRU", 32, steps=steps, batch=4), rivals, timed=steps <= 4096, rounds=5) for steps in lengths
+    )
+
+
+def _exact() -> tuple[Comparison, ...]:
+    engine = ("exact", "all hops", "all hops, exact inside")
+    steps = ("exact, C = 1", "exact, lattice", "all hops, lattice")
+    base = Problem("leaky tanh", 64, steps=512, segment=256, batch=8)
+    sizes = (
+        base,
+        base._replace(batch=1, segment=128),
+        base._replace(features=128, batch=1),
+    )
+    return (
+        *(Comparison(problem, (REFERENCE, HOISTED, *engine)) for problem in sizes),
+        # Against the lattice, short sequences: it is the slow one.
+        *(
+            Comparison(problem._replace(steps=64, segment=16), (REFERENCE, *engine, *steps), rounds=5)
+            for problem in sizes
+        ),
+        Comparison(
+            base._replace(steps=32, batch=1, segment=16), (REFERENCE, "exact", "exact, lattice", "jacfwd"), rounds=5
+        ),
+    )
+
+
+def _stream() -> tuple[Comparison, ...]:
+    rivals = (
+        REFERENCE,
+        HOISTED,
+        "hops=0",
+        "stream, hops=0",
+        "stream, hops=0, descent",
+        "hops=0, C = 1",
+        "hops=0, lattice",
+    )
+    small = Problem("leaky tanh", 32, batch=1, steps=128, segment=16)
+    return (
+        *(Comparison(Problem("leaky tanh", 128, batch=batch), rivals) for batch in (16, 1)),
+        Comparison(Problem("GRU", 128, batch=16), rivals),
+        Comparison(small, (REFERENCE, "stream, hops=0", "stream, all hops", "stream, exact")),
+    )
+
+
+def _sweep() -> tuple[Comparison, ...]:
+    base = Problem("leaky tanh", 128, steps=256)
+    changes: dict[str, tuple[int, ...]] = {
+        "steps": (128, 512, 1024),
+        "features": (32, 64, 256),
+        "layers": (1, 4, 8),
+        "batch": (1, 4, 64),
+        "segment": (8, 16, 32, 128, 256),
+    }
+    problems = [base, *(base._replace(**{field: size}) for field, sizes in changes.items() for size in sizes)]
+    return tuple(Comparison(problem, (REFERENCE, HOISTED, *ENGINE), rounds=5) for problem in problems)
+
+
+def _compile() -> tuple[Comparison, ...]:
+    rivals = (REFERENCE, HOISTED, *ENGINE, "all hops", "exact")
+    base = Problem("GRU", 64, steps=256, batch=8)
+    problems = [base, *(base._replace(layers=layers) for layers in (1, 4))]
+    problems += [base._replace(cell=cell) for cell in ("leaky tanh", "LSTM", "OptimizedLSTM", "LRU", "ALIF")]
+    return tuple(Comparison(problem, rivals, timed=False, compiles=5) for problem in problems)
+
+
+def _million() -> tuple[Comparison, ...]:
+    million = Problem("leaky tanh", 64, steps=1_000_000, batch=1, inputs=8)
+    return (Comparison(million, ENGINE[:1], rounds=1),)
+
+
+SWEPT = ("steps", "features", "layers", "batch", "segment")
+SUITES: dict[str, Suite] = {
+    "acceptance": Suite("Time of a gradient, own-node traces, against BPTT", _acceptance()),
+    "exact": Suite("Exact mode and all hops against the lattice and forward mode", _exact()),
+    "stream": Suite("A gradient after every step", _stream()),
+    "sweep": Suite("Time against the sizes, one changed at a time", _sweep(), "ratio", SWEPT),
+    "length": Suite("Temporary memory against the length of the sequence", _length(), "temporary_bytes", ("steps",)),
+    "compile": Suite("Compile time", _compile(), "compile_cpu"),
+    "million": Suite("A million steps", _million()),
+    "machine": Suite("The machine", ()),
+}
