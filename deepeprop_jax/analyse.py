@@ -11,6 +11,7 @@ from deepeprop_jax.cell import PyTree
 from deepeprop_jax.cost import Cost, cost_of
 from deepeprop_jax.learner import OnlineLearner
 from deepeprop_jax.plan import Plan
+from deepeprop_jax.sequence import Length, choose_length
 from deepeprop_jax.transform import deep_eprop
 
 
@@ -62,11 +63,12 @@ class NodeReport(NamedTuple):
 
 
 class ModeReport(NamedTuple):
-    """One mode of ``deep_eprop`` and its cost per step."""
+    """One mode of ``deep_eprop``, its cost per step, and the segments that ``value_and_grad`` chooses for it."""
 
     exact: bool
     hops: int | None
     cost: Cost
+    segment: Length
 
     @property
     def name(self) -> str:
@@ -99,12 +101,15 @@ class Analysis(NamedTuple):
                 _bytes(m.cost.pending_bytes),
                 _bytes(m.cost.peak_bytes),
                 _count(m.cost.multiply_adds),
+                str(m.segment.steps or 1),
             )
             for m in self.modes
         ]
-        heads = ("mode", "traces", "pending step", "peak (estimate)", "multiply-adds a step")
-        lines.append(f"cost of one step, batch {self.batch}:")
-        return "\n".join(lines + _table(heads, costs))
+        heads = ("mode", "traces", "pending step", "peak (estimate)", "multiply-adds a step", "steps a segment")
+        lines.append(f"cost of one step on its own, batch {self.batch}, and the longest segments that are chosen:")
+        lines += _table(heads, costs)
+        lines += dict.fromkeys(f"segments of {m.segment.steps or 1}: {m.segment.reason}" for m in self.modes)
+        return "\n".join(lines)
 
 
 def analyse(network: Any, params: PyTree, carry: PyTree, x: PyTree, *, trainable: Any = None) -> Analysis:
@@ -139,16 +144,16 @@ def analyse(network: Any, params: PyTree, carry: PyTree, x: PyTree, *, trainable
     def plan_of(exact: bool, hops: int | None) -> Plan:
         return deep_eprop(cell, exact=exact, hops=hops, trainable=trainable).plan(params, carry, x)
 
-    local, exact = plan_of(False, None), plan_of(True, None)
+    local, exact, batch = plan_of(False, None), plan_of(True, None), jax.tree.leaves(x)[0].shape[0]
     nodes = tuple(_node_report(local, exact, v) for v in range(len(local.nodes)))
     hops = _useful_hops(local)
     modes = []
     for is_exact in (True, False):
         for m in hops:
             plan = (exact if is_exact else local) if m is None else plan_of(is_exact, m)
-            cost = cost_of(plan, params, carry, x, jax.tree.leaves(x)[0].shape[0])
-            modes.append(ModeReport(is_exact, m, cost))
-    return Analysis(nodes, tuple(modes), jax.tree.leaves(x)[0].shape[0])
+            cost = cost_of(plan, params, carry, x, batch)
+            modes.append(ModeReport(is_exact, m, cost, choose_length(plan, batch)))
+    return Analysis(nodes, tuple(modes), batch)
 
 
 def _useful_hops(plan: Plan) -> list[int | None]:

@@ -103,12 +103,29 @@ class Gradient(Protocol):
 class ValueAndGrad(Protocol):
     """Loss and gradient of a sequence, forward in time."""
 
-    def __call__(self, loss_fn: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]:
-        """Turn a loss per step into a function that runs a sequence.
+    def __call__(
+        self,
+        loss_fn: Callable[..., Any],
+        *,
+        segment_length: int | None = None,
+        within_segment: str = "eprop",
+        has_aux: bool = False,
+    ) -> Callable[..., Any]:
+        """Turn a loss per step into a function that runs a sequence, in segments that move the traces once each.
+
+        With ``within_segment="eprop"`` the gradient is that of the learner, whatever the segments' length: as if every
+        step moved the traces. With ``"exact"`` credit inside a segment is exact, and the traces carry it across: the
+        sum over segments of the gradient of that segment's loss, with deep e-prop before the segment alone.
+
+        *Cost*: one segment's activations, and a trace's move per segment. Traces with dense rows also pull that many
+        cotangents back through each segment.
 
         Args:
           loss_fn: ``loss_fn(y_t, target_t) -> scalar`` on the batched output of one step; with ``has_aux``,
             ``-> (scalar, aux)``.
+          segment_length: C, steps per segment; the last one may be shorter. None chooses it from the analysis; a
+            ``stack(cell, depth=L)`` always runs step by step.
+          within_segment: "eprop" or "exact".
           has_aux: whether loss_fn returns an auxiliary output.
 
         Returns:
@@ -121,6 +138,9 @@ class ValueAndGrad(Protocol):
             (its loss is still in the value: mask that by weights in targets). Its x must be finite: pad with zeros.
 
           Memory: constant in time, but for xs, targets and aux.
+
+        Raises:
+          ValueError: "exact" with a ``stack(cell, depth=L)``; an option out of range; shapes that do not fit.
         """
         ...
 

@@ -72,14 +72,14 @@ class Length(NamedTuple):
     reason: str
 
 
-def choose_length(plan: Plan, batch: int, steps: int, asked: int | None) -> Length:
+def choose_length(plan: Plan, batch: int, steps: int | None = None, asked: int | None = None) -> Length:
     """How long segments are.
 
     A segment costs one move of every trace, so a long one is cheap in time; it holds its own activations, and, for
     traces with dense rows, those times the rows. A length that divides the sequence saves compiling a shorter last one.
 
     Args:
-      steps: length of the sequence.
+      steps: length of the sequence, where it is known.
       asked: as given by the user.
     """
     if any(vertex.depth is not None for vertex in plan.graph.nodes):
@@ -94,7 +94,7 @@ def choose_length(plan: Plan, batch: int, steps: int, asked: int | None) -> Leng
         reason = f"a trace with dense rows moves once a segment, at {max(rows)} multiply-adds a number"
     else:
         longest, reason = 64, "traces of local rows move once a segment, whose activations fit the cache"
-    fitting = [length for length in range(longest // 2, longest + 1) if length and steps % length == 0]
+    fitting = [length for length in range(longest // 2, longest + 1) if steps and length and steps % length == 0]
     return Length(max(fitting, default=longest), reason)
 
 

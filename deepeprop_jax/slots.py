@@ -52,7 +52,7 @@ def without_examples(where: jax.Array, traces: Traces) -> Traces:
     return jax.tree.map(lambda t: jnp.where(where.reshape(-1, *(1,) * (t.ndim - 1)), 0, t), traces)
 
 
-WRITTEN_OUT = 64
+WRITTEN_OUT = 32
 """Up to this many examples a sum over them is written out."""
 
 

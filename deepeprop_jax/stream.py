@@ -177,7 +177,8 @@ def _advance(
     axis = _unit_axis(block, shape)
     if isinstance(addition, Outer):
         if axis is not None and shape[0] > 1:
-            return _advance_in_place((shape[0], shape[1]), axis, recurrence, addition, trace)
+            # The carry may have other units too, of leaves of another shape.
+            return _advance_in_place((shape[0], shape[1]), axis, recurrence[..., : shape[axis]], addition, trace)
         addition = (addition.left[..., :, None] * addition.right[..., None, :]).reshape(trace.shape)
     wide = spread(recurrence, block.unit)
     rows = [_sum([wide[:, r, k] * trace[:, k] for k in range(block.rows)]) for r in range(block.rows)]

@@ -192,8 +192,8 @@ def candidate(problem: Problem, exact: bool, hops: int | None) -> tuple[jax.Arra
     """Loss and gradient of a problem by the library."""
     learner = deepeprop_jax.deep_eprop(problem.network, exact=exact, hops=hops)
     state = learner.init(problem.params, problem.carry, problem.xs[0])
-    # Two to four steps a segment: three segments or more, the last one often shorter.
-    segment_length = 2 + problem.xs.shape[0] % 3 if problem.xs.shape[0] > 8 else 2
+    # Three segments or more, the last one shorter where T is 7 or 11.
+    segment_length = {6: 2, 7: 3, 8: 2, 9: 3, 10: 2, 11: 4, 12: 4}.get(problem.xs.shape[0], 2)
     (value, _), grads = _run(learner.value_and_grad(problem.loss_fn, segment_length=segment_length), problem, state)
     return value, grads
 

@@ -14,7 +14,7 @@ from tests.zoo import cells, find, networks, problem
 SANDWICHES = [f"sandwich/{name}" for name, cell in cells().items() if len(cell.input_shape) == 1]
 
 
-SEGMENT = 5  # of 12 steps: two whole segments and a shorter one
+SEGMENT = 4  # of 12 steps: three segments, and one program for all of them
 
 
 def library_gradient(p, segment_length: int | None = SEGMENT, within_segment: str = "eprop", **options):

@@ -134,7 +134,7 @@ def test_resets_and_valid(name, exact):
         if exact
         else stop_gradient_oracle(p.network, p.loss_fn, p.pairs, localise=True, hops=None)
     )
-    run, reference = jax.jit(learner.value_and_grad(p.loss_fn)), jax.jit(oracle)
+    run, reference = jax.jit(learner.value_and_grad(p.loss_fn, segment_length=4)), jax.jit(oracle)
     random = np.random.default_rng(0)
     resets, valid = jnp.asarray(random.random((12, 3)) < 0.2), jnp.asarray(random.random((12, 3)) < 0.7)
     resets = resets.at[0, 1].set(True)
