@@ -72,7 +72,9 @@ class Length(NamedTuple):
     reason: str
 
 
-def choose_length(plan: Plan, batch: int, steps: int | None = None, asked: int | None = None) -> Length:
+def choose_length(
+    plan: Plan, batch: int, steps: int | None = None, asked: int | None = None, within: str = "eprop"
+) -> Length:
     """How long segments are.
 
     A segment costs one move of every trace, so a long one is cheap in time; it holds its own activations, and, for
@@ -81,12 +83,15 @@ def choose_length(plan: Plan, batch: int, steps: int | None = None, asked: int |
     Args:
       steps: length of the sequence, where it is known.
       asked: as given by the user.
+      within: the user's ``within_segment``.
     """
     if any(vertex.depth is not None for vertex in plan.graph.nodes):
         return Length(None, "a stack(cell, depth=L) runs step by step")
+    rows = [plan.nodes[v].carry.size for v in _with_dense_rows(plan)]
+    if asked == 1 and rows and within == "eprop":
+        return Length(None, "segments of one step are the lattice, which moves dense rows faster")
     if asked is not None:
         return Length(asked, "as asked")
-    rows = [plan.nodes[v].carry.size for v in _with_dense_rows(plan)]
     if rows:
         widest = max(node.carry.size + node.input.size for node in plan.nodes)
         room = _ROOM // (batch * max(rows) * widest * np.dtype(plan.dtype).itemsize)

@@ -153,9 +153,10 @@ def deep_eprop(network: Any, *, exact: bool = False, hops: int | None = None, tr
             plan = plan_for(params, state, x)
             sequence = make_sequence(plan, loss_fn, has_aux, state.initial_carry, xs, targets, resets, valid)
             start = Stream(state.carry, flush(plan, state))
-            length = choose_length(plan, checks.batch_size(state.carry, x), steps, segment_length).steps
+            checks.check_no_depth(graph, within_segment)
+            batch = checks.batch_size(state.carry, x)
+            length = choose_length(plan, batch, steps, segment_length, within_segment).steps
             if length is None:
-                checks.check_no_depth(graph, within_segment)
                 result = by_steps(plan, params, start, sequence)
             else:
                 programs = planner.programs(params, state.carry, x)

@@ -35,7 +35,7 @@ def squared_error(y: jax.Array, target: jax.Array) -> jax.Array:
 def relative_errors(cell: type[nn.RNNCellBase], options: dict[str, Any]) -> np.ndarray:
     """‖g − g_BPTT‖ / ‖g_BPTT‖ of each recurrent layer, mean over the seeds."""
     learner = deep_eprop(stack(cell(features=UNITS), cell(features=UNITS), nn.Dense(OUTPUTS)), **options)
-    online = jax.jit(learner.value_and_grad(squared_error))
+    online = jax.jit(learner.value_and_grad(squared_error, segment_length=1))
     backward = jax.jit(bptt(learner.network, squared_error))
     errors = []
     for seed in range(SEEDS):

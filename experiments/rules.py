@@ -46,7 +46,8 @@ def online(network: Cell, loss_fn: LossFn, **options: Any) -> Rule:
 
     def gradient(params: PyTree, carry: PyTree, xs: PyTree, targets: PyTree) -> tuple[jax.Array, PyTree]:
         state = learner.init(params, carry, jax.tree.map(lambda leaf: leaf[0], xs))
-        (loss, _), grads = learner.value_and_grad(loss_fn)(params, state, xs, targets)
+        # Every step moves the traces: sequences this short would be one segment, which goes back through its steps.
+        (loss, _), grads = learner.value_and_grad(loss_fn, segment_length=1)(params, state, xs, targets)
         return loss, grads
 
     def trace_bytes(params: PyTree, carry: PyTree, x: PyTree) -> int:
