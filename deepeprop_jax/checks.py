@@ -192,13 +192,18 @@ def check_segments(segment_length: int | None, within_segment: str) -> None:
         raise ValueError(f"segment_length counts steps, so it must be at least 1; seen {segment_length}.")
     if within_segment not in ("eprop", "exact"):
         raise ValueError(f'within_segment must be "eprop" or "exact"; seen {within_segment!r}.')
+    if within_segment == "exact" and segment_length is None:
+        raise ValueError(
+            "within_segment='exact' needs a segment_length, because the gradient depends on it: longer segments come "
+            "closer to BPTT."
+        )
 
 
-def check_no_depth(graph: Graph, within_segment: str) -> None:
+def check_no_depth(graph: Graph, what: str) -> None:
     """Exact credit inside segments is not built for a ``stack(cell, depth=L)``."""
     deep = [vertex.name for vertex in graph.nodes if vertex.depth is not None]
-    if within_segment == "exact" and deep:
+    if deep:
         raise ValueError(
-            f"within_segment='exact' is not available for a stack(cell, depth=L); seen at node '{deep[0]}'. Write its "
-            f"layers out as stack(*[cell] * L), or use within_segment='eprop'."
+            f"{what} is not available for a stack(cell, depth=L); seen at node '{deep[0]}'. Write its layers out as "
+            f"stack(*[cell] * L)."
         )

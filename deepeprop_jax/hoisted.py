@@ -51,7 +51,7 @@ def hoisted_bptt(network: Any) -> Callable[..., Any]:
             raise TypeError(f"loss_fn must be a function (y_t, target_t) -> scalar; seen {type(loss_fn).__name__}.")
 
         def run(params, carry, xs, targets, resets=None, valid=None):
-            checks.check_no_depth(graph, "exact")
+            checks.check_no_depth(graph, "hoisted_bptt()")
             params, carry = (jax.tree.map(jnp.asarray, tree) for tree in (params, carry))
             length = checks.sequence_length(xs, targets)
             x = jax.tree.map(lambda leaf: leaf[0], xs)

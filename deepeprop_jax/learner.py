@@ -123,8 +123,8 @@ class ValueAndGrad(Protocol):
         Args:
           loss_fn: ``loss_fn(y_t, target_t) -> scalar`` on the batched output of one step; with ``has_aux``,
             ``-> (scalar, aux)``.
-          segment_length: C, steps per segment; the last one may be shorter. None chooses it from the analysis; a
-            ``stack(cell, depth=L)`` always runs step by step.
+          segment_length: C, steps per segment; the last one may be shorter. None chooses it from the analysis (with
+            "exact" it must be given); a ``stack(cell, depth=L)`` always runs step by step.
           within_segment: "eprop" or "exact".
           has_aux: whether loss_fn returns an auxiliary output.
 

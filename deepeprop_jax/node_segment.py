@@ -42,21 +42,6 @@ class Back(NamedTuple):
     input: Leaves
 
 
-def parameter_values(program: VjpProgram, params: Parts) -> Values:
-    """Everything that depends on the parameters alone, once per sequence."""
-    pairs = [*zip(program.params, params.real, strict=True), *zip(program.params_other, params.other, strict=True)]
-    known = {variable: Lifted(value) for variable, value in program.program.constants.items()}
-    known |= {variable: Lifted(value) for variable, value in pairs}
-    values = Values(program.program.equations, known)
-    read = [a for e in program.program.equations for a in e.inputs]
-    read += [*program.transposed.values(), *program.carry_t, *program.carry_t_other]
-    varying = program.step | program.linear
-    values.get(dict.fromkeys(a for a in read if is_variable(a) and a not in varying | set(program.transposed)))
-    for transposed, weight in program.transposed.items():
-        values.known[transposed] = Lifted(values.read(weight).value.T)
-    return values
-
-
 class NodeSegment:
     """A node that has run through a segment.
 
@@ -198,7 +183,9 @@ class NodeSegment:
         grid = jax.vmap(jax.vmap(one))(self.carry_tm1, self.input)  # (C, batch, K, K, units)
         found: dict[tuple[int, int], Lifted] = {}
         for r, shape in enumerate(node.carry.shapes):
-            slot = int(node.units.slot[sum(node.carry.sizes[:r])])
+            slot = self._slot_of_leaf()[r]
+            if slot is None:
+                continue
             rows = node.carry.unflatten(from_grid(grid[..., slot, :, :], node.units))
             found |= {(r, s): Lifted(row, "cb") for s, row in enumerate(rows) if node.carry.shapes[s] == shape}
         return found
@@ -222,13 +209,15 @@ class NodeSegment:
         if ct is None:
             return None
         unit = self.program.unit[variable]
-        number = (unit - self.program.first_unit[leaf]).clip(0, self.node.carry.sizes[leaf] - 1).ravel()
-        if not unit.size:
+        number = unit - self.program.first_unit[leaf]
+        if not unit.size or not self.node.carry.sizes[leaf]:
             return None
-        flat = ct.flat()
-        return elementwise(
-            jnp.multiply, coefficient, flat.map(lambda x: spread(x, number).reshape(*x.shape[:-1], *unit.shape))
-        )
+        inside = (number >= 0) & (number < self.node.carry.sizes[leaf])
+        where = np.where(inside, number, 0).ravel()
+        wide = ct.flat().map(lambda x: spread(x, where).reshape(*x.shape[:-1], *unit.shape))
+        # Elsewhere the coefficient is zero, but another leaf's cotangent may not be finite.
+        wide = wide if inside.all() else wide.map(lambda x: jnp.where(inside, x, 0))
+        return elementwise(jnp.multiply, coefficient, wide)
 
     # --- back --------------------------------------------------------------------------------------------------------
 
@@ -293,17 +282,23 @@ class NodeSegment:
             self._slots = self._through_time("local", self._slot_flows(), self.sizes)
         return self._slots
 
+    def _slot_of_leaf(self) -> list[int | None]:
+        """The slot of each carry leaf; None for one without components."""
+        starts = np.cumsum([0, *self.node.carry.sizes])
+        slot = self.node.units.slot
+        return [int(slot[start]) if size else None for start, size in zip(starts, self.node.carry.sizes, strict=False)]
+
     def _slot_flows(self) -> list[Flow]:
         node = self.node
         nothing: Leaves = [None] * len(node.carry.shapes)
-        first = [sum(node.carry.sizes[:i]) for i in range(len(node.carry.sizes))]
+        slots = self._slot_of_leaf()
         return [
             Flow(
                 nothing,
                 nothing,
                 [
-                    Lifted(jnp.ones(shape, dtype)) if node.units.slot[start] == slot else None
-                    for start, shape, dtype in zip(first, node.carry.shapes, node.carry.dtypes, strict=True)
+                    Lifted(jnp.ones(shape, jnp.result_type(jnp.float32, dtype))) if of == slot else None
+                    for of, shape, dtype in zip(slots, node.carry.shapes, node.carry.dtypes, strict=True)
                 ],
             )
             for slot in range(node.units.slots)
@@ -332,7 +327,8 @@ class NodeSegment:
         return self._down(Back(rows[0], rows[1], [], []), upto)
 
     def _through_time(self, recurrence: str, flows: list[Flow], sizes: dict[str, int]) -> list[tuple[Leaves, Leaves]]:
-        carry = Carry(self.node.carry.shapes, self.node.carry.dtypes)
+        # Sums and products over many steps: float32 at least, whatever the carry is held in.
+        carry = Carry(self.node.carry.shapes, [jnp.result_type(jnp.float32, d) for d in self.node.carry.dtypes])
         leaves = range(len(carry.shapes))
         if recurrence == "local":
             blocks = self.blocks()

@@ -129,6 +129,7 @@ def sums(
       keep: the axes that stay, "" for a gradient, "rb" for a trace.
     """
     found: dict[Variable, Lifted] = {}
+    rearranged = {atom for equation in cuts.after for atom in equation.inputs if is_variable(atom)}
     for variable, product, delta in zip(cuts.variables, cuts.products, deltas, strict=True):
         if delta is None:
             continue
@@ -138,12 +139,15 @@ def sums(
             other = read(product.equation.inputs[1 - product.side])
             pair = (delta, other) if product.side == 0 else (other, delta)
             found[variable] = summed_product(product, *pair, keep)
+        if variable in rearranged:
+            found[variable] = found[variable].map(lambda x, v=variable: x.astype(v.aval.dtype))
     return pull(cuts.after, found, linear, read, cuts.outputs)
 
 
 def _sum(x: Lifted, keep: str) -> Lifted:
     summed = tuple(i for i, axis in enumerate(x.axes) if axis not in keep)
-    return Lifted(x.value.sum(summed) if summed else x.value, union("".join(a for a in x.axes if a in keep)))
+    dtype = jnp.result_type(jnp.float32, x.value.dtype)  # a sum over many steps
+    return Lifted(x.value.sum(summed, dtype) if summed else x.value, union("".join(a for a in x.axes if a in keep)))
 
 
 def summed_product(product: Product, lhs: Lifted, rhs: Lifted, keep: str) -> Lifted:
@@ -165,4 +169,6 @@ def summed_product(product: Product, lhs: Lifted, rhs: Lifted, keep: str) -> Lif
     if product.swapped:
         out, operands = out[::-1], operands[::-1]
     (lhs_names, a), (rhs_names, b) = operands
-    return Lifted(jnp.einsum(f"{lhs_names},{rhs_names}->{kept}{''.join(out)}", a, b), kept)
+    dtype = jnp.result_type(jnp.float32, a.dtype, b.dtype)
+    spec = f"{lhs_names},{rhs_names}->{kept}{''.join(out)}"
+    return Lifted(jnp.einsum(spec, a, b, preferred_element_type=dtype), kept)

@@ -20,13 +20,13 @@ from deepeprop_jax.cell import PyTree, assemble, connect, parents, select
 from deepeprop_jax.lattice import Traces
 from deepeprop_jax.lifted import Lifted, Values, add, broadcast
 from deepeprop_jax.node import to_grid
-from deepeprop_jax.node_segment import Back, NodeSegment, parameter_values
+from deepeprop_jax.node_segment import Back, NodeSegment
 from deepeprop_jax.plan import Plan
 from deepeprop_jax.real import Parts, RealView
 from deepeprop_jax.slots import advance_slot, contract_slots, over_leaf, stack_slots
 from deepeprop_jax.through_time import Flags, Leaves
 from deepeprop_jax.trace import Block, contract, push
-from deepeprop_jax.vjp_program import VjpProgram
+from deepeprop_jax.vjp_program import VjpProgram, parameter_values
 
 
 class Prepared(NamedTuple):
@@ -76,10 +76,8 @@ class Segment:
         self.outputs = connect(plan.graph.output, xs, outputs)
         leaf = jax.tree.leaves(xs)[0]
         self.sizes = {"c": leaf.shape[0], "b": leaf.shape[1]}
-        self._x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[2:], a.dtype), xs)
-        self._outputs = {
-            v: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[2:], a.dtype), y) for v, y in outputs.items()
-        }
+        # What a wire carries beside real numbers, of one example: connect() wants it, no derivative depends on it.
+        self._x, self._outputs = jax.tree.map(lambda leaf: leaf[0, 0], (xs, outputs))
 
     def distribute(self, wire: Any, view: RealView, ct: Leaves, sizes: dict[str, int]) -> dict[int, Leaves]:
         """The cotangent of what a wire carries, handed to the outputs that it is made of."""
@@ -92,8 +90,8 @@ class Segment:
         zeros = {p: [jnp.zeros(*leaf) for leaf in zip(views[p].shapes, views[p].dtypes, strict=True)] for p in sources}
 
         def carried(real: dict[int, list[jax.Array]]) -> list[jax.Array]:
-            outputs = {p: views[p].join(real[p], views[p].split(_zeros(self._outputs[p])).other) for p in sources}
-            return view.split(connect(wire, _zeros(self._x), outputs)).real
+            outputs = {p: views[p].join(real[p], views[p].split(self._outputs[p]).other) for p in sources}
+            return view.split(connect(wire, self._x, outputs)).real
 
         values, pull = jax.vjp(carried, zeros)
         axes = "".join(a for a in "crb" if any(c is not None and a in c.axes for c in ct))
@@ -105,19 +103,6 @@ class Segment:
             pull = jax.vmap(pull)
         (found,) = pull(full)
         return {p: [Lifted(leaf, axes) for leaf in leaves] for p, leaves in found.items()}
-
-
-def _zeros(tree: PyTree) -> PyTree:
-    def zeros(aval: Any) -> jax.Array:
-        if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
-            return (
-                jax.random.key(0, impl=jax.random.key_impl(aval))
-                if not aval.shape
-                else jnp.broadcast_to(jax.random.key(0), aval.shape)
-            )
-        return jnp.zeros(aval.shape, aval.dtype)
-
-    return jax.tree.map(zeros, tree)
 
 
 class Flow:
@@ -158,7 +143,8 @@ class Flow:
 
     def through(self, v: int, kept: frozenset[int]) -> Back | None:
         """What arrives in node v, and leaves it, where only nodes in ``kept`` pass cotangents on through time."""
-        return self._through(v, kept & self._above[v])[0]
+        reached = kept if self.end is None else kept & frozenset(range(self.end[0] + 1))
+        return self._through(v, reached & self._above[v])[0]
 
     def _through(self, v: int, kept: frozenset[int]) -> tuple[Back | None, dict[int, Leaves]]:
         if (v, kept) not in self._found:
@@ -277,7 +263,7 @@ def update(segment: Segment, traces: Traces) -> Traces:
         n = node.carry.size
         flow = Flow(segment, [], (v, _unit_vectors(node.carry)), rows=n)
         if dense:
-            back = flow.through(v, frozenset({v}))
+            back = flow.through(v, _kept(plan, v))
             influence = _influence(segment, flow, v, v, dense[0].leaves, traces, back)
             new[own] = tuple(
                 influence if block.kind == "dense" else trace

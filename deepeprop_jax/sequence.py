@@ -209,10 +209,6 @@ def _loss_and_dy(sequence: Sequence) -> Callable[[PyTree, PyTree], tuple[tuple[j
     return jax.value_and_grad(with_aux, has_aux=True, allow_int=True)
 
 
-def _loss_dtype(sequence: Sequence) -> Any:
-    return sequence.loss_dtype
-
-
 def _zero_gradient(plan: Plan) -> list[list[jax.Array]]:
     return [[jnp.zeros(shape, plan.dtype) for shape in _leaf_shapes(plan, v)] for v in range(len(plan.nodes))]
 

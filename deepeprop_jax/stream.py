@@ -18,7 +18,7 @@ from jax import lax
 
 from deepeprop_jax import segment as sg
 from deepeprop_jax.cell import PyTree
-from deepeprop_jax.jaxprs import dot_axes, shape_of
+from deepeprop_jax.jaxprs import dot_axes, is_variable, shape_of
 from deepeprop_jax.lattice import Traces
 from deepeprop_jax.learner import Pending
 from deepeprop_jax.lifted import Lifted, broadcast
@@ -149,8 +149,9 @@ def _factors(step: sg.Segment, v: int, active: jax.Array) -> Factors:
     cut = {output: i for i, output in enumerate(program.cuts.variables)}
     additions: list[Outer | jax.Array] = []
     for leaf, output in enumerate(program.cuts.outputs):
-        product = program.cuts.products[cut[output]] if output in cut else None
-        values = [d[cut[output]] for d in deltas] if output in cut else []
+        found = cut.get(output) if is_variable(output) else None
+        product = None if found is None else program.cuts.products[found]
+        values = [] if found is None else [d[found] for d in deltas]
         if product is not None and _is_outer(product) and all(d is not None for d in values):
             linear = jnp.stack([vector(d) for d in values if d is not None], axis=1)
             other = vector(part.read(product.equation.inputs[1 - product.side]))[:, None]

@@ -76,7 +76,7 @@ def deep_eprop(network: Any, *, exact: bool = False, hops: int | None = None, tr
     plan_of = planner.plan
 
     def plan_for(params: PyTree, state: LearnerState, x: PyTree) -> Plan:
-        """The same, for a state, which is checked."""
+        """The plan for a state, which is checked."""
         if not isinstance(state, LearnerState):
             raise TypeError(f"state must be what learner.init or learner.step returned; seen {type(state).__name__}.")
         remedy = "Make the state with this learner's init, for these params and this batch size."
@@ -153,7 +153,8 @@ def deep_eprop(network: Any, *, exact: bool = False, hops: int | None = None, tr
             plan = plan_for(params, state, x)
             sequence = make_sequence(plan, loss_fn, has_aux, state.initial_carry, xs, targets, resets, valid)
             start = Stream(state.carry, flush(plan, state))
-            checks.check_no_depth(graph, within_segment)
+            if within_segment == "exact":
+                checks.check_no_depth(graph, "within_segment='exact'")
             batch = checks.batch_size(state.carry, x)
             length = choose_length(plan, batch, steps, segment_length, within_segment).steps
             if length is None:

@@ -29,8 +29,10 @@ from deepeprop_jax.jaxprs import (
     is_variable,
     trace,
 )
+from deepeprop_jax.lifted import Lifted, Values
 from deepeprop_jax.node import Node
 from deepeprop_jax.outer import Cuts, find_cuts
+from deepeprop_jax.real import Parts
 from deepeprop_jax.unconcatenate import unconcatenate
 
 _LOOPED = frozenset(
@@ -154,9 +156,10 @@ def vjp_program(node: Node) -> VjpProgram:
     stored = _stored(program, loop, linear_equations, cuts, step_variables)
     to_carry, transposed = _transpose_weights(to_carry, linear | step_variables)
     localised = _localised(linear_equations, carry_bar, seeds, ids)
+    first_unit = [int(unit.min(initial=node.carry.size)) for unit in ids]
     return VjpProgram(
         node, program, params, carry, inputs, params_other, carry_other, input_other, cotangents, carry_t,
-        carry_t_other, step_variables, linear, before_loop, loop, stored, unit, [int(i.min()) for i in ids], cuts,
+        carry_t_other, step_variables, linear, before_loop, loop, stored, unit, first_unit, cuts,
         to_params, to_carry, to_input, localised, transposed,
     )  # fmt: skip
 
@@ -218,3 +221,18 @@ def _localised(
         if all(label is None or label.within(unit) for label, unit in zip(labels, ids, strict=True)):
             return flow
     return None
+
+
+def parameter_values(program: VjpProgram, params: Parts) -> Values:
+    """Everything that depends on the parameters alone, once per sequence."""
+    pairs = [*zip(program.params, params.real, strict=True), *zip(program.params_other, params.other, strict=True)]
+    known = {variable: Lifted(value) for variable, value in program.program.constants.items()}
+    known |= {variable: Lifted(value) for variable, value in pairs}
+    values = Values(program.program.equations, known)
+    read = [a for e in program.program.equations for a in e.inputs]
+    read += [*program.transposed.values(), *program.carry_t, *program.carry_t_other]
+    varying = program.step | program.linear
+    values.get(dict.fromkeys(a for a in read if is_variable(a) and a not in varying | set(program.transposed)))
+    for transposed, weight in program.transposed.items():
+        values.known[transposed] = Lifted(values.read(weight).value.T)
+    return values

@@ -141,6 +141,7 @@ def test_aux_of_all_segments_and_the_shorter_last_one_is_stacked():
         ({"segment_length": 0}, "at least 1"),
         ({"segment_length": 2.0}, "integer"),
         ({"within_segment": "bptt"}, "within_segment"),
+        ({"within_segment": "exact"}, "needs a segment_length"),
     ],
 )
 def test_options_are_checked(options, message):
@@ -151,6 +152,6 @@ def test_options_are_checked(options, message):
 
 def test_exact_inside_a_deep_node_is_refused_with_a_remedy():
     p, learner, state = setup("depth_4", False, None)
-    run = learner.value_and_grad(p.loss_fn, within_segment="exact")
+    run = learner.value_and_grad(p.loss_fn, segment_length=4, within_segment="exact")
     with pytest.raises(ValueError, match="Write its layers out"):
         run(p.params, state, p.xs, p.targets)
