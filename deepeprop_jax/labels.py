@@ -363,3 +363,27 @@ def feeds(equations: Sequence[Equation], seeds: Mapping[Variable, Labels]) -> di
             if is_variable(atom):
                 found[atom] = found[atom].join(label) if atom in found else label
     return found
+
+
+# --- both: the recurrence, cut to its unit-local entries -------------------------------------------------------------
+
+
+def within_units(flow: Flow, outputs: Sequence[Atom], units: Sequence[np.ndarray]) -> bool:
+    """Whether every element of every output depends on its own unit at most."""
+    labels = [flow.of(atom) for atom in outputs]
+    return all(label is None or label.within(unit) for label, unit in zip(labels, units, strict=True))
+
+
+def cut_to_units(
+    equations: Sequence[Equation],
+    outputs: Sequence[Atom],
+    units: Sequence[np.ndarray],
+    seeds: Mapping[Variable, Labels],
+) -> Flow:
+    """The flow with every dot that couples units cut to the entries that feed the outputs' own units."""
+    targets: dict[Variable, Labels] = {}
+    for atom, unit in zip(outputs, units, strict=True):
+        if is_variable(atom):
+            label = Labels.of(unit)
+            targets[atom] = targets[atom].join(label) if atom in targets else label
+    return depends_on(equations, seeds, feeds(equations, targets))

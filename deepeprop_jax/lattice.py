@@ -25,7 +25,7 @@ from deepeprop_jax.depth import DeepTraces
 from deepeprop_jax.layer import LayerGradient, Moment, Past
 from deepeprop_jax.plan import Plan
 from deepeprop_jax.real import Parts
-from deepeprop_jax.trace import contract
+from deepeprop_jax.trace import add_columns, contract
 
 Traces = dict[str, Any]
 """Per kept pair, ``"v <- k"``: the node's own traces (a tuple with one array per block, or ``DeepTraces``), or the
@@ -164,11 +164,7 @@ def gradient(
                 part = _cross_gradient(plan, v, k, inside[v].carry, traces_tm1)
                 columns = part if columns is None else columns + part
         if columns is not None:
-            start = 0
-            for i in plan.trained[k]:
-                size = node.params.sizes[i]
-                grads[i] = grads[i] + columns[:, start : start + size].reshape(grads[i].shape)
-                start += size
+            add_columns(node.params, grads, plan.trained[k], columns)
         found.append([grad if i in plan.trained[k] else jnp.zeros_like(grad) for i, grad in enumerate(grads)])
     return found
 
@@ -185,11 +181,7 @@ def _own_gradient(plan: Plan, k: int, cotangent: jax.Array | None, traces: Trace
             part = contract(node, block, cotangent, trace)[None]
         else:
             part = jax.vmap(lambda c, s, block=block: contract(node, block, c, s))(cotangent, trace)
-        start = 0
-        for i in block.leaves:
-            size = node.params.sizes[i]
-            grads[i] = grads[i] + part[:, start : start + size].reshape(grads[i].shape)
-            start += size
+        add_columns(node.params, grads, block.leaves, part)
     if isinstance(own, DeepTraces) and own.band is not None:
         return deep.band_gradient(cotangent, own.band, depth or 1, plan.columns[k])
     return None

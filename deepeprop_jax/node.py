@@ -60,6 +60,12 @@ def units_of(carry: RealView) -> Units:
     return Units(np.array(slot, int), np.array(unit, int), grid)
 
 
+def unit_numbers(units: Units, carry: RealView) -> list[np.ndarray]:
+    """For each real carry leaf, in its shape, the unit of each component."""
+    ends = np.cumsum([0, *carry.sizes])
+    return [units.unit[ends[i] : ends[i + 1]].reshape(shape) for i, shape in enumerate(carry.shapes)]
+
+
 class Leaf(NamedTuple):
     """How the own-node influence of one real parameter leaf looks.
 
@@ -151,8 +157,7 @@ def analyse_node(name: str, apply: Callable, params: PyTree, carry: PyTree, x: P
     count_p, count_h = len(views.params.shapes), len(views.carry.shapes)
     cotangents = program.inputs[-count_h:]
     params_bar, carry_bar = program.outputs[:count_p], program.outputs[count_p:]
-    numbers = np.split(units.unit, np.cumsum(views.carry.sizes)[:-1])
-    ids = [number.reshape(shape) for number, shape in zip(numbers, views.carry.shapes, strict=True)]
+    ids = unit_numbers(units, views.carry)
     seeds = {variable: lb.Labels.of(unit) for variable, unit in zip(cotangents, ids, strict=True)}
     exact = lb.depends_on(program.equations, seeds)
     leaves = tuple(_leaf(leaf, atom, exact) for leaf, atom in zip(views.params.names, params_bar, strict=True))
@@ -189,20 +194,11 @@ def _recurrence(
     """The unit-local blocks D of dF/dh: one pass per slot where labels certify it, else from the full Jacobian."""
     equations = backward_slice(program.equations, carry_bar)
 
-    def certified(flow: lb.Flow) -> bool:
-        found = [flow.of(atom) for atom in carry_bar]
-        return all(label is None or label.within(unit) for label, unit in zip(found, ids, strict=True))
-
-    if certified(exact):
+    if lb.within_units(exact, carry_bar, ids):
         blocks = _blocks_by_slot(program, equations, carry_bar, list(seeds), exact, view, units)
         return Recurrence("element-wise", "each unit depends on its own past alone", blocks)
-    targets: dict[Variable, lb.Labels] = {}
-    for atom, unit in zip(carry_bar, ids, strict=True):
-        if is_variable(atom):
-            label = lb.Labels.of(unit)
-            targets[atom] = targets[atom].join(label) if atom in targets else label
-    flow = lb.depends_on(equations, seeds, lb.feeds(equations, targets))
-    if certified(flow):
+    flow = lb.cut_to_units(equations, carry_bar, ids, seeds)
+    if lb.within_units(flow, carry_bar, ids):
         dots = len(flow.local_dots)
         reason = f"units coupled by {dots} matrix product{'s' * (dots != 1)}, cut to the unit-local entries"
         blocks = _blocks_by_slot(program, equations, carry_bar, list(seeds), flow, view, units)

@@ -20,7 +20,7 @@ from deepeprop_jax.cut import Reals
 from deepeprop_jax.jaxprs import Atom, backward_slice, bind, is_variable
 from deepeprop_jax.lifted import Lifted, Rule, Values, add, broadcast, elementwise, pull, union
 from deepeprop_jax.node import from_grid
-from deepeprop_jax.real import Parts
+from deepeprop_jax.real import Parts, select_examples
 from deepeprop_jax.through_time import Carry, Flags, Flow, Leaves, pull_local, through_time
 from deepeprop_jax.trace import spread
 from deepeprop_jax.vjp_program import Pull, VjpProgram
@@ -45,6 +45,14 @@ class Back(NamedTuple):
 class NodeSegment:
     """A node that has run through a segment.
 
+    Args:
+      program: of the node.
+      params: the node's; ``values`` is what depends on them alone.
+      start: (batch, ...) its carry before the segment; ``initial`` what a reset returns to.
+      inputs: (C, batch, ...).
+      flags: (C, batch).
+      slots_wanted: whether ``slots`` will be asked for: they then share a loop with the loss's cotangents.
+
     Attributes:
       carry_end: (batch, ...) its carry after the segment.
       outputs: (C, batch, ...) parts of its outputs.
@@ -59,6 +67,7 @@ class NodeSegment:
         inputs: Parts,
         initial: Parts,
         flags: Flags,
+        slots_wanted: bool,
     ):
         self.program, self.node, self.params, self.flags = program, program.node, params, flags
         self.sizes = {"c": inputs_length(inputs), "b": inputs_batch(inputs)}
@@ -71,7 +80,7 @@ class NodeSegment:
         self._coefficients: dict[Any, dict[int, Lifted]] = {}
         self._blocks: dict[tuple[int, int], Lifted] | None = None
         self._slots: list[tuple[Leaves, Leaves]] | None = None
-        self.slots_wanted = False
+        self._slots_wanted = slots_wanted
 
     # --- forward -----------------------------------------------------------------------------------------------------
 
@@ -84,7 +93,7 @@ class NodeSegment:
         def body(carry: Parts, slices: tuple[list[jax.Array], Flags]) -> tuple[Parts, Any]:
             arrays, now = slices
             if now.resets is not None:
-                carry = Parts(*(_choose(now.resets, a, b) for a, b in zip(initial, carry, strict=True)))
+                carry = select_examples(now.resets, initial, carry)
             known = fixed | {v: Lifted(a, "b") for v, a in zip(moving, arrays, strict=True)}
             known |= {v: Lifted(a, "b") for v, a in zip(program.carry_tm1, carry.real, strict=True)}
             known |= {v: Lifted(a, "b") for v, a in zip(program.carry_other, carry.other, strict=True)}
@@ -97,7 +106,7 @@ class NodeSegment:
             stored = [broadcast(x, "b", batch) for x in values.get(program.stored)]
             held = new
             if now.valid is not None:
-                held = Parts(*(_choose(now.valid, a, b) for a, b in zip(new, carry, strict=True)))
+                held = select_examples(now.valid, new, carry)
             plain = now.resets is None and now.valid is None
             return held, (carry, stored, Parts([], new.other) if plain else new)
 
@@ -240,7 +249,7 @@ class NodeSegment:
         if recurrence == "none":
             start: Leaves = []
             steps = dh_t
-        elif recurrence == "local" and self.slots_wanted and self._slots is None:
+        elif recurrence == "local" and self._slots_wanted and self._slots is None:
             (start, steps), *self._slots = self._through_time(recurrence, [flow, *self._slot_flows()], sizes)
         else:
             ((start, steps),) = self._through_time(recurrence, [flow], sizes)
@@ -387,10 +396,3 @@ def inputs_length(inputs: Parts) -> int:
 def inputs_batch(inputs: Parts) -> int:
     """The batch size, from any leaf (C, batch, ...)."""
     return (inputs.real + inputs.other)[0].shape[1]
-
-
-def _choose(where: jax.Array, values: list[jax.Array], others: list[jax.Array]) -> list[jax.Array]:
-    def choose(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.where(where.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
-
-    return [choose(a, b) for a, b in zip(values, others, strict=True)]

@@ -124,3 +124,8 @@ def _kind(dtype: Any) -> str:
     if jnp.issubdtype(dtype, jnp.complexfloating):
         return "complex"
     return "real" if jnp.issubdtype(dtype, jnp.floating) else "other"
+
+
+def select_examples(where: jax.Array, values: PyTree, others: PyTree) -> PyTree:
+    """Per example: ``values`` where true, ``others`` elsewhere."""
+    return jax.tree.map(lambda a, b: jnp.where(where.reshape((-1,) + (1,) * (a.ndim - 1)), a, b), values, others)

@@ -25,7 +25,7 @@ from deepeprop_jax.plan import Plan
 from deepeprop_jax.real import Parts, RealView
 from deepeprop_jax.slots import advance_slot, contract_slots, over_leaf, stack_slots
 from deepeprop_jax.through_time import Flags, Leaves
-from deepeprop_jax.trace import Block, contract, push
+from deepeprop_jax.trace import Block, add_columns, contract, push
 from deepeprop_jax.vjp_program import VjpProgram, parameter_values
 
 
@@ -67,8 +67,8 @@ class Segment:
         for v, (node, vertex) in enumerate(zip(plan.nodes, plan.graph.nodes, strict=True)):
             start, origin = (node.carry.split(select(tree, vertex.path)) for tree in (carry, initial))
             u = node.input.split(connect(vertex.wire, xs, outputs))
-            part = NodeSegment(ready.programs[v], ready.params[v], ready.values[v], start, u, origin, flags)
-            part.slots_wanted = any(block.kind == "local" for block in plan.own[v])
+            local = any(block.kind == "local" for block in plan.own[v])
+            part = NodeSegment(ready.programs[v], ready.params[v], ready.values[v], start, u, origin, flags, local)
             self.nodes.append(part)
             outputs[v] = node.output.join(*part.outputs)
         ends = [node.carry.join(*part.carry_end) for node, part in zip(plan.nodes, self.nodes, strict=True)]
@@ -224,14 +224,6 @@ def gradient(segment: Segment, traces: Traces, dy: PyTree, exact: bool) -> list[
         add_columns(node.params, grads, plan.trained[k], columns)
         found.append([grad if i in plan.trained[k] else zeros[i] for i, grad in enumerate(grads)])
     return found
-
-
-def add_columns(view: RealView, grads: list[jax.Array], leaves: tuple[int, ...], columns: jax.Array) -> None:
-    """Add columns of a trace's contraction to the leaves that they belong to."""
-    start = 0
-    for i in leaves:
-        grads[i] = grads[i] + columns[start : start + view.sizes[i]].reshape(grads[i].shape)
-        start += view.sizes[i]
 
 
 def vector(segment: Segment, v: int, ct: Leaves, axes: str, sizes: dict[str, int]) -> jax.Array:

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from deepeprop_jax import checks, lattice, segment, slots
 from deepeprop_jax.cell import PyTree, assemble
 from deepeprop_jax.plan import Plan
+from deepeprop_jax.real import select_examples
 from deepeprop_jax.through_time import Flags
 
 
@@ -155,15 +157,20 @@ def by_segments(
     inputs = (sequence.xs, sequence.targets, sequence.flags)
     steps = jax.tree.leaves(sequence.xs)[0].shape[0]
     whole = steps // length
+
+    def at(sums_and_start: Any, _: None) -> Any:
+        """A segment cut out where it is needed: XLA would copy a sequence that is reshaped or shortened before."""
+        sums, start = sums_and_start
+        sums, aux = run(sums, jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, length), inputs))
+        return (sums, start + length), aux
+
     auxes = []
-    if whole:
-        many = jax.tree.map(lambda leaf: leaf[: whole * length].reshape(whole, length, *leaf.shape[1:]), inputs)
-        if whole == 1:
-            sums, aux = run(sums, jax.tree.map(lambda leaf: leaf[0], many))
-        else:
-            sums, aux = jax.lax.scan(run, sums, many)
-            aux = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux)
+    if whole == 1:
+        sums, aux = run(sums, jax.tree.map(lambda leaf: leaf[:length], inputs))
         auxes.append(aux)
+    elif whole:
+        (sums, _), aux = lax.scan(at, (sums, jnp.zeros((), int)), None, whole)
+        auxes.append(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux))
     if steps % length:
         sums, aux = run(sums, jax.tree.map(lambda leaf: leaf[whole * length :], inputs))
         auxes.append(aux)
@@ -196,7 +203,7 @@ def by_steps(plan: Plan, params: PyTree, start: Stream, sequence: Sequence) -> R
         return (Stream(carry_t, traces_t), loss + value, jax.tree.map(jnp.add, grads, found)), aux
 
     sums = (start, jnp.zeros((), sequence.loss_dtype), _zero_gradient(plan))
-    (end, loss, grads), aux = jax.lax.scan(body, sums, (sequence.xs, sequence.targets, sequence.flags))
+    (end, loss, grads), aux = lax.scan(body, sums, (sequence.xs, sequence.targets, sequence.flags))
     return Result(loss, aux, grads, end)
 
 
@@ -225,11 +232,6 @@ def as_params(plan: Plan, grads: list[list[jax.Array]]) -> PyTree:
 def _leaf_shapes(plan: Plan, v: int) -> list[tuple[int, ...]]:
     layers = () if plan.graph.nodes[v].depth is None else (plan.depth(v),)
     return [(*layers, *shape) for shape in plan.nodes[v].params.shapes]
-
-
-def select_examples(where: jax.Array, values: PyTree, others: PyTree) -> PyTree:
-    """Per example: ``values`` where true, ``others`` elsewhere."""
-    return jax.tree.map(lambda a, b: jnp.where(where.reshape((-1,) + (1,) * (a.ndim - 1)), a, b), values, others)
 
 
 def keep_examples(where: jax.Array, dy: PyTree) -> PyTree:

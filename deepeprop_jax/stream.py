@@ -27,7 +27,7 @@ from deepeprop_jax.outer import Product
 from deepeprop_jax.plan import Plan
 from deepeprop_jax.slots import WRITTEN_OUT
 from deepeprop_jax.through_time import Flags
-from deepeprop_jax.trace import Block, contract, spread
+from deepeprop_jax.trace import Block, add_columns, contract, spread
 from deepeprop_jax.vjp_program import VjpProgram
 
 
@@ -118,7 +118,7 @@ def gradient(step: sg.Segment, traces: Traces, dy: PyTree) -> list[list[jax.Arra
                         (leaf,) = block.leaves
                         grads[leaf] = grads[leaf] + _contract(block, node.params.shapes[leaf], by_unit, trace)
                     else:
-                        sg.add_columns(node.params, grads, block.leaves, contract(node, block, start, trace))
+                        add_columns(node.params, grads, block.leaves, contract(node, block, start, trace))
         found.append(grads)
     return found
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepeprop_jax.node import Node, from_grid, to_grid
+from deepeprop_jax.real import RealView
 
 
 class Block(NamedTuple):
@@ -46,6 +47,14 @@ def contract(node: Node, block: Block, cotangent: jax.Array, trace: jax.Array) -
     if block.kind == "dense":
         return jnp.einsum("bn,bnp->p", cotangent, trace)
     return jnp.einsum("bkp,bkp->p", spread(to_grid(cotangent, node.units), block.unit), trace)
+
+
+def add_columns(view: RealView, grads: list[jax.Array], leaves: tuple[int, ...], columns: jax.Array) -> None:
+    """Add contracted columns, (..., columns), to the gradients of the real parameter leaves that they belong to."""
+    start = 0
+    for i in leaves:
+        grads[i] = grads[i] + columns[..., start : start + view.sizes[i]].reshape(grads[i].shape)
+        start += view.sizes[i]
 
 
 def push(node: Node, block: Block, matrix: jax.Array, trace: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ from deepeprop_jax.learner import LearnerState, OnlineLearner, Pending
 from deepeprop_jax.network import as_cell
 from deepeprop_jax.plan import Plan
 from deepeprop_jax.planner import Planner
+from deepeprop_jax.real import select_examples
 from deepeprop_jax.segment import Segment
 from deepeprop_jax.sequence import (
     Stream,
@@ -23,7 +24,6 @@ from deepeprop_jax.sequence import (
     choose_length,
     keep_examples,
     make_sequence,
-    select_examples,
 )
 
 
@@ -101,14 +101,18 @@ def deep_eprop(network: Any, *, exact: bool = False, hops: int | None = None, tr
 
     def flush(plan: Plan, state: LearnerState) -> lattice.Traces:
         """Apply the pending trace update, at the parameters of its step."""
-        pending, traces = state.pending, None
-        if not stream.applies(plan) or any(block.kind == "dense" for blocks in plan.own for block in blocks):
+        pending = state.pending
+
+        def by_lattice() -> lattice.Traces:
             moments = lattice.forward(plan, pending.params, pending.carry, pending.x)[2]
             moved = lattice.update(plan, moments, lattice.local_blocks(plan, moments), state.traces)
-            traces = lattice.select_examples(pending.active, moved, state.traces)
-        if traces is None or stream.applies(plan):
-            traces = stream.update(pending_step(plan, pending), pending.active, state.traces, traces)
-        return traces
+            return lattice.select_examples(pending.active, moved, state.traces)
+
+        if not stream.applies(plan):
+            return by_lattice()
+        dense = any(block.kind == "dense" for blocks in plan.own for block in blocks)
+        others = by_lattice() if dense else None
+        return stream.update(pending_step(plan, pending), pending.active, state.traces, others)
 
     def step(params: PyTree, state: LearnerState, x: PyTree) -> tuple[LearnerState, PyTree]:
         plan = plan_for(params, state, x)

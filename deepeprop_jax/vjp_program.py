@@ -30,7 +30,7 @@ from deepeprop_jax.jaxprs import (
     trace,
 )
 from deepeprop_jax.lifted import Lifted, Values
-from deepeprop_jax.node import Node
+from deepeprop_jax.node import Node, unit_numbers
 from deepeprop_jax.outer import Cuts, find_cuts
 from deepeprop_jax.real import Parts
 from deepeprop_jax.unconcatenate import unconcatenate
@@ -132,7 +132,7 @@ def vjp_program(node: Node) -> VjpProgram:
     linear_equations = [e for e in program.equations if e.outputs[0] in linear]
     cuts = find_cuts(program.equations, params_bar, linear, step_variables)
 
-    ids = _unit_numbers(node)
+    ids = unit_numbers(node.units, node.carry)
     seeds = {variable: lb.Labels.of(unit) for variable, unit in zip(cotangents, ids, strict=True)}
     exact = lb.depends_on(linear_equations, seeds)
     unit = {v: np.where(label.empty, 0, label.low) for v, label in exact.labels.items() if label.pure}
@@ -155,7 +155,10 @@ def vjp_program(node: Node) -> VjpProgram:
     before_loop = [v for v in before if v not in set(carry) | set(carry_other)]
     stored = _stored(program, loop, linear_equations, cuts, step_variables)
     to_carry, transposed = _transpose_weights(to_carry, linear | step_variables)
-    localised = _localised(linear_equations, carry_bar, seeds, ids)
+    localised: lb.Flow | None = exact
+    if not lb.within_units(exact, carry_bar, ids):
+        cut = lb.cut_to_units(backward_slice(linear_equations, carry_bar), carry_bar, ids, seeds)
+        localised = cut if lb.within_units(cut, carry_bar, ids) else None
     first_unit = [int(unit.min(initial=node.carry.size)) for unit in ids]
     return VjpProgram(
         node, program, params, carry, inputs, params_other, carry_other, input_other, cotangents, carry_t,
@@ -168,13 +171,6 @@ def _cut_list(items: list, counts: list[int]) -> list[list]:
     """Consecutive parts of the given lengths, and what is left."""
     ends = [0, *np.cumsum(counts), len(items)]
     return [items[start:end] for start, end in itertools.pairwise(ends)]
-
-
-def _unit_numbers(node: Node) -> list[np.ndarray]:
-    """The unit of every component of every carry leaf."""
-    ends = np.cumsum([0, *node.carry.sizes])
-    starts = zip(ends[:-1], ends[1:], node.carry.shapes, strict=True)
-    return [node.units.unit[start:end].reshape(shape) for start, end, shape in starts]
 
 
 def _transpose_weights(pull: Pull, varying: set[Variable]) -> tuple[Pull, dict[Variable, Variable]]:
@@ -204,23 +200,6 @@ def _stored(
     wanted |= {a for p in cuts.products if p is not None for a in p.equation.inputs if is_variable(a) and a in step}
     used = {a for e in backward_slice(program.equations, wanted, costly) for a in e.inputs if is_variable(a)} | wanted
     return [output for e in loop for output in e.outputs if output in costly and output in used]
-
-
-def _localised(
-    equations: list[Equation], carry_bar: list[Atom], seeds: dict[Variable, lb.Labels], ids: list[np.ndarray]
-) -> lb.Flow | None:
-    """As ``node._recurrence``: labels of carry_bar with every dot that couples units cut to one unit's entries."""
-    needed = backward_slice(equations, carry_bar)
-    targets: dict[Variable, lb.Labels] = {}
-    for atom, unit in zip(carry_bar, ids, strict=True):
-        if is_variable(atom):
-            label = lb.Labels.of(unit)
-            targets[atom] = targets[atom].join(label) if atom in targets else label
-    for flow in (lb.depends_on(needed, seeds), lb.depends_on(needed, seeds, lb.feeds(needed, targets))):
-        labels = [flow.of(atom) for atom in carry_bar]
-        if all(label is None or label.within(unit) for label, unit in zip(labels, ids, strict=True)):
-            return flow
-    return None
 
 
 def parameter_values(program: VjpProgram, params: Parts) -> Values:

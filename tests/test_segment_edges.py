@@ -85,9 +85,9 @@ def test_keys_beside_numbers_on_a_wire():
     check(network, {"u": inputs(), "key": jax.random.split(jax.random.key(1), (7, 2))})
 
 
-@pytest.mark.parametrize("length", [1, 64, 256])
+@pytest.mark.parametrize("length", [64, 256])
 def test_bfloat16_parameters_remember_over_a_long_segment(length):
-    """h = a h + w x with a = .99: the sum over 256 steps is kept in float32, so its length does not matter."""
+    """h = a h + w x with a = .99: the sum over 256 steps is kept in float32, so its length matters little."""
 
     def run(dtype, segment_length):
         def apply(p, h, x):
@@ -105,7 +105,7 @@ def test_bfloat16_parameters_remember_over_a_long_segment(length):
         return [float(leaf.astype(jnp.float32)[0]) for leaf in jax.tree.leaves(grads)], end.traces
 
     seen, traces = run(jnp.bfloat16, length)
-    lattice, lattice_traces = run(jnp.bfloat16, 1)
-    np.testing.assert_allclose(seen, lattice, rtol=1e-2)  # parameters' own rounding is 4e-3
-    for a, b in zip(jax.tree.leaves(traces), jax.tree.leaves(lattice_traces), strict=True):
+    by_step, traces_by_step = run(jnp.bfloat16, 1)
+    np.testing.assert_allclose(seen, by_step, rtol=1e-2)  # parameters' own rounding is 4e-3
+    for a, b in zip(jax.tree.leaves(traces), jax.tree.leaves(traces_by_step), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-2)
