@@ -22,7 +22,8 @@ def hoisted_bptt(network: Any) -> Callable[..., Any]:
     over time holds only what depends on the carry, node by node, and every weight's gradient is one matrix product over
     all steps and examples. It is the honest baseline for anything that claims the speed of BPTT.
 
-    *Cost*: memory O(T), as BPTT.
+    *Cost*: memory O(T), as BPTT. Where there is little to hoist (LRU, ALIF) it is slower than ``jax.grad``, as it goes
+    through arrays of the whole sequence several times.
 
     Args:
       network: as ``deep_eprop`` takes it, without a ``stack(cell, depth=L)``.

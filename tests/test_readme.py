@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -61,3 +63,23 @@ def test_links_and_pictures_lead_somewhere() -> None:
     local = [target for target in re.findall(r"\]\(([^)]+)\)", README) if "://" not in target]
     assert {"docs/lattice.png", "docs/demo.png"} <= set(local)
     assert [target for target in local if not (ROOT / target).exists()] == []
+
+
+def test_the_speeds_are_those_that_were_measured():
+    """README's ratios to BPTT stand in docs/benchmarks/acceptance.json, to the last digit printed."""
+    stored = json.loads((ROOT / "docs/benchmarks/acceptance.json").read_text())
+
+    def ratio(cell: str, features: int, rival: str) -> str:
+        wanted = {"cell": cell, "features": features, "batch": 16}
+        (rivals,) = [c["rivals"] for c in stored["comparisons"] if wanted.items() <= c["problem"].items()]
+        times = {name: statistics.median(rivals[name]["cpu"]) for name in (rival, "BPTT")}
+        return f"{times[rival] / times['BPTT']:.2f}"
+
+    text = " ".join(README.split())
+    cells = {"tanh": "leaky tanh", "GRU": "GRU", "LSTM": "LSTM", "LRU": "LRU", "ALIF": "ALIF"}
+    said = [f"{ratio(cell, 128, 'hops=0')} ({name})" for name, cell in cells.items()]
+    assert f"segments take {', '.join(said[:-1])} and {said[-1]} times the time" in text
+    stepwise = ratio("leaky tanh", 256, "braintrace D_RTRL").removesuffix("0")
+    assert f"D_RTRL {stepwise} one step at a time and {ratio('leaky tanh', 256, 'braintrace D_RTRL, windows')}" in text
+    ours = [ratio("leaky tanh", 256, rival) for rival in ("hops=0", "hops=0, exact inside")]
+    assert f"this library {ours[0]} at `hops=0` with the former's gradient, and {ours[1]} with the latter's" in text
