@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from deepeprop_jax import layer as one
 from deepeprop_jax.cut import Reals
+from deepeprop_jax.influence import Influence
 from deepeprop_jax.layer import LayerGradient, Moment, Past
 from deepeprop_jax.node import Node
 from deepeprop_jax.plan import Plan
@@ -70,14 +71,14 @@ def update(
     blocks: jax.Array | None,
     own_tm1: DeepTraces,
     cross_tm1: dict[int, jax.Array],
-    from_below: dict[int, jax.Array],
-) -> tuple[DeepTraces, dict[int, jax.Array], dict[int, jax.Array]]:
+    from_below: dict[int, Influence],
+) -> tuple[DeepTraces, dict[int, jax.Array], dict[int, Influence]]:
     """One step of all traces of a node with depth, layer by layer upward.
 
     Args:
       own_tm1: the node's own traces.
       cross_tm1: per node k below with a kept influence, (layers, batch, n, columns).
-      from_below: per node k below, U^{v,k} at the bottom layer, (batch, inputs, columns of k).
+      from_below: per node k below, U^{v,k} at the bottom layer.
 
     Returns:
       The same traces one step on, and Y^{v,k} at the top layer for the sources that are passed on (v itself included).
@@ -87,7 +88,7 @@ def update(
     batch = _batch_size(moment.input)
     pairs = {k: plan.pairs[v, k] for k in cross_tm1}
     padded = {k: _pad_layers(trace, depth) for k, trace in cross_tm1.items()}
-    inside = dict(from_below)
+    inside = {k: u.multiplied_out(batch, node.input.size, plan.dtype) for k, u in from_below.items()}
     if wanted.own_output:
         inside[v] = jnp.zeros((batch, node.input.size, (band + depth) * columns), plan.dtype)
 
@@ -100,10 +101,12 @@ def update(
             if k == v:
                 continue
             past = Past(layer_cross[k], _within_hops(plan, v, k, index)) if k in pairs else None
-            cross_t[k], output = one.cross_influence(node, partial, past, influence, wanted.output)
-            above[k] = influence if output is None else output
+            arriving = _influence(plan, k, influence)
+            cross_t[k], output = one.cross_influence(node, partial, past, arriving, wanted.output)
+            above[k] = influence if output is None else output.multiplied_out(batch, node.output.size, plan.dtype)
         if wanted.own_output:
-            own_y = one.own_output(node, partial, wanted, layer_own, own_t, batch, plan.dtype)
+            own_y = one.own_output(node, partial, wanted, layer_own, own_t)
+            own_y = own_y.multiplied_out(batch, node.output.size, plan.dtype)
             band_t, above[v] = _own_upward(node, partial, wanted, below[v], layer_band, own_y, index, columns, band)
         return above, (own_t, band_t, {k: cross_t[k] for k in padded})
 
@@ -111,19 +114,29 @@ def update(
     above, (own_t, band_t, cross_t) = jax.lax.scan(body, inside, layers, length=depth)
     if v in above:
         above[v] = above[v][..., band * columns :]
-    above = {k: y for k, y in above.items() if (v, k) in plan.transmitted}
+    above = {k: _influence(plan, k, y) for k, y in above.items() if (v, k) in plan.transmitted}
     return DeepTraces(own_t, band_t), {k: trace[: pairs[k].layers] for k, trace in cross_t.items()}, above
+
+
+def _influence(plan: Plan, k: int, columns: jax.Array) -> Influence:
+    return Influence(plan.nodes[k], plan.trained[k], whole=columns)
 
 
 def _own_upward(node, partial, wanted, below, band_tm1, own_y, index, columns: int, band: int):
     """The own influences of all layers, one layer up: the window of kept ones also moves right in time."""
     start = index * columns
+
+    def up(past: Past | None, columns_below: jax.Array) -> tuple[jax.Array | None, jax.Array]:
+        arriving = Influence(node, wanted.trained, whole=columns_below)
+        trace_t, output = one.cross_influence(node, partial, past, arriving, True)
+        return trace_t, output.multiplied_out(below.shape[0], node.output.size, below.dtype)
+
     # All source layers pass through; those in the window have a past as well.
-    _, through = one.cross_influence(node, partial, None, below, True)
+    _, through = up(None, below)
     band_t = band_tm1
     if band:
         window = jax.lax.dynamic_slice_in_dim(below, start, band * columns, axis=2)
-        band_t, output = one.cross_influence(node, partial, Past(band_tm1), window, True)
+        band_t, output = up(Past(band_tm1), window)
         through = jax.lax.dynamic_update_slice_in_dim(through, output, start, axis=2)
     return band_t, jax.lax.dynamic_update_slice_in_dim(through, own_y, start + band * columns, axis=2)
 

@@ -22,9 +22,10 @@ from deepeprop_jax import layer as one
 from deepeprop_jax.cell import PyTree, assemble, connect, parents, select
 from deepeprop_jax.cut import Reals
 from deepeprop_jax.depth import DeepTraces
+from deepeprop_jax.influence import Influence
 from deepeprop_jax.layer import LayerGradient, Moment, Past
 from deepeprop_jax.plan import Plan
-from deepeprop_jax.real import Parts
+from deepeprop_jax.real import RealView
 from deepeprop_jax.trace import add_columns, contract
 
 Traces = dict[str, Any]
@@ -201,7 +202,7 @@ def _cross_gradient(plan: Plan, v: int, k: int, cotangent: jax.Array, traces: Tr
 def update(plan: Plan, moments: Moments, blocks: list[jax.Array | None], traces_tm1: Traces) -> Traces:
     """All traces one step on: S_{t-1} -> S_t, node by node upward."""
     traces: Traces = {}
-    outputs: dict[tuple[int, int], jax.Array] = {}  # Y^{p,k}_t
+    outputs: dict[tuple[int, int], Influence] = {}  # Y^{p,k}_t
     for v, (node, vertex) in enumerate(zip(plan.nodes, plan.graph.nodes, strict=True)):
         from_below = {k: _input_influence(plan, moments, v, k, outputs) for k in plan.sources(v)}
         names = {k: plan.name(v, k) for k in from_below if (v, k) in plan.pairs}
@@ -224,7 +225,7 @@ def update(plan: Plan, moments: Moments, blocks: list[jax.Array | None], traces_
         if own_t:
             traces[own_name] = own_t
         if wanted.own_output:
-            outputs[v, v] = one.own_output(node, partial, wanted, own_tm1, own_t, _batch(moment.input), plan.dtype)
+            outputs[v, v] = one.own_output(node, partial, wanted, own_tm1, own_t)
         for k, influence in from_below.items():
             past = Past(traces_tm1[names[k]]) if k in names else None
             trace_t, output = one.cross_influence(node, partial, past, influence, (v, k) in plan.transmitted)
@@ -235,35 +236,34 @@ def update(plan: Plan, moments: Moments, blocks: list[jax.Array | None], traces_
     return traces
 
 
-def _batch(parts: Parts) -> int:
-    return (parts.real + parts.other)[0].shape[0]
-
-
 def _input_influence(
-    plan: Plan, moments: Moments, v: int, k: int, outputs: dict[tuple[int, int], jax.Array]
-) -> jax.Array:
-    """U^{v,k}: the Y^{p,k} of v's parents, placed into v's input, (batch, inputs, columns)."""
+    plan: Plan, moments: Moments, v: int, k: int, outputs: dict[tuple[int, int], Influence]
+) -> Influence:
+    """U^{v,k}: the Y^{p,k} of v's parents, placed into v's input."""
     wire = plan.graph.nodes[v].wire
     if isinstance(wire, int):
         return outputs[wire, k]
     view, sources = plan.nodes[v].input, parents(wire)
+    nothing = {p: _wide_zeros_of(moments.outputs[p], plan.dtype) for p in sources}
+    x = _wide_zeros_of(moments.x, plan.dtype)
+    influence = Influence(plan.nodes[k], plan.trained[k])
+    for p in sources:
+        if (p, k) not in outputs:
+            continue
+        output = plan.nodes[p].output
 
-    def zeros(tree: PyTree) -> PyTree:
-        return jax.tree.map(lambda leaf: _wide_zeros(leaf, plan.dtype), tree)
+        def place(column: jax.Array, p: int = p, output: RealView = output) -> jax.Array:
+            """connect() is linear, so it places one column of an influence as it places a value."""
+            value = output.join(output.unflatten(column), output.split(nothing[p]).other)
+            placed = connect(wire, x, nothing | {p: value})
+            return view.flatten([leaf.astype(plan.dtype) for leaf in view.split(placed).real], leading=1)
 
-    def place(rows: dict[int, jax.Array]) -> jax.Array:
-        """connect() is linear, so it places one column of an influence as it places a value."""
-        values = {}
-        for p in sources:
-            output = plan.nodes[p].output
-            values[p] = zeros(moments.outputs[p])
-            if p in rows:
-                values[p] = output.join(output.unflatten(rows[p]), output.split(values[p]).other)
-        placed = connect(wire, zeros(moments.x), values)
-        return view.flatten([leaf.astype(plan.dtype) for leaf in view.split(placed).real], leading=1)
+        influence = influence.plus(outputs[p, k].map(jax.vmap(place, in_axes=-1, out_axes=-1)))
+    return influence
 
-    rows = {p: outputs[p, k] for p in sources if (p, k) in outputs}
-    return jax.vmap(place, in_axes=-1, out_axes=-1)(rows)
+
+def _wide_zeros_of(tree: PyTree, trace_dtype: Any) -> PyTree:
+    return jax.tree.map(lambda leaf: _wide_zeros(leaf, trace_dtype), tree)
 
 
 def _wide_zeros(leaf: jax.Array, trace_dtype: Any) -> jax.Array:

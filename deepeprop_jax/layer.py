@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepeprop_jax.cut import Reals
+from deepeprop_jax.influence import Influence, Product, add_leaves
 from deepeprop_jax.node import Node, cast_like, from_grid, to_grid
 from deepeprop_jax.real import Parts, PyTree, RealView
-from deepeprop_jax.trace import Block, advance, push, select_rows
+from deepeprop_jax.trace import Block, advance, push
 
 
 class Moment(NamedTuple):
@@ -253,36 +254,26 @@ def own_influence(
 
 
 def own_output(
-    node: Node,
-    partial: Partials,
-    wanted: Wanted,
-    traces_tm1: tuple[jax.Array, ...],
-    traces_t: tuple[jax.Array, ...],
-    batch: int,
-    dtype: jnp.dtype,
-) -> jax.Array:
-    """What a layer's output owes to its own parameters, (batch, outputs, columns).
+    node: Node, partial: Partials, wanted: Wanted, traces_tm1: tuple[jax.Array, ...], traces_t: tuple[jax.Array, ...]
+) -> Influence:
+    """What a layer's output owes to its own parameters.
 
     Y^{k,k}_t = dg/dh_t S^{k,k}_t + dg/dh_{t-1} S^{k,k}_{t-1} + dg/dtheta
     """
-    parts: dict[int, jax.Array] = dict(partial.output_params or {})
-
-    def add(block: Block, influence: jax.Array) -> None:
-        start = 0
-        for i in block.leaves:
-            part = influence[..., start : start + node.params.sizes[i]]
-            parts[i] = parts[i] + part if i in parts else part
-            start += node.params.sizes[i]
-
+    leaves = dict(partial.output_params or {})
+    products: list[Product] = []
+    rows = node.cut.output_rows
     for block, trace_tm1, trace_t in zip(wanted.own, traces_tm1, traces_t, strict=True):
-        if node.cut.output_rows is not None:
-            add(block, select_rows(node, block, node.cut.output_rows, trace_t))
-        else:
-            add(block, push(node, block, partial.output_carry_t, trace_t))
+        parts = [(partial.output_carry_t if rows is None else rows, trace_t)]
         if partial.output_carry_tm1 is not None:
-            add(block, push(node, block, partial.output_carry_tm1, trace_tm1))
-    empty = [jnp.zeros((batch, node.output.size, node.params.sizes[i]), dtype) for i in wanted.trained]
-    return jnp.concatenate([parts.get(i, e) for i, e in zip(wanted.trained, empty, strict=True)], axis=-1)
+            parts.append((partial.output_carry_tm1, trace_tm1))
+        for matrix, trace in parts:
+            if block.kind == "local":
+                products.append(Product(block, matrix, trace))
+            else:  # it has no fewer rows than outputs
+                columns = push(node, block, matrix, trace) if rows is None else trace[:, rows]
+                add_leaves(node.params, block, columns, leaves)
+    return Influence(node, wanted.trained, tuple(products), leaves)
 
 
 class Past(NamedTuple):
@@ -298,8 +289,8 @@ class Past(NamedTuple):
 
 
 def cross_influence(
-    node: Node, partial: Partials, past: Past | None, from_below: jax.Array, upward: bool
-) -> tuple[jax.Array | None, jax.Array | None]:
+    node: Node, partial: Partials, past: Past | None, from_below: Influence, upward: bool
+) -> tuple[jax.Array | None, Influence | None]:
     """The influence of parameters below: up from the layer below, and to the right from the step before.
 
         S^{v,k}_t = dF/dh S^{v,k}_{t-1} + dF/du U^{v,k}_t
@@ -309,31 +300,36 @@ def cross_influence(
 
     Args:
       past: what is kept of S_{t-1}; None if all columns only pass through.
-      from_below: U^{v,k}_t, (batch, inputs, columns).
+      from_below: U^{v,k}_t.
       upward: whether Y is needed.
 
     Returns:
-      S_t of the kept columns, and Y_t of all columns.
+      S_t of the kept columns, (batch, n, kept columns), and Y_t of all columns.
     """
     influence = trace_t = None
     if node.recurrent:
-        influence = jnp.einsum("bni,bip->bnp", partial.input, from_below)
+        influence = from_below.through(partial.input)
         if past is not None:
-            block = Block("dense", (), None, node.carry.size, past.trace.shape[-1])
-            influence = _add_to_last(influence, advance(node, block, partial.carry, past.trace))
-            trace_t = influence[..., influence.shape[-1] - block.columns :]
+            batch, n, kept = past.trace.shape
+            block = Block("dense", (), None, n, kept)
+            moved = advance(node, block, partial.carry, past.trace)
+            columns = _add_to_last(influence.multiplied_out(batch, n, moved.dtype), moved)
+            trace_t = columns[..., columns.shape[-1] - kept :]
             trace_t = trace_t if past.mask is None else jnp.where(past.mask, trace_t, 0)
+            influence = Influence(from_below.source, from_below.trained, whole=columns)
     if not upward:
         return trace_t, None
     if node.cut.output_rows is not None and influence is not None:
-        return trace_t, influence[:, node.cut.output_rows]
-    output = jnp.zeros((from_below.shape[0], node.output.size, from_below.shape[-1]), from_below.dtype)
+        return trace_t, influence.map(lambda part: part[:, node.cut.output_rows])
+    output = Influence(from_below.source, from_below.trained)
     if influence is not None:
-        output = output + jnp.einsum("bmn,bnp->bmp", partial.output_carry_t, influence)
+        output = output.plus(influence.through(partial.output_carry_t))
     if partial.output_input is not None:
-        output = output + jnp.einsum("bmi,bip->bmp", partial.output_input, from_below)
+        output = output.plus(from_below.through(partial.output_input))
     if partial.output_carry_tm1 is not None and past is not None:
-        output = _add_to_last(output, jnp.einsum("bmn,bnp->bmp", partial.output_carry_tm1, past.trace))
+        output = output._replace(
+            whole=_add_to_last(output.whole, jnp.einsum("bmn,bnp->bmp", partial.output_carry_tm1, past.trace))
+        )
     return trace_t, output
 
 

@@ -270,17 +270,21 @@ def cast_like(values: Reals, like: Reals) -> Reals:
     return [value.astype(leaf.dtype) for value, leaf in zip(values, like, strict=True)]
 
 
-def to_grid(vector: jax.Array, units: Units) -> jax.Array:
-    """(..., n) carry components as (..., slots, units), zero where a unit has fewer slots."""
-    n = len(units.slot)
-    if np.array_equal(units.grid.ravel(), np.arange(n)):
-        return vector.reshape(*vector.shape[:-1], *units.grid.shape)
-    padded = jnp.concatenate([vector, jnp.zeros((*vector.shape[:-1], 1), vector.dtype)], axis=-1)
-    return padded[..., units.grid]
-
-
-def from_grid(grid: jax.Array, units: Units) -> jax.Array:
-    """The inverse of ``to_grid``: (..., slots, units) as (..., n)."""
+def to_grid(values: jax.Array, units: Units, axis: int = -1) -> jax.Array:
+    """Carry components along ``axis`` as two axes (slots, units), zero where a unit has fewer slots."""
+    axis %= values.ndim
+    shape = values.shape
     if np.array_equal(units.grid.ravel(), np.arange(len(units.slot))):
-        return grid.reshape(*grid.shape[:-2], -1)
-    return grid[..., units.slot, units.unit]
+        return values.reshape(*shape[:axis], *units.grid.shape, *shape[axis + 1 :])
+    zero = jnp.zeros((*shape[:axis], 1, *shape[axis + 1 :]), values.dtype)
+    return jnp.take(jnp.concatenate([values, zero], axis=axis), units.grid, axis=axis)
+
+
+def from_grid(grid: jax.Array, units: Units, axis: int = -1) -> jax.Array:
+    """The inverse of ``to_grid``; ``axis`` is that of the carry components in what is returned."""
+    axis %= grid.ndim - 1
+    shape = grid.shape
+    flat = grid.reshape(*shape[:axis], units.grid.size, *shape[axis + 2 :])
+    if np.array_equal(units.grid.ravel(), np.arange(len(units.slot))):
+        return flat
+    return jnp.take(flat, units.slot * units.grid.shape[1] + units.unit, axis=axis)

@@ -6,6 +6,7 @@ only the K carry slots of that unit ("local").
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -69,7 +70,7 @@ def push(node: Node, block: Block, matrix: jax.Array, trace: jax.Array) -> jax.A
     """
     if block.kind == "dense":
         return jnp.einsum("bmn,bnp->bmp", matrix, trace)
-    return jnp.einsum("bmkp,bkp->bmp", spread(to_grid(matrix, node.units), block.unit), trace)
+    return _sum_over_slots(spread(to_grid(matrix, node.units), block.unit), trace)
 
 
 def advance(node: Node, block: Block, recurrence: jax.Array, trace: jax.Array) -> jax.Array:
@@ -85,9 +86,14 @@ def advance(node: Node, block: Block, recurrence: jax.Array, trace: jax.Array) -
     if recurrence.ndim == 3:
         return jnp.einsum("bmn,bnp->bmp", recurrence, trace)
     if block.kind == "local":
-        return jnp.einsum("brkp,bkp->brp", spread(recurrence, block.unit), trace)
-    by_unit = to_grid(jnp.swapaxes(trace, 1, 2), node.units)  # (batch, columns, K, units)
-    return jnp.swapaxes(from_grid(jnp.einsum("brku,bpku->bpru", recurrence, by_unit), node.units), 1, 2)
+        return _sum_over_slots(spread(recurrence, block.unit), trace)
+    by_unit = to_grid(trace, node.units, axis=1)  # (batch, K, units, columns)
+    return from_grid(_sum_over_slots(recurrence[..., None], by_unit), node.units, axis=1)
+
+
+def _sum_over_slots(matrix: jax.Array, trace: jax.Array) -> jax.Array:
+    """``sum_k M[:, m, k] S[:, k]``, element by element: as a product, XLA would transpose the trace there and back."""
+    return functools.reduce(jnp.add, [matrix[:, :, k] * trace[:, None, k] for k in range(trace.shape[1])])
 
 
 def spread(values: jax.Array, unit: np.ndarray | None) -> jax.Array:
