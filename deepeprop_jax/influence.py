@@ -87,15 +87,19 @@ class Influence(NamedTuple):
 
     def multiplied_out(self, batch: int, outputs: int, dtype: jnp.dtype) -> jax.Array:
         """(batch, outputs, columns)."""
-        view, leaves = self.source.params, dict(self.leaves)
+        view, leaves, whole = self.source.params, dict(self.leaves), self.whole
         for block, matrix, trace in self.products:
             times = select_rows if isinstance(matrix, np.ndarray) else push
-            add_leaves(view, block, times(self.source, block, matrix, trace), leaves)
-        if not leaves and self.whole is not None:
-            return self.whole
+            columns = times(self.source, block, matrix, trace)
+            if block.leaves != self.trained:
+                add_leaves(view, block, columns, leaves)
+            else:
+                whole = columns if whole is None else whole + columns
+        if not leaves and whole is not None:
+            return whole
         parts = [leaves.get(i, jnp.zeros((batch, outputs, view.sizes[i]), dtype)) for i in self.trained]
         columns = jnp.concatenate(parts, axis=-1) if parts else jnp.zeros((batch, outputs, 0), dtype)
-        return columns if self.whole is None else columns + self.whole
+        return columns if whole is None else columns + whole
 
 
 def add_leaves(view: RealView, block: Block, columns: jax.Array, leaves: dict[int, jax.Array]) -> None:

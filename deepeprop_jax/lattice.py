@@ -23,10 +23,11 @@ from deepeprop_jax.cell import PyTree, assemble, connect, parents, select
 from deepeprop_jax.cut import Reals
 from deepeprop_jax.depth import DeepTraces
 from deepeprop_jax.influence import Influence
-from deepeprop_jax.layer import LayerGradient, Moment, Past
+from deepeprop_jax.layer import LayerGradient, Moment, Partials, Past, Wanted
+from deepeprop_jax.node import Node
 from deepeprop_jax.plan import Plan
 from deepeprop_jax.real import RealView
-from deepeprop_jax.trace import add_columns, contract
+from deepeprop_jax.trace import add_columns, computed_once, contract, joint
 
 Traces = dict[str, Any]
 """Per kept pair, ``"v <- k"``: the node's own traces (a tuple with one array per block, or ``DeepTraces``), or the
@@ -104,7 +105,8 @@ def local_blocks(plan: Plan, moments: Moments) -> list[jax.Array | None]:
         else:
             module = one if plan.graph.nodes[v].depth is None else deep
             # In the traces' dtype: products of many D in bfloat16 would lose what a trace remembers.
-            found.append(module.local_blocks(node, moment).astype(plan.dtype))
+            D = module.local_blocks(node, moment).astype(plan.dtype)
+            found.append(computed_once(D))
     return found
 
 
@@ -221,11 +223,12 @@ def update(plan: Plan, moments: Moments, blocks: list[jax.Array | None], traces_
             continue
         partial = one.partials(node, moment, blocks[v], wanted, plan.dtype)
         own_tm1 = traces_tm1.get(own_name, ())
-        own_t = one.own_influence(node, partial, wanted.own, own_tm1)
+        if wanted.own_output:
+            own_t, outputs[v, v] = _own_upward(node, partial, wanted, own_tm1)
+        else:
+            own_t = one.own_influence(node, partial, wanted.own, own_tm1)
         if own_t:
             traces[own_name] = own_t
-        if wanted.own_output:
-            outputs[v, v] = one.own_output(node, partial, wanted, own_tm1, own_t)
         for k, influence in from_below.items():
             past = Past(traces_tm1[names[k]]) if k in names else None
             trace_t, output = one.cross_influence(node, partial, past, influence, (v, k) in plan.transmitted)
@@ -234,6 +237,18 @@ def update(plan: Plan, moments: Moments, blocks: list[jax.Array | None], traces_
             if output is not None:
                 outputs[v, k] = output
     return traces
+
+
+def _own_upward(
+    node: Node, partial: Partials, wanted: Wanted, own_tm1: tuple[jax.Array, ...]
+) -> tuple[tuple[jax.Array, ...], Influence]:
+    """S^{k,k}_t and Y^{k,k}_t, all local rows as one array."""
+    blocks, join = wanted.own, joint(wanted.own)
+    wanted, partial = wanted._replace(own=join.blocks), partial._replace(own=join.join(partial.own))
+    past = join.join(own_tm1)
+    # For S^{k,k}_t is read again for every row of the layers above.
+    now = computed_once(one.own_influence(node, partial, wanted.own, past))
+    return join.split(now, blocks), one.own_output(node, partial, wanted, past, now)
 
 
 def _input_influence(

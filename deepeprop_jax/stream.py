@@ -27,7 +27,7 @@ from deepeprop_jax.outer import Product
 from deepeprop_jax.plan import Plan
 from deepeprop_jax.slots import WRITTEN_OUT
 from deepeprop_jax.through_time import Flags
-from deepeprop_jax.trace import Block, add_columns, contract, spread
+from deepeprop_jax.trace import Block, add_columns, computed_once, contract, fewest_parts, spread
 from deepeprop_jax.vjp_program import VjpProgram
 
 
@@ -112,7 +112,7 @@ def gradient(step: sg.Segment, traces: Traces, dy: PyTree) -> list[list[jax.Arra
                 grads[i] = grads[i] if x is None else x.value.astype(plan.dtype)
             if back.start and plan.name(k, k) in traces:
                 start = sg.vector(step, k, back.start, "b", sizes)
-                by_unit = _computed_once(to_grid(start, node.units))
+                by_unit = computed_once(to_grid(start, node.units))
                 for block, trace in zip(plan.own[k], traces[plan.name(k, k)], strict=True):
                     if block.kind == "local":
                         (leaf,) = block.leaves
@@ -210,7 +210,7 @@ def _advance_in_place(
     (batch, slots), (rows, columns) = trace.shape[:2], shape
     # Around an axis of one slot XLA would lay a matrix out anew, and copy the trace: there the parts are single rows.
     by_row = slots == 1 and batch > 1
-    parts = rows if by_row else _fewest_parts(rows)
+    parts = rows if by_row else fewest_parts(rows)
     size = rows // parts
     held = trace if by_row else trace.reshape(batch, slots, rows, columns)
     axis_of_parts, step = (-1, columns) if by_row else (-2, size)
@@ -244,23 +244,6 @@ def _contract(block: Block, shape: tuple[int, ...], cotangent: jax.Array, trace:
         return jnp.einsum("bkp,bkp->p", wide, trace).reshape(shape)
     # One pass over the trace: XLA fuses the products of a written-out sum, but not those of a reduction over examples.
     return _sum([wide[b, k].reshape(shape) * trace[b, k].reshape(shape) for k in range(slots) for b in range(batch)])
-
-
-def _computed_once(x: jax.Array) -> jax.Array:
-    """x, not computed anew by XLA for every entry of the weights that read it: what comes out of a loop is stored."""
-    parts = _fewest_parts(x.shape[-1])
-    size = x.shape[-1] // parts
-
-    def body(part: jax.Array, stored: jax.Array) -> jax.Array:
-        piece = lax.dynamic_slice_in_dim(x, part * size, size, axis=-1, allow_negative_indices=False)
-        return lax.dynamic_update_slice_in_dim(stored, piece, part * size, axis=-1, allow_negative_indices=False)
-
-    return lax.fori_loop(0, parts, body, jnp.zeros_like(x))
-
-
-def _fewest_parts(size: int) -> int:
-    """The smallest number of equal parts that is more than one; a loop of one turn XLA would dissolve."""
-    return next((count for count in range(2, size + 1) if size % count == 0), 1)
 
 
 def _sum(terms: list[jax.Array]) -> jax.Array:

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from deepeprop_jax.node import Node, from_grid, to_grid
-from deepeprop_jax.real import RealView
+from deepeprop_jax.real import PyTree, RealView
 
 
 class Block(NamedTuple):
@@ -104,18 +105,62 @@ def spread(values: jax.Array, unit: np.ndarray | None) -> jax.Array:
     """
     if unit is None or unit.size == 0:
         raise ValueError("spread() needs the unit of each entry")
-    distinct = int(unit.max()) - int(unit.min()) + 1
-    start, repeats = int(unit.min()), unit.size // distinct
-    if repeats * distinct == unit.size:
-        run = np.arange(start, start + distinct)
-        used = jax.lax.slice_in_dim(values, start, start + distinct, axis=values.ndim - 1)
-        if np.array_equal(unit, np.tile(run, repeats)):
-            wide = jnp.broadcast_to(used[..., None, :], (*used.shape[:-1], repeats, distinct))
-            return wide.reshape(*used.shape[:-1], unit.size)
-        if np.array_equal(unit, np.repeat(run, repeats)):
-            wide = jnp.broadcast_to(used[..., None], (*used.shape, repeats))
-            return wide.reshape(*used.shape[:-1], unit.size)
-    return values[..., unit]
+    order = _order(unit)
+    if order == "any":
+        return values[..., unit]
+    start, distinct = int(unit.min()), int(unit.max()) - int(unit.min()) + 1
+    used = lax.slice_in_dim(values, start, start + distinct, axis=values.ndim - 1)
+    lead, repeats = used.shape[:-1], unit.size // distinct
+    if order == "over and over":
+        wide = jnp.broadcast_to(used[..., None, :], (*lead, repeats, distinct))
+    else:
+        wide = jnp.broadcast_to(used[..., None], (*lead, distinct, repeats))
+    return wide.reshape(*lead, unit.size)
+
+
+def _order(unit: np.ndarray) -> str:
+    """How entries run through their units: "over and over", "each several times" or "any"."""
+    start, distinct = int(unit.min()), int(unit.max()) - int(unit.min()) + 1
+    run, repeats = np.arange(start, start + distinct), unit.size // distinct
+    if np.array_equal(unit, np.tile(run, repeats)):
+        return "over and over"
+    return "each several times" if np.array_equal(unit, np.repeat(run, repeats)) else "any"
+
+
+class Joint(NamedTuple):
+    """Blocks of which all local ones are one, where its entries run through their units over and over still.
+
+    Attributes:
+      blocks: the joint ones.
+      members: per joint block, the places of those that it is made of.
+    """
+
+    blocks: tuple[Block, ...]
+    members: tuple[tuple[int, ...], ...]
+
+    def join(self, arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        """Arrays (..., columns) of the blocks as those of the joint ones."""
+        return tuple(jnp.concatenate([arrays[i] for i in places], axis=-1) for places in self.members)
+
+    def split(self, arrays: tuple[jax.Array, ...], blocks: tuple[Block, ...]) -> tuple[jax.Array, ...]:
+        """The inverse of ``join``."""
+        found: dict[int, jax.Array] = {}
+        for array, places in zip(arrays, self.members, strict=True):
+            ends = np.cumsum([blocks[i].columns for i in places])[:-1]
+            found |= dict(zip(places, jnp.split(array, ends, axis=-1), strict=True))
+        return tuple(found[i] for i in range(len(blocks)))
+
+
+def joint(blocks: tuple[Block, ...]) -> Joint:
+    """See ``Joint``: what costs a loop over the weights then costs one, not one per parameter leaf."""
+    local = tuple(i for i, block in enumerate(blocks) if block.unit is not None)
+    unit = np.concatenate([blocks[i].unit for i in local]) if local else np.zeros(0, int)
+    if len(local) < 2 or _order(unit) != "over and over":
+        return Joint(blocks, tuple((i,) for i in range(len(blocks))))
+    leaves = tuple(leaf for i in local for leaf in blocks[i].leaves)
+    one = Block("local", leaves, unit, blocks[local[0]].rows, unit.size)
+    others = tuple(i for i in range(len(blocks)) if i not in local)
+    return Joint((one, *(blocks[i] for i in others)), (local, *((i,) for i in others)))
 
 
 def select_rows(node: Node, block: Block, rows: np.ndarray, trace: jax.Array) -> jax.Array:
@@ -124,3 +169,25 @@ def select_rows(node: Node, block: Block, rows: np.ndarray, trace: jax.Array) ->
         return trace[:, rows]
     own = jnp.asarray(node.units.unit[rows])[:, None] == jnp.asarray(block.unit)[None]
     return jnp.where(own, trace[:, node.units.slot[rows]], 0)
+
+
+def computed_once(tree: PyTree) -> PyTree:
+    """The same arrays, stored: XLA computes a cheap expression anew in all that reads it, here for every entry of the
+    weights, but not what comes out of a loop."""
+
+    def body(part: jax.Array, stored: PyTree) -> PyTree:
+        def store(x: jax.Array, stored: jax.Array) -> jax.Array:
+            size = x.shape[-1] // fewest_parts(x.shape[-1])
+            start = part * size % x.shape[-1]
+            piece = lax.dynamic_slice_in_dim(x, start, size, axis=-1, allow_negative_indices=False)
+            return lax.dynamic_update_slice_in_dim(stored, piece, start, axis=-1, allow_negative_indices=False)
+
+        return jax.tree.map(store, tree, stored)
+
+    turns = max((fewest_parts(x.shape[-1]) for x in jax.tree.leaves(tree)), default=0)
+    return lax.fori_loop(0, turns, body, jax.tree.map(jnp.zeros_like, tree))
+
+
+def fewest_parts(size: int) -> int:
+    """The smallest number of equal parts that is more than one; a loop of one turn XLA would dissolve."""
+    return next((count for count in range(2, size + 1) if size % count == 0), 1)
