@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from deepeprop_jax.cell import parents
 from deepeprop_jax.jaxprs import Equation, dot_axes, shape_of, trace
 from deepeprop_jax.node import Node
 from deepeprop_jax.plan import Plan
@@ -67,11 +68,26 @@ def _widths(plan: Plan, v: int) -> tuple[int, int, int, int]:
     return arriving, upward, kept + plan.bands[v] * plan.columns[v], plan.columns[v]
 
 
+def _local_columns(plan: Plan, k: int) -> int:
+    """Columns whose influence on node k's own output stays two factors, see ``influence``."""
+    has_depth = plan.graph.nodes[k].depth is not None
+    return 0 if has_depth else sum(block.columns for block in plan.own[k] if block.kind == "local")
+
+
+def _in_factors(plan: Plan, v: int) -> dict[int, int]:
+    """Per source, the columns that arrive at node v as two factors."""
+    if plan.graph.nodes[v].depth is not None:
+        return {}
+    direct = parents(plan.graph.nodes[v].wire)
+    return {k: _local_columns(plan, k) for k in plan.sources(v) if k in direct}
+
+
 def _temporary_numbers(plan: Plan, v: int) -> int:
     node = plan.nodes[v]
     n, inputs, outputs = node.carry.size, node.input.size, node.output.size
     arriving, upward, _, _ = _widths(plan, v)
-    influences = inputs * arriving + n * arriving + outputs * upward
+    influences = inputs * (arriving - sum(_in_factors(plan, v).values())) + n * arriving
+    influences += outputs * (upward - (_local_columns(plan, v) if (v, v) in plan.transmitted else 0))
     immediate = sum(block.rows * block.columns for block in plan.own[v])
     partials = (n * n if plan.full_jacobian(v) else 0) + (n * inputs if plan.wanted(v).input else 0)
     return influences + immediate + partials
@@ -94,7 +110,11 @@ def _multiply_adds(plan: Plan, v: int) -> int:
         total += 2 * n * forward  # one VJP per carry component
     elif n:
         total += 2 * slots * forward
-    total += n * inputs * arriving + n * kept * (recurrence + 1)
+    factors = _in_factors(plan, v)
+    total += n * inputs * (arriving - sum(factors.values())) + n * kept * (recurrence + 1)
+    for k, columns in factors.items():
+        source = plan.nodes[k]
+        total += n * inputs * source.carry.size + n * source.units.slots * columns
     if upward and node.cut.output_rows is None:
         total += outputs * (n + inputs) * upward + 2 * outputs * forward
     return depth * total

@@ -246,8 +246,9 @@ def _own_upward(
     blocks, join = wanted.own, joint(wanted.own)
     wanted, partial = wanted._replace(own=join.blocks), partial._replace(own=join.join(partial.own))
     past = join.join(own_tm1)
-    # For S^{k,k}_t is read again for every row of the layers above.
-    now = computed_once(one.own_influence(node, partial, wanted.own, past))
+    now = one.own_influence(node, partial, wanted.own, past)
+    # Local rows are read again for every row of the layers above.
+    now = tuple(computed_once(s) if b.kind == "local" else s for b, s in zip(wanted.own, now, strict=True))
     return join.split(now, blocks), one.own_output(node, partial, wanted, past, now)
 
 
