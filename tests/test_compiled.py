@@ -87,22 +87,21 @@ def compile_seconds(function, *args) -> float:
 
 
 def test_compile_time_against_bptt():
-    """At most 4 times that of BPTT for 2 GRU layers, 5 times with traces across nodes; medians of 3, alternating."""
+    """At most 4 times that of BPTT for 2 GRU layers, 5 times in segments with traces across nodes; medians of 3."""
     network = stack(nn.GRUCell(features=32), nn.GRUCell(features=32))
-    modes = {"exact": {"exact": True}, "hops=0": {"hops": 0}, "all hops": {}}
+    modes = {"exact": {"exact": True}, "hops=0": {"hops": 0}, "all hops": {}, "all hops, step by step": {}}
     seconds: dict[str, list[float]] = {}
     for _ in range(3):
         for mode, options in modes.items():
             learner, params, carry, state, xs, targets = setup(network, steps=200, **options)
-            run = learner.value_and_grad(mean_squared_error)
+            run = learner.value_and_grad(mean_squared_error, segment_length=1 if "step" in mode else None)
             seconds.setdefault(mode, []).append(compile_seconds(run, params, state, xs, targets))
         rival = bptt(network, mean_squared_error)
         seconds.setdefault("bptt", []).append(compile_seconds(rival, params, carry, xs, targets))
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     once = medians.pop("bptt")
-    assert medians["exact"] <= 4 * once, (medians, once)
-    assert medians["hops=0"] <= 4 * once, (medians, once)
-    assert medians["all hops"] <= 5 * once, (medians, once)
+    for mode, median in medians.items():
+        assert median <= (5 if mode == "all hops" else 4) * once, (mode, medians, once)
 
 
 def test_compile_time_does_not_grow_with_depth():
