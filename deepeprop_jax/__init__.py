@@ -7,6 +7,7 @@ from deepeprop_jax.flax_linen import linen_cell
 from deepeprop_jax.flax_nnx import nnx_cell
 from deepeprop_jax.hoisted import hoisted_bptt
 from deepeprop_jax.learner import LearnerState, OnlineLearner
+from deepeprop_jax.low_rank import trace_error
 from deepeprop_jax.network import graph, stack
 from deepeprop_jax.transform import deep_eprop
 
@@ -22,4 +23,5 @@ __all__ = [
     "linen_cell",
     "nnx_cell",
     "stack",
+    "trace_error",
 ]

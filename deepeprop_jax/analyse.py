@@ -67,13 +67,16 @@ class ModeReport(NamedTuple):
 
     exact: bool
     hops: int | None
+    rank: int | None
     cost: Cost
     segment: Length
 
     @property
     def name(self) -> str:
         """As one would say it."""
-        return ("exact RTRL" if self.exact else "deep e-prop") + ("" if self.hops is None else f", hops={self.hops}")
+        options = {"hops": self.hops, "rank": self.rank}
+        named = [f", {name}={value}" for name, value in options.items() if value is not None]
+        return "".join(["exact RTRL" if self.exact else "deep e-prop", *named])
 
 
 class Analysis(NamedTuple):
@@ -112,7 +115,9 @@ class Analysis(NamedTuple):
         return "\n".join(lines)
 
 
-def analyse(network: Any, params: PyTree, carry: PyTree, x: PyTree, *, trainable: Any = None) -> Analysis:
+def analyse(
+    network: Any, params: PyTree, carry: PyTree, x: PyTree, *, rank: int | None = None, trainable: Any = None
+) -> Analysis:
     """What the library recognised in a network, leaf by leaf, and what each mode costs.
 
     Args:
@@ -120,7 +125,7 @@ def analyse(network: Any, params: PyTree, carry: PyTree, x: PyTree, *, trainable
       params: the network's parameters; shapes are enough (``jax.eval_shape``).
       carry: with a leading batch axis.
       x: one step's input, (batch, ...).
-      trainable: as in ``deep_eprop``.
+      rank, trainable: as in ``deep_eprop``; deep e-prop is then listed with and without rank.
 
     Returns:
       An ``Analysis``: per node the recurrence and the rows of each parameter's trace with the reason, and per mode the
@@ -141,18 +146,18 @@ def analyse(network: Any, params: PyTree, carry: PyTree, x: PyTree, *, trainable
     """
     cell = network.network if isinstance(network, OnlineLearner) else network
 
-    def plan_of(exact: bool, hops: int | None) -> Plan:
-        return deep_eprop(cell, exact=exact, hops=hops, trainable=trainable).plan(params, carry, x)
+    def plan_of(exact: bool, hops: int | None, rank: int | None = None) -> Plan:
+        return deep_eprop(cell, exact=exact, hops=hops, rank=rank, trainable=trainable).plan(params, carry, x)
 
     local, exact, batch = plan_of(False, None), plan_of(True, None), jax.tree.leaves(x)[0].shape[0]
     nodes = tuple(_node_report(local, exact, v) for v in range(len(local.nodes)))
     hops = _useful_hops(local)
     modes = []
-    for is_exact in (True, False):
-        for m in hops:
-            plan = (exact if is_exact else local) if m is None else plan_of(is_exact, m)
-            cost = cost_of(plan, params, carry, x, batch)
-            modes.append(ModeReport(is_exact, m, cost, choose_length(plan, batch)))
+    ranks = [None] if rank is None else [None, rank]
+    for is_exact, r, m in [(True, None, m) for m in hops] + [(False, r, m) for r in ranks for m in hops]:
+        plan = (exact if is_exact else local) if m is None and r is None else plan_of(is_exact, m, r)
+        cost = cost_of(plan, params, carry, x, batch)
+        modes.append(ModeReport(is_exact, m, r, cost, choose_length(plan, batch)))
     return Analysis(nodes, tuple(modes), batch)
 
 

@@ -132,18 +132,20 @@ def check_flags(flags: Any, shape: tuple[int, ...], what: str) -> jax.Array:
     return jnp.asarray(flags)
 
 
-def check_options(exact: Any, hops: Any) -> None:
+def check_options(exact: Any, hops: Any, rank: Any) -> None:
     """The options of ``deep_eprop``."""
     if not isinstance(exact, bool):
         raise TypeError(f"exact must be True or False; seen {exact!r}.")
-    if hops is None:
-        return
-    if isinstance(hops, bool) or not isinstance(hops, int):
+    if hops is not None and (isinstance(hops, bool) or not isinstance(hops, int)):
         raise TypeError(f"hops must be None (all) or an integer >= 0; seen {hops!r}.")
-    if hops < 0:
+    if hops is not None and hops < 0:
         raise ValueError(
             f"hops must be None (all) or >= 0, the recurrent layers a trace is carried upward; seen {hops}."
         )
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int)):
+        raise TypeError(f"rank must be None (whole traces) or an integer >= 1; seen {rank!r}.")
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank must be None (whole traces) or >= 1, the directions that a trace keeps; seen {rank}.")
 
 
 def check_loss(loss: Any, has_aux: bool) -> None:
@@ -200,7 +202,7 @@ def check_segments(segment_length: int | None, within_segment: str) -> None:
 
 
 def check_no_depth(graph: Graph, what: str) -> None:
-    """Exact credit inside segments is not built for a ``stack(cell, depth=L)``."""
+    """What works on segments is not built for a ``stack(cell, depth=L)``."""
     deep = [vertex.name for vertex in graph.nodes if vertex.depth is not None]
     if deep:
         raise ValueError(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from deepeprop_jax.cell import PyTree
+from deepeprop_jax.low_rank import trace_error
 from deepeprop_jax.reference import LossFn, bptt, is_differentiable
 
 
@@ -36,10 +39,13 @@ class Comparison(NamedTuple):
     Attributes:
       rows: one ``Row`` per differentiable parameter leaf, in pytree order.
       total: the same figures for the whole gradient as one vector.
+      trace_errors: with ``rank=R``, by trace what ``trace_error`` estimates at the sequence's end, the mean over
+        examples.
     """
 
     rows: tuple[Row, ...]
     total: Row
+    trace_errors: Mapping[str, float] = MappingProxyType({})
 
     def __str__(self) -> str:
         heads = ("parameter", "cosine", "relative error", "norm ratio", "norm of BPTT")
@@ -54,7 +60,8 @@ class Comparison(NamedTuple):
             return "  ".join((line[0].ljust(widths[0]), *numbers))
 
         rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-        return "\n".join((render(heads), rule, *map(render, lines[:-1]), rule, render(lines[-1])))
+        lost = [f"trace {name}: relative error {value:.2e} (estimate)" for name, value in self.trace_errors.items()]
+        return "\n".join((render(heads), rule, *map(render, lines[:-1]), rule, render(lines[-1]), *lost))
 
 
 def compare_to_bptt(
@@ -76,7 +83,7 @@ def compare_to_bptt(
       A ``Comparison``: ``rows``, ``total``, and a table when printed ("-": undefined, as one of the two is zero).
     """
     state = learner.init(params, carry, jax.tree.map(lambda leaf: leaf[0], xs))
-    _, grads = jax.jit(learner.value_and_grad(loss_fn))(params, state, xs, targets)
+    (_, end), grads = jax.jit(learner.value_and_grad(loss_fn))(params, state, xs, targets)
     _, reference = jax.jit(bptt(learner.network, loss_fn))(params, carry, xs, targets)
 
     rows, seen, wanted = [], [], []
@@ -86,7 +93,8 @@ def compare_to_bptt(
             wanted.append(_real_vector(r))
             rows.append(_row(jax.tree_util.keystr(path, simple=True, separator="/") or "params", seen[-1], wanted[-1]))
     empty = [np.zeros(0)]
-    return Comparison(tuple(rows), _row("all", np.concatenate(seen or empty), np.concatenate(wanted or empty)))
+    total = _row("all", np.concatenate(seen or empty), np.concatenate(wanted or empty))
+    return Comparison(tuple(rows), total, {name: float(error.mean()) for name, error in trace_error(end).items()})
 
 
 def _real_vector(leaf: jax.Array) -> np.ndarray:

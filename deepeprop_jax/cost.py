@@ -42,7 +42,8 @@ def trace_numbers(plan: Plan) -> int:
     own = sum(plan.depth(v) * sum(block.rows * block.columns for block in plan.own[v]) for v in range(len(plan.nodes)))
     bands = sum(plan.depth(v) * node.carry.size * plan.bands[v] * plan.columns[v] for v, node in enumerate(plan.nodes))
     cross = sum(pair.layers * plan.nodes[v].carry.size * pair.columns for (v, _), pair in plan.pairs.items())
-    return own + bands + cross
+    low_rank = sum(layout.numbers(plan.rank) for layout in plan.low_rank if layout is not None and plan.rank)
+    return own + low_rank + bands + cross
 
 
 def cost_of(plan: Plan, params: Any, carry: Any, x: Any, batch: int) -> Cost:
@@ -105,6 +106,12 @@ def _multiply_adds(plan: Plan, v: int) -> int:
     for block in plan.own[v]:
         per_row = slots if block.kind == "local" else recurrence
         total += block.rows * block.columns * (per_row + 1)  # advance and contract
+    layout, rank = plan.low_rank[v], plan.rank or 0
+    if layout is not None:
+        rows, columns = slots * layout.rows, layout.columns
+        # Products with the step's and the kept factors, two orthonormal bases, the gradient.
+        total += 2 * rank * (rank + 1) * (rows + columns) + 4 * rank**2 * (rows + columns)
+        total += slots * layout.numbers(rank) + rank * sum(block.columns for block in layout.blocks)
     dense = any(block.kind == "dense" for block in plan.own[v])
     if n and (dense or plan.full_jacobian(v) or wanted.input):
         total += 2 * n * forward  # one VJP per carry component

@@ -17,7 +17,7 @@ from jax import lax
 from deepeprop_jax import labels as lb
 from deepeprop_jax import outer
 from deepeprop_jax.cut import Reals
-from deepeprop_jax.jaxprs import Atom, backward_slice, bind, is_variable
+from deepeprop_jax.jaxprs import Atom, Variable, backward_slice, bind, is_variable
 from deepeprop_jax.lifted import Lifted, Rule, Values, add, broadcast, elementwise, pull, union
 from deepeprop_jax.node import from_grid
 from deepeprop_jax.real import Parts, select_examples
@@ -203,7 +203,11 @@ class NodeSegment:
         """Values of ``wanted`` at every step, for cotangents of every step's new carry."""
         return self._evaluate(wanted, steps, self.coefficients(wanted.frontier), self.read)
 
-    def _evaluate(self, wanted: Pull, ct: Leaves, coefficients: list[dict[int, Lifted]], read: Any) -> Leaves:
+    def frontier(self, wanted: Pull, steps: Leaves) -> dict[Variable, Lifted]:
+        """Values of ``wanted.frontier`` at every step, for cotangents of every step's new carry."""
+        return self._frontier(wanted, steps, self.coefficients(wanted.frontier))
+
+    def _frontier(self, wanted: Pull, ct: Leaves, coefficients: list[dict[int, Lifted]]) -> dict[Variable, Lifted]:
         program, frontier = self.program, {}
         for variable, own in zip(wanted.frontier, coefficients, strict=True):
             if variable in program.cotangents:
@@ -212,7 +216,11 @@ class NodeSegment:
                 value = add(*(self._term(variable, leaf, c, ct[leaf]) for leaf, c in own.items()))
             if value is not None:
                 frontier[variable] = value.map(lambda x, v=variable: x.astype(v.aval.dtype))
-        return pull(wanted.equations, frontier, program.linear, read, wanted.outputs)
+        return frontier
+
+    def _evaluate(self, wanted: Pull, ct: Leaves, coefficients: list[dict[int, Lifted]], read: Any) -> Leaves:
+        frontier = self._frontier(wanted, ct, coefficients)
+        return pull(wanted.equations, frontier, self.program.linear, read, wanted.outputs)
 
     def _term(self, variable: Any, leaf: int, coefficient: Lifted, ct: Lifted | None) -> Lifted | None:
         if ct is None:
@@ -316,24 +324,6 @@ class NodeSegment:
     def back_slot(self, slot: int) -> Back:
         """``back`` through D for ones on a slot of the last carry; no further than to the carry."""
         return Back(*self.slots()[slot], [], [])
-
-    def back_units(self, upto: str) -> Back:
-        """``back`` through D for every unit vector on the last carry, one per row: ones on a slot, each in its unit."""
-        node = self.node
-        ends = np.cumsum([0, *node.carry.sizes])
-        rows: list[Leaves] = [[], []]
-        for leaf, shape in enumerate(node.carry.shapes):
-            unit = node.units.unit[ends[leaf] : ends[leaf + 1]]
-            own = node.units.unit[:, None] == unit[None]
-            for which in (0, 1):
-                terms = []
-                for slot, found in enumerate(self.slots()):
-                    mask = (own & (node.units.slot == slot)[:, None]).reshape(-1, *shape)
-                    value = found[which][leaf]
-                    if value is not None:
-                        terms.append(elementwise(lambda m, x: jnp.where(m, x, 0), Lifted(mask, "r"), value))
-                rows[which].append(add(*terms))
-        return self._down(Back(rows[0], rows[1], [], []), upto)
 
     def _through_time(self, recurrence: str, flows: list[Flow], sizes: dict[str, int]) -> list[tuple[Leaves, Leaves]]:
         # Sums and products over many steps: float32 at least, whatever the carry is held in.

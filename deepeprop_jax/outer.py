@@ -53,6 +53,13 @@ class Cuts(NamedTuple):
         return [v if p is None else p.equation.inputs[p.side] for v, p in pairs]
 
 
+def is_outer(product: Product) -> bool:
+    """Whether a product of two vectors has an entry for every pair of theirs."""
+    axes = dot_axes(product.equation)
+    vectors = all(len(shape_of(atom)) == 1 for atom in product.equation.inputs)
+    return vectors and not axes.lhs_contract and not axes.lhs_batch
+
+
 def find_cuts(
     equations: Sequence[Equation], outputs: Sequence[Atom], linear: set[Variable], step: set[Variable]
 ) -> Cuts:

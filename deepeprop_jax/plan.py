@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,9 +11,11 @@ import numpy as np
 
 from deepeprop_jax.cell import Graph, PyTree, Vertex, Wire, connect, parents, select
 from deepeprop_jax.layer import Wanted
+from deepeprop_jax.low_rank import Layout, layout_of
 from deepeprop_jax.node import Node, analyse_node
 from deepeprop_jax.real import RealView
 from deepeprop_jax.trace import Block
+from deepeprop_jax.vjp_program import VjpProgram
 
 
 class Pair(NamedTuple):
@@ -37,10 +40,11 @@ class Plan(NamedTuple):
     Attributes:
       graph: the network.
       nodes: per vertex, its cell after analysis (of one layer, where the vertex has depth).
-      exact, hops: as given to ``deep_eprop``.
+      exact, hops, rank: as given to ``deep_eprop``.
       trained: per node, the indices of its trained real parameter leaves.
       columns: per node, the number of trained real parameter entries (of one layer).
-      own: per node, the blocks of its own trace.
+      own: per node, the blocks of its own trace, but for those of low rank.
+      low_rank: per node, what of its own trace is one product of low rank.
       bands: per node with depth, over how many layers upward its own influences are kept.
       pairs: the kept influences across nodes, by (v, k).
       transmitted: the (p, k) whose output influence Y^{p,k} something above needs.
@@ -53,9 +57,11 @@ class Plan(NamedTuple):
     nodes: tuple[Node, ...]
     exact: bool
     hops: int | None
+    rank: int | None
     trained: tuple[tuple[int, ...], ...]
     columns: tuple[int, ...]
     own: tuple[tuple[Block, ...], ...]
+    low_rank: tuple[Layout | None, ...]
     bands: tuple[int, ...]
     pairs: dict[tuple[int, int], Pair]
     transmitted: frozenset[tuple[int, int]]
@@ -98,6 +104,10 @@ class Plan(NamedTuple):
         """The key of S^{v,k} in the state's traces."""
         return f"{self.graph.nodes[v].name} <- {self.graph.nodes[k].name}"
 
+    def low_rank_name(self, v: int) -> str:
+        """The key of what of S^{v,v} is of low rank."""
+        return f"{self.name(v, v)}, low rank"
+
 
 def make_plan(
     graph: Graph, params: PyTree, carry: PyTree, x: PyTree, exact: bool, hops: int | None, trainable: PyTree | None
@@ -136,13 +146,24 @@ def make_plan(
     dtype = jnp.result_type(jnp.float32, *dtypes)
     output_avals = _carried("outputs", graph.output, x, outputs)
     output = RealView(output_avals)
-    plan = Plan(
-        graph, tuple(nodes), exact, hops, trained, columns, (), (), {}, frozenset(), dtype, output, output_avals
-    )
+    nothing: tuple[Any, Any, Any, Any, Any] = ((), (), (), {}, frozenset())
+    plan = Plan(graph, tuple(nodes), exact, hops, None, trained, columns, *nothing, dtype, output, output_avals)
     own = tuple(_own_blocks(plan, v) for v in range(len(nodes)))
     bands = tuple(_band(plan, v) for v in range(len(nodes)))
     pairs, transmitted = _kept_pairs(plan)
-    return plan._replace(own=own, bands=bands, pairs=pairs, transmitted=transmitted)
+    whole: tuple[Layout | None, ...] = (None,) * len(nodes)
+    return plan._replace(own=own, low_rank=whole, bands=bands, pairs=pairs, transmitted=transmitted)
+
+
+def with_rank(plan: Plan, programs: Sequence[VjpProgram], rank: int) -> Plan:
+    """The plan with own traces of low rank, where weights' influences are outer products."""
+    layouts = tuple(map(layout_of, plan.nodes, programs, plan.own))
+    gone = [set() if layout is None else {block.leaves for block in layout.blocks} for layout in layouts]
+    own = tuple(
+        tuple(block for block in blocks if block.leaves not in leaves)
+        for blocks, leaves in zip(plan.own, gone, strict=True)
+    )
+    return plan._replace(rank=rank, own=own, low_rank=layouts)
 
 
 def _analyse(vertex: Vertex, params: PyTree, carry: PyTree, u: PyTree, y: PyTree) -> Node:

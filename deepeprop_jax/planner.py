@@ -8,7 +8,7 @@ import jax
 
 from deepeprop_jax import checks
 from deepeprop_jax.cell import Graph, PyTree
-from deepeprop_jax.plan import Plan, make_plan
+from deepeprop_jax.plan import Plan, make_plan, with_rank
 from deepeprop_jax.vjp_program import VjpProgram, vjp_program
 
 
@@ -17,11 +17,11 @@ class Planner:
 
     Args:
       graph: the network.
-      exact, hops, trainable: as given to ``deep_eprop``.
+      exact, hops, trainable, rank: as given to ``deep_eprop``.
     """
 
-    def __init__(self, graph: Graph, exact: bool, hops: int | None, trainable: Any):
-        self.graph, self.exact, self.hops, self.trainable = graph, exact, hops, trainable
+    def __init__(self, graph: Graph, exact: bool, hops: int | None, trainable: Any, rank: int | None = None):
+        self.graph, self.exact, self.hops, self.trainable, self.rank = graph, exact, hops, trainable, rank
         self._plans: dict[Any, Plan] = {}
         self._programs: dict[Any, tuple[VjpProgram, ...]] = {}
 
@@ -34,7 +34,9 @@ class Planner:
         if key not in self._plans:
             carry_aval, x_aval = _avals(carry, without_batch=True), _avals(x, without_batch=True)
             arguments = (_avals(params), carry_aval, x_aval, self.exact, self.hops, self.trainable)
-            self._plans[key] = make_plan(self.graph, *arguments)
+            plan = self._plans[key] = make_plan(self.graph, *arguments)
+            if self.rank is not None:
+                self._plans[key] = with_rank(plan, self.programs(params, carry, x), self.rank)
         return self._plans[key]
 
     def programs(self, params: PyTree, carry: PyTree, x: PyTree) -> tuple[VjpProgram, ...]:

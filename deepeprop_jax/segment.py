@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from deepeprop_jax import low_rank
 from deepeprop_jax.cell import PyTree, assemble, connect, parents, select
 from deepeprop_jax.lattice import Traces
 from deepeprop_jax.lifted import Lifted, Values, add, broadcast
@@ -23,9 +24,10 @@ from deepeprop_jax.node import to_grid
 from deepeprop_jax.node_segment import Back, NodeSegment
 from deepeprop_jax.plan import Plan
 from deepeprop_jax.real import Parts, RealView
-from deepeprop_jax.slots import advance_slot, contract_slots, over_leaf, stack_slots
+from deepeprop_jax.slots import contract_slots, over_leaf
 from deepeprop_jax.through_time import Flags, Leaves
-from deepeprop_jax.trace import Block, add_columns, contract, push
+from deepeprop_jax.trace import add_columns, contract
+from deepeprop_jax.unit_rows import back_units
 from deepeprop_jax.vjp_program import VjpProgram, parameter_values
 
 
@@ -67,7 +69,7 @@ class Segment:
         for v, (node, vertex) in enumerate(zip(plan.nodes, plan.graph.nodes, strict=True)):
             start, origin = (node.carry.split(select(tree, vertex.path)) for tree in (carry, initial))
             u = node.input.split(connect(vertex.wire, xs, outputs))
-            local = any(block.kind == "local" for block in plan.own[v])
+            local = plan.low_rank[v] is not None or any(block.kind == "local" for block in plan.own[v])
             part = NodeSegment(ready.programs[v], ready.params[v], ready.values[v], start, u, origin, flags, local)
             self.nodes.append(part)
             outputs[v] = node.output.join(*part.outputs)
@@ -169,14 +171,14 @@ class Flow:
         wanted = bool(parents(vertex.wire))
         upto = "input" if wanted else "carry"
         if recurrence == "local" and end:
-            back = node.back_units(upto)
+            back = back_units(node, upto)
         else:
             back = node.back(recurrence, dy, end, self.sizes["r"], upto)
         below = self.segment.distribute(vertex.wire, self.plan.nodes[v].input, back.input, self.sizes) if wanted else {}
         return back, below
 
 
-def _kept(plan: Plan, k: int) -> frozenset[int]:
+def kept_by(plan: Plan, k: int) -> frozenset[int]:
     """The nodes that source k sees through time."""
     return frozenset({k} | {v for v, source in plan.pairs if source == k})
 
@@ -194,7 +196,7 @@ def gradient(segment: Segment, traces: Traces, dy: PyTree, exact: bool) -> list[
     everything = frozenset(range(len(plan.nodes)))
     found = []
     for k, node in enumerate(plan.nodes):
-        kept = _kept(plan, k)
+        kept = kept_by(plan, k)
         seen = everything if exact else kept
         back = flow.through(k, seen)
         zeros = [jnp.zeros(shape, plan.dtype) for shape in node.params.shapes]
@@ -206,13 +208,17 @@ def gradient(segment: Segment, traces: Traces, dy: PyTree, exact: bool) -> list[
         grads = [zero if x is None else x.value.astype(plan.dtype) for zero, x in pairs]
         columns = jnp.zeros(plan.columns[k], plan.dtype)
         for v in sorted(kept):
-            name = plan.name(v, k)
+            name, layout = plan.name(v, k), plan.low_rank[k] if v == k else None
             through = flow.through(v, seen)
-            if name not in traces or through is None or not through.start:
+            if (name not in traces and layout is None) or through is None or not through.start:
                 continue
             start = vector(segment, v, through.start, "b", flow.sizes)
             if v == k:
-                for block, trace in zip(plan.own[k], traces[name], strict=True):
+                if layout is not None:
+                    parts = low_rank.contract(layout, traces[plan.low_rank_name(k)], to_grid(start, node.units))
+                    for block, part in zip(layout.blocks, parts, strict=True):
+                        add_columns(node.params, grads, block.leaves, part.ravel())
+                for block, trace in zip(plan.own[k], traces.get(name, ()), strict=True):
                     if block.kind == "local":
                         wide = over_leaf(to_grid(start, node.units), block, node.params.shapes[block.leaves[0]])
                         part = contract_slots(wide, trace)
@@ -234,115 +240,3 @@ def vector(segment: Segment, v: int, ct: Leaves, axes: str, sizes: dict[str, int
         flat = jnp.zeros((*lead, size), segment.plan.dtype) if leaf is None else broadcast(leaf.flat(), axes, sizes)
         parts.append(flat.astype(segment.plan.dtype))
     return jnp.concatenate(parts, axis=-1)
-
-
-def update(segment: Segment, traces: Traces) -> Traces:
-    """All traces, from the segment's start to its end."""
-    plan = segment.plan
-    new: Traces = {}
-    for v, node in enumerate(plan.nodes):
-        own = plan.name(v, v)
-        if own in traces:
-            rows = _slot_rows(segment, v) if any(block.kind == "local" for block in plan.own[v]) else []
-            new[own] = tuple(
-                _own_local(segment, block, trace, rows) if block.kind == "local" else trace
-                for block, trace in zip(plan.own[v], traces[own], strict=True)
-            )
-        dense = [b for b in plan.own[v] if b.kind == "dense"] if own in traces else []
-        sources = [k for k in range(v) if plan.name(v, k) in traces]
-        if not dense and not sources:
-            continue
-        n = node.carry.size
-        flow = Flow(segment, [], (v, _unit_vectors(node.carry)), rows=n)
-        if dense:
-            back = flow.through(v, _kept(plan, v))
-            influence = _influence(segment, flow, v, v, dense[0].leaves, traces, back)
-            new[own] = tuple(
-                influence if block.kind == "dense" else trace
-                for block, trace in zip(plan.own[v], new[own], strict=True)
-            )
-        for k in sources:
-            back = flow.through(k, _kept(plan, k))
-            new[plan.name(v, k)] = _influence(segment, flow, v, k, plan.trained[k], traces, back)
-    return new
-
-
-def _unit_vectors(view: RealView) -> Leaves:
-    eye = jnp.eye(view.size)
-    parts = view.unflatten(eye)
-    return [Lifted(part.astype(dtype), "r") for part, dtype in zip(parts, view.dtypes, strict=True)]
-
-
-def _influence(
-    segment: Segment, flow: Flow, v: int, k: int, leaves: tuple[int, ...], traces: Traces, back: Back | None
-) -> jax.Array:
-    """Dense rows at the segment's end, (batch, n_v, columns): what was carried in, and what is new."""
-    plan = segment.plan
-    node, sizes, kept = plan.nodes[k], flow.sizes, _kept(plan, k)
-    lead = (sizes["b"], sizes["r"])
-    columns = sum(node.params.sizes[i] for i in leaves)
-    if back is None:
-        total = jnp.zeros((*lead, columns), plan.dtype)
-    else:
-        inside = segment.nodes[k].parameters(back, "rb", sizes)
-        total = jnp.concatenate([_rows(inside[i], node.params.sizes[i], sizes, plan.dtype) for i in leaves], axis=-1)
-    for p in sorted(kept):
-        name = plan.name(p, k)
-        through = flow.through(p, kept) if p <= v else None
-        if name not in traces or through is None or not through.start:
-            continue
-        matrix = jnp.swapaxes(vector(segment, p, through.start, "rb", sizes), 0, 1)  # (batch, rows, n_p)
-        if p != k:
-            total = total + jnp.einsum("brn,bnp->brp", matrix, traces[name])
-            continue
-        parts = {i: jnp.zeros((*lead, node.params.sizes[i]), plan.dtype) for i in leaves}
-        for block, trace in zip(plan.own[k], traces[name], strict=True):
-            if not set(block.leaves) <= set(leaves):
-                continue
-            rows = stack_slots(trace) if block.kind == "local" else trace
-            part, start = push(node, block, matrix, rows), 0
-            for i in block.leaves:
-                parts[i] = part[..., start : start + node.params.sizes[i]]
-                start += node.params.sizes[i]
-        total = total + jnp.concatenate([parts[i] for i in leaves], axis=-1)
-    return total
-
-
-def _rows(x: Lifted | None, size: int, sizes: dict[str, int], dtype: Any) -> jax.Array:
-    """(batch, rows, size)."""
-    if x is None:
-        return jnp.zeros((sizes["b"], sizes["r"], size), dtype)
-    return jnp.swapaxes(broadcast(x.flat(), "rb", sizes), 0, 1).astype(dtype)
-
-
-class SlotRow(NamedTuple):
-    """What ones on one slot of the last carry find at the segment's start, and of every parameter leaf.
-
-    Attributes:
-      start: (batch, K, units) one row of the product of all D.
-      params: per real parameter leaf, its cotangent with axis b; None for zero.
-    """
-
-    start: jax.Array
-    params: Leaves
-
-
-def _slot_rows(segment: Segment, v: int) -> list[SlotRow]:
-    part, node = segment.nodes[v], segment.plan.nodes[v]
-    rows = []
-    for slot in range(node.units.slots):
-        back = part.back_slot(slot)
-        start = vector(segment, v, back.start, "b", segment.sizes)
-        rows.append(SlotRow(to_grid(start, node.units), part.parameters(back, "b", segment.sizes)))
-    return rows
-
-
-def _own_local(segment: Segment, block: Block, trace: list[jax.Array], rows: list[SlotRow]) -> list[jax.Array]:
-    """S_end = (product of D) S_start + what each step adds: per slot of a unit one row (batch, *leaf)."""
-    (leaf,) = block.leaves
-    new = []
-    for row in rows:
-        inside = row.params[leaf]
-        added = None if inside is None else broadcast(inside, "b", segment.sizes).astype(segment.plan.dtype)
-        new.append(advance_slot(over_leaf(row.start, block, trace[0].shape[1:]), trace, added))
-    return new

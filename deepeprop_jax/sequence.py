@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepeprop_jax import checks, lattice, segment, slots
+from deepeprop_jax import checks, lattice, segment, segment_update, slots
 from deepeprop_jax.cell import PyTree, assemble
 from deepeprop_jax.plan import Plan
 from deepeprop_jax.real import select_examples
@@ -90,7 +90,7 @@ def choose_length(
     if any(vertex.depth is not None for vertex in plan.graph.nodes):
         return Length(None, "a stack(cell, depth=L) runs step by step")
     rows = [plan.nodes[v].carry.size for v in _with_dense_rows(plan)]
-    if asked == 1 and rows and within == "eprop":
+    if asked == 1 and rows and within == "eprop" and plan.rank is None:
         return Length(None, "segments of one step are the lattice, which moves dense rows faster")
     if asked is not None:
         return Length(asked, "as asked")
@@ -149,7 +149,7 @@ def by_segments(
         found = segment.gradient(part, traces, dy, exact)
         if flags.resets is not None:
             traces = slots.without_examples(flags.resets.any(axis=0), traces)
-        new = Stream(part.carry_end, segment.update(part, traces))
+        new = Stream(part.carry_end, segment_update.update(part, traces))
         return (new, loss + values.sum(), jax.tree.map(jnp.add, grads, found)), aux
 
     begin = Stream(start.carry, slots.split_slots(plan, start.traces))

@@ -18,12 +18,12 @@ from jax import lax
 
 from deepeprop_jax import segment as sg
 from deepeprop_jax.cell import PyTree
-from deepeprop_jax.jaxprs import dot_axes, is_variable, shape_of
+from deepeprop_jax.jaxprs import is_variable
 from deepeprop_jax.lattice import Traces
 from deepeprop_jax.learner import Pending
 from deepeprop_jax.lifted import Lifted, broadcast
 from deepeprop_jax.node import to_grid
-from deepeprop_jax.outer import Product
+from deepeprop_jax.outer import is_outer
 from deepeprop_jax.plan import Plan
 from deepeprop_jax.slots import WRITTEN_OUT
 from deepeprop_jax.through_time import Flags
@@ -51,12 +51,12 @@ class Factors(NamedTuple):
 
 
 def applies(plan: Plan) -> bool:
-    """Whether this is the faster way: nothing is kept across nodes, and something of the own traces is local.
+    """Whether this is the faster way: nothing is kept across nodes, and something of the own traces is local and whole.
 
     A step with influences across nodes costs less on the lattice, which has their products only once.
     """
     local = any(block.kind == "local" for blocks in plan.own for block in blocks)
-    return local and not plan.pairs and all(vertex.depth is None for vertex in plan.graph.nodes)
+    return local and plan.rank is None and not plan.pairs and all(vertex.depth is None for vertex in plan.graph.nodes)
 
 
 def pending_step(plan: Plan, programs: tuple[VjpProgram, ...], pending: Pending) -> sg.Segment:
@@ -152,7 +152,7 @@ def _factors(step: sg.Segment, v: int, active: jax.Array) -> Factors:
         found = cut.get(output) if is_variable(output) else None
         product = None if found is None else program.cuts.products[found]
         values = [] if found is None else [d[found] for d in deltas]
-        if product is not None and _is_outer(product) and all(d is not None for d in values):
+        if product is not None and is_outer(product) and all(d is not None for d in values):
             linear = jnp.stack([vector(d) for d in values if d is not None], axis=1)
             other = vector(part.read(product.equation.inputs[1 - product.side]))[:, None]
             first_is_linear = (product.side == 0) != product.swapped
@@ -162,13 +162,6 @@ def _factors(step: sg.Segment, v: int, active: jax.Array) -> Factors:
             additions.append(jnp.stack(rows, axis=1))
     still = jnp.eye(node.units.slots, dtype=plan.dtype)[None, :, :, None]
     return Factors(jnp.where(active[:, None, None, None], jnp.stack(recurrence, axis=1), still), additions)
-
-
-def _is_outer(product: Product) -> bool:
-    """Whether a product of two vectors has an entry for every pair of theirs."""
-    axes = dot_axes(product.equation)
-    vectors = all(len(shape_of(atom)) == 1 for atom in product.equation.inputs)
-    return vectors and not axes.lhs_contract and not axes.lhs_batch
 
 
 def _advance(

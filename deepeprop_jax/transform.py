@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from deepeprop_jax import checks, lattice, stream
+from deepeprop_jax import checks, lattice, segment, segment_update, slots, stream
 from deepeprop_jax.cell import PyTree, graph_of
 from deepeprop_jax.learner import LearnerState, OnlineLearner, Pending
 from deepeprop_jax.network import as_cell
@@ -27,7 +27,9 @@ from deepeprop_jax.sequence import (
 )
 
 
-def deep_eprop(network: Any, *, exact: bool = False, hops: int | None = None, trainable: Any = None) -> OnlineLearner:
+def deep_eprop(
+    network: Any, *, exact: bool = False, hops: int | None = None, rank: int | None = None, trainable: Any = None
+) -> OnlineLearner:
     """Train a recurrent network forward in time: gradients from traces, with memory constant in the sequence's length.
 
     ``exact=True`` is deep RTRL and equals BPTT; the default is deep e-prop, in which the recurrence dF/dh of every
@@ -46,6 +48,10 @@ def deep_eprop(network: Any, *, exact: bool = False, hops: int | None = None, tr
       exact: full deep RTRL instead of deep e-prop.
       hops: how many recurrent layers upward a parameter's trace is carried: None for all; 0 for the own node only, with
         the instantaneous signal through the layers above (Zucchet et al. 2023).
+      rank: R keeps a node's own trace of its weights as one product of that rank, R (K N + M) numbers for N rows and M
+        columns, the best that one step of subspace iteration per segment finds; biases, and weights of which an entry
+        reaches several units, keep theirs whole. ``trace_error`` tells from the state what was lost. Pays with batches
+        and long segments; a ``step`` costs as much as a segment.
       trainable: booleans in the structure of params or a prefix of it, or a function of params' shapes that gives
         them; the others have no trace and a zero gradient.
 
@@ -69,10 +75,12 @@ def deep_eprop(network: Any, *, exact: bool = False, hops: int | None = None, tr
     >>> jax.tree.structure(grads) == jax.tree.structure(params)
     True
     """
-    checks.check_options(exact, hops)
+    checks.check_options(exact, hops, rank)
     cell = as_cell(network)
     graph = graph_of(cell)
-    planner = Planner(graph, exact, hops, trainable)
+    if rank is not None:
+        checks.check_no_depth(graph, f"rank={rank}")
+    planner = Planner(graph, exact, hops, trainable, rank)
     plan_of = planner.plan
 
     def plan_for(params: PyTree, state: LearnerState, x: PyTree) -> Plan:
@@ -108,6 +116,9 @@ def deep_eprop(network: Any, *, exact: bool = False, hops: int | None = None, tr
             moved = lattice.update(plan, moments, lattice.local_blocks(plan, moments), state.traces)
             return lattice.select_examples(pending.active, moved, state.traces)
 
+        if plan.rank is not None:
+            moved = segment_update.update(pending_step(plan, pending), slots.split_slots(plan, state.traces))
+            return lattice.select_examples(pending.active, slots.join_slots(plan, moved), state.traces)
         if not stream.applies(plan):
             return by_lattice()
         dense = any(block.kind == "dense" for blocks in plan.own for block in blocks)
@@ -127,11 +138,15 @@ def deep_eprop(network: Any, *, exact: bool = False, hops: int | None = None, tr
         pending = state.pending
         if not isinstance(pending.active, jax.core.Tracer) and not pending.active.any():
             raise ValueError("No step is pending in this state. Call learner.step first, then learner.gradient.")
-        if stream.applies(plan):
+        if stream.applies(plan) or plan.rank is not None:
             now = pending_step(plan, pending)
             y = jax.tree.map(lambda leaf: leaf[0], now.outputs)
             dy = keep_examples(pending.active, checks.check_cotangent(dy, y))
-            found = stream.gradient(now, state.traces, dy)
+            if plan.rank is None:
+                found = stream.gradient(now, state.traces, dy)
+            else:
+                every = jax.tree.map(lambda leaf: leaf[None], dy)
+                found = segment.gradient(now, slots.split_slots(plan, state.traces), every, exact=False)
         else:
             _, y, moments = lattice.forward(plan, pending.params, pending.carry, pending.x)
             dy = keep_examples(pending.active, checks.check_cotangent(dy, y))

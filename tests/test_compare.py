@@ -11,6 +11,7 @@ import pytest
 
 from deepeprop_jax.cell import Cell
 from deepeprop_jax.compare import compare_to_bptt
+from deepeprop_jax.learner import LearnerState
 from deepeprop_jax.reference import bptt
 
 STEPS, BATCH = 4, 3
@@ -21,8 +22,8 @@ def fake_learner(network, change):
 
     def value_and_grad(loss_fn):
         def run(params, state, xs, targets):
-            result, grads = bptt(network, loss_fn)(params, state, xs, targets)
-            return result, change(grads)
+            (loss, carry), grads = bptt(network, loss_fn)(params, state, xs, targets)
+            return (loss, LearnerState(carry, {}, None, carry)), change(grads)
 
         return run
 

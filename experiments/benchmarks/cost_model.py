@@ -48,7 +48,7 @@ def cost(rival: str, problem: Problem) -> Cost | None:
     if rival == "jacfwd":
         return Cost(forward * (1 + weights), 0)
     mode = rival.removeprefix("stream, ").split(",")[0]
-    if mode not in OPTIONS:
+    if mode not in OPTIONS or "rank" in rival:
         return None
     by_steps = rival.startswith("stream") or rival.endswith(("C = 1", "lattice"))
     length = 1 if by_steps else problem.segment

@@ -29,7 +29,8 @@ class Comparison(NamedTuple):
 
     Attributes:
       problem: the network and its sequences.
-      rivals: names from ``RIVALS``; ``BPTT`` first where the gradient error is wanted.
+      rivals: names from ``RIVALS``.
+      reference: the one whose gradient the others' is compared with, named before them.
       timed: whether to run, or only to compile (for time, memory and compile time against sizes beyond reach).
       rounds: fewer rounds than asked for, where one run is long.
       compiles: how often to compile, all rivals in turn.
@@ -37,6 +38,7 @@ class Comparison(NamedTuple):
 
     problem: Problem
     rivals: tuple[str, ...]
+    reference: str = REFERENCE
     timed: bool = True
     rounds: int | None = None
     compiles: int = 1
@@ -53,13 +55,13 @@ def compare(comparison: Comparison, rounds: int, record: dict[str, Any], on_prog
 
     ``record["rivals"][name]`` gets ``compile_cpu`` and ``compile_wall`` (seconds to analyse, lower and compile),
     ``temporary_bytes`` and ``state_bytes`` (what a stream goes on from), ``multiply_adds`` and ``bytes`` per step by
-    the cost model, ``errors`` (relative error of every layer's gradient to that of BPTT), ``wall`` and ``cpu``
+    the cost model, ``errors`` (relative error of every layer's gradient to the reference's), ``wall`` and ``cpu``
     (seconds, a number per round); or ``missing``, why there is nothing. ``record["peak_bytes"]`` is the most that the
     process has held so far, data included.
     """
     problem = comparison.problem
     rivals = record.setdefault("rivals", {})
-    record.update(problem=problem._asdict(), title=str(problem))
+    record.update(problem=problem._asdict(), title=str(problem), reference=comparison.reference)
     made: dict[str, tuple[Rival, Any]] = {}
     for _ in range(comparison.compiles):
         for name in comparison.rivals:
@@ -77,7 +79,7 @@ def compare(comparison: Comparison, rounds: int, record: dict[str, Any], on_prog
         modelled = cost(name, problem)
         rivals[name].update({} if modelled is None else modelled._asdict())
     if comparison.timed:
-        _run(made, problem, comparison.rounds or rounds, rivals, on_progress)
+        _run(made, comparison, comparison.rounds or rounds, rivals, on_progress)
     if resource is not None:
         kilobytes = sys.platform != "darwin"
         record["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if kilobytes else 1)
@@ -85,7 +87,7 @@ def compare(comparison: Comparison, rounds: int, record: dict[str, Any], on_prog
 
 def _run(
     made: dict[str, tuple[Rival, Any]],
-    problem: Problem,
+    comparison: Comparison,
     rounds: int,
     rivals: dict[str, dict],
     on_progress: Callable[[str], None],
@@ -94,9 +96,9 @@ def _run(
     calls: dict[str, Callable[[], Any]] = {}
     reference = None
     for name, (rival, executable) in made.items():
-        calls[name] = partial(executable, *rival.arguments(problem))
+        calls[name] = partial(executable, *rival.arguments(comparison.problem))
         _, grads, _ = jax.block_until_ready(calls[name]())
-        reference = grads if name == REFERENCE else reference
+        reference = grads if name == comparison.reference else reference
         if reference is not None and rival.gives_gradient:
             rivals[name]["errors"] = layer_errors(grads, reference)
     samples: dict[str, list[Sample]] = {name: [] for name in calls}

@@ -62,6 +62,7 @@ class Problem(NamedTuple):
       layers: L.
       segment: C, steps of a segment.
       inputs: numbers that enter the first layer per step.
+      gate_bias: added to the bias of update and forget gates: 3 makes a memory of some 20 steps.
     """
 
     cell: str
@@ -71,10 +72,11 @@ class Problem(NamedTuple):
     layers: int = 2
     segment: int = 64
     inputs: int = 32
+    gate_bias: float = 0
 
     def __str__(self) -> str:
         sizes = f"H = {self.features}, L = {self.layers}, batch {self.batch}, T = {self.steps}, C = {self.segment}"
-        return f"{self.cell}, {sizes}"
+        return f"{self.cell}, {sizes}" + (f", gate bias +{self.gate_bias:g}" if self.gate_bias else "")
 
     def network(self) -> Cell:
         """The stack of cells."""
@@ -85,4 +87,10 @@ class Problem(NamedTuple):
         params_key, input_key, target_key = jax.random.split(jax.random.key(0), 3)
         xs = jax.random.normal(input_key, (self.steps, self.batch, self.inputs))
         params, carry = self.network().init(params_key, xs[0])
+        if self.gate_bias:
+            params = jax.tree_util.tree_map_with_path(self._add_gate_bias, params)
         return params, carry, xs, jax.random.normal(target_key, (self.steps, self.batch))
+
+    def _add_gate_bias(self, path: tuple, leaf: jax.Array) -> jax.Array:
+        keys = {getattr(key, "key", None) for key in path}
+        return leaf + self.gate_bias if "bias" in keys and keys & {"iz", "hf"} else leaf

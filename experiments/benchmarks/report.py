@@ -17,7 +17,7 @@ HEADER = (
     "wall µs per step",
     "× BPTT",
     "× hoisted",
-    "error to BPTT, bottom layer to top",
+    "error to {reference}, bottom layer to top",
     "compile, s",
     "temporary",
     "state",
@@ -68,8 +68,9 @@ def rows(record: dict[str, Any], machine: dict[str, Any]) -> list[list[str]]:
     return found
 
 
-def _header(machine: dict[str, Any]) -> list[str]:
-    return [title.format(clock="CPU" if machine["clock"] == "cpu" else "device") for title in HEADER]
+def _header(machine: dict[str, Any], reference: str) -> list[str]:
+    clock = "CPU" if machine["clock"] == "cpu" else "device"
+    return [title.format(clock=clock, reference=reference) for title in HEADER]
 
 
 def machine_line(machine: dict[str, Any]) -> str:
@@ -103,14 +104,14 @@ def rich_tables(suite: dict[str, Any]) -> list[Table]:
 
 def markdown(suite: dict[str, Any]) -> str:
     """All tables of a suite, with the machine and a note on what was left unfinished."""
-    names = _header(suite["machine"])
-    rule = "|---" + "|---:" * (len(names) - 1) + "|"
+    rule = "|---" + "|---:" * (len(HEADER) - 1) + "|"
     parts = [machine_line(suite["machine"])]
     if suite["comparisons"]:
         parts[0] += f" Median (minimum) of {suite['rounds']} rounds in turn, unless the JSON says fewer."
     if suite["interrupted"]:
         parts.append("The run was interrupted: these are the comparisons known by then.")
     for record in suite["comparisons"]:
+        names = _header(suite["machine"], record.get("reference", REFERENCE))
         lines = [f"**{record['title']}**", "", "| " + " | ".join(names) + " |", rule]
         lines += ["| " + " | ".join(row) + " |" for row in rows(record, suite["machine"])]
         parts.append("\n".join(lines))

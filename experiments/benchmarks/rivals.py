@@ -116,6 +116,7 @@ RIVALS: dict[str, Callable[[Problem], Rival]] = {
     "jacfwd": partial(_backward, forward_rtrl),
     "hops=0": partial(_segments, hops=0),
     "hops=0, exact inside": partial(_segments, within="exact", hops=0),
+    **{f"hops=0, rank {rank}": partial(_segments, hops=0, rank=rank) for rank in (1, 4, 8)},
     "all hops": _segments,
     "all hops, exact inside": partial(_segments, within="exact"),
     "exact": partial(_segments, exact=True),

@@ -69,6 +69,14 @@ def _exact() -> tuple[Comparison, ...]:
     )
 
 
+def _rank() -> tuple[Comparison, ...]:
+    rivals = ("hops=0", REFERENCE, HOISTED, "hops=0, rank 1", "hops=0, rank 4", "hops=0, rank 8")
+    gated = ("GRU", "LSTM", "OptimizedLSTM")
+    problems = [Problem(cell, 128) for cell in ("leaky tanh", *gated, "LRU", "ALIF")]
+    problems += [Problem(cell, 128, gate_bias=3) for cell in gated]
+    return tuple(Comparison(problem, rivals, reference="hops=0") for problem in problems)
+
+
 def _stream() -> tuple[Comparison, ...]:
     rivals = (
         REFERENCE,
@@ -117,6 +125,7 @@ SWEPT = ("steps", "features", "layers", "batch", "segment")
 SUITES: dict[str, Suite] = {
     "acceptance": Suite("Time of a gradient, own-node traces, against BPTT", _acceptance()),
     "exact": Suite("Exact mode and all hops against the lattice and forward mode", _exact()),
+    "rank": Suite("Own-node traces of low rank, against whole ones", _rank()),
     "stream": Suite("A gradient after every step", _stream()),
     "sweep": Suite("Time against the sizes, one changed at a time", _sweep(), "ratio", SWEPT),
     "length": Suite("Temporary memory against the length of the sequence", _length(), "temporary_bytes", ("steps",)),
