@@ -18,6 +18,8 @@ from deepeprop_jax.cells import alif, lru
 from deepeprop_jax.reference import bptt
 from tests.gradients import assert_same_gradient
 
+pytestmark = pytest.mark.as_users
+
 NETWORKS = {
     "gru": lambda: stack(nn.GRUCell(features=6), nn.GRUCell(features=5), nn.Dense(2)),
     "lru": lambda: stack(lru(6, 6), lru(5, 5), nn.Dense(2)),

@@ -9,6 +9,8 @@ from tests.gradients import FLOAT32
 from tests.test_exact import check_equals_bptt
 from tests.zoo import cells, margin, networks, problem
 
+pytestmark = pytest.mark.as_users
+
 
 def check_float32(name: str) -> None:
     # Rounding alone may turn a spike on or off where a membrane is this near to its threshold.

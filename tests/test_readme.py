@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.as_users
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 

@@ -13,6 +13,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+pytestmark = pytest.mark.as_users
+
 ROOT = Path(__file__).parents[1]
 
 IMPORT_EVERYTHING = """
