@@ -19,6 +19,7 @@ from deepeprop_jax.jaxprs import (
     is_variable,
     shape_of,
     trace,
+    weights_last,
 )
 from deepeprop_jax.real import Parts, RealView
 
@@ -77,6 +78,7 @@ def cut_cell(apply: Callable, views: Views) -> Cut:
         return jax.tree.leaves(carry_t), jax.tree.leaves(y)
 
     program = trace(flat, *(view.avals for view in inputs))
+    program = weights_last(program, program.inputs[len(view_p.avals) :])
     count = len(view_h.avals)
     carry_atoms, output_atoms = program.outputs[:count], program.outputs[count:]
     recover = _recoverable(program, carry_atoms)

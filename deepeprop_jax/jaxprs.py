@@ -181,3 +181,29 @@ def dot_axes(equation: Equation) -> DotAxes:
         free(equation.inputs[0], lhs_contract, lhs_batch),
         free(equation.inputs[1], rhs_contract, rhs_batch),
     )
+
+
+def weights_last(program: Program, moving: Iterable[Variable]) -> Program:
+    """``W x`` as ``x W^T`` where x is a vector that moves: for many steps and examples of x, the product is then theirs
+    times the weight, in their order, where the other way round it would come out transposed.
+
+    Args:
+      moving: inputs that change with the step.
+    """
+    varying = dependents(program.equations, moving)
+
+    def swapped(equation: Equation) -> Equation:
+        if equation.name != "dot_general":
+            return equation
+        weight, x = equation.inputs
+        if (is_variable(weight) and weight in varying) or not (is_variable(x) and x in varying):
+            return equation
+        (lhs, rhs), batch = equation.params["dimension_numbers"]
+        if len(shape_of(x)) != 1 or len(rhs) != 1:
+            return equation
+        precision = equation.params["precision"]
+        precision = precision[::-1] if isinstance(precision, tuple) else precision
+        params = {**equation.params, "dimension_numbers": ((rhs, lhs), batch), "precision": precision}
+        return Equation(equation.primitive, params, [x, weight], equation.outputs)
+
+    return program._replace(equations=[swapped(equation) for equation in program.equations])

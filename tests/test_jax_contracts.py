@@ -104,6 +104,28 @@ def test_dot_axes():
     assert axes == ([2], [1], [0], [0], [1], [2])
 
 
+def test_weights_come_last_where_a_moving_vector_meets_them():
+    keys = jax.random.split(jax.random.key(0), 4)
+    weight, square, x, h = (
+        jax.random.normal(key, s) for key, s in zip(keys, [(3, 4), (3, 3), (4,), (3,)], strict=True)
+    )
+
+    def function(weight, square, x, h):
+        both = jnp.dot(weight, x, precision=("highest", "default")) + square @ h
+        return both, h @ square, h @ both, square @ weight, weight @ jnp.outer(x, x)
+
+    program = jaxprs.trace(function, weight, square, x, h)
+    moved = jaxprs.weights_last(program, program.inputs[2:])
+    dots, before = ([e for e in p.equations if e.name == "dot_general"] for p in (moved, program))
+    assert [e.inputs == b.inputs[::-1] for e, b in zip(dots, before, strict=True)] == [True, True] + [False] * 4
+    assert [str(part) for part in dots[0].params["precision"]] == ["DEFAULT", "HIGHEST"]
+    environment = dict(zip(moved.inputs, (weight, square, x, h), strict=True))
+    for seen, needed in zip(
+        jaxprs.evaluate(moved.equations, environment, moved.outputs), function(weight, square, x, h), strict=True
+    ):
+        np.testing.assert_allclose(seen, needed, rtol=1e-12)
+
+
 def test_scan_and_cond_carry_their_bodies_and_can_be_bound_again():
     def function(x):
         y, _ = jax.lax.scan(lambda c, a: (c * a, None), x, jnp.arange(1.0, 4.0))
