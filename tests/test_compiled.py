@@ -60,7 +60,12 @@ def test_memory_does_not_grow_with_time(name, mode):
 
 @pytest.mark.parametrize(
     ("mode", "batch", "lengths"),
-    [({"exact": False}, 3, (256, 65_536)), ({"hops": 0}, 1, (256, 65_536)), ({"hops": 0}, 3, (193, 65_537))],
+    [
+        ({"exact": False}, 3, (256, 65_536)),
+        ({"hops": 0}, 1, (256, 65_536)),
+        ({"hops": 0}, 3, (193, 65_537)),
+        ({"hops": 0, "rank": 2}, 3, (256, 65_536)),
+    ],
     ids=str,
 )
 def test_memory_does_not_grow_with_time_in_segments_of_the_chosen_length(mode, batch, lengths):
