@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from experiments.tasks import digits, xor_count
+from experiments.tasks import digits
 from experiments.tasks.targets import Targets, at_last_step, cross_entropy
 
 BLANK = 8
@@ -17,13 +17,6 @@ BLANK = 8
 @pytest.fixture(scope="module")
 def images() -> tuple[digits.Images, digits.Images]:
     return digits.load()
-
-
-@pytest.fixture(scope="module")
-def sequences() -> tuple[np.ndarray, np.ndarray]:
-    """4,000 XOR-count examples: xs (T, batch, width) and their labels."""
-    xs, targets = xor_count.sample(jax.random.key(0), 4000, cues=5, gap=3, delay=10, width=8)
-    return np.asarray(xs), np.asarray(targets.label[-1])
 
 
 def held_out_accuracy(features: np.ndarray, labels: np.ndarray) -> float:
@@ -80,46 +73,3 @@ def test_digits_are_sampled_by_key_alone(images: tuple[digits.Images, digits.Ima
     first, again, other = sample(jax.random.key(1)), sample(jax.random.key(1)), sample(jax.random.key(2))
     np.testing.assert_array_equal(first[0], again[0])
     assert (first[0] != other[0]).any()
-
-
-def test_xor_count_labels_follow_their_definition(sequences: tuple[np.ndarray, np.ndarray]) -> None:
-    xs, labels = sequences
-    assert xs.shape == (25, 4000, 8)
-    for example in range(50):
-        votes = sum(xs[cue * 3, example, 0] * xs[cue * 3, example, 1] for cue in range(5))
-        assert labels[example] == (votes > 0)
-
-
-def test_xor_count_is_silent_except_at_the_cues(sequences: tuple[np.ndarray, np.ndarray]) -> None:
-    xs, _ = sequences
-    cues = np.arange(0, 15, 3)
-    assert set(np.unique(xs[cues])) == {-1.0, 1.0}
-    assert not np.delete(xs, cues, axis=0).any()
-
-
-def test_xor_count_is_balanced(sequences: tuple[np.ndarray, np.ndarray]) -> None:
-    """Five standard errors of a fair coin, for the label and for every input."""
-    xs, labels = sequences
-    bound = 2.5 / np.sqrt(len(labels))
-    assert abs(labels.mean() - xor_count.CHANCE) < bound
-    assert np.abs((xs[0:15:3].mean(axis=1)) / 2).max() < bound
-
-
-def test_xor_count_is_invisible_to_a_linear_readout_of_everything_seen(
-    sequences: tuple[np.ndarray, np.ndarray],
-) -> None:
-    xs, labels = sequences
-    seen = xs[0:15:3].transpose(1, 0, 2).reshape(len(labels), -1)
-    assert abs(held_out_accuracy(seen, labels) - xor_count.CHANCE) < 2.5 / np.sqrt(len(labels) / 2)
-
-
-def test_xor_count_is_plain_to_a_linear_readout_of_the_products(sequences: tuple[np.ndarray, np.ndarray]) -> None:
-    """The feature that the lower layer must form suffices: the count of products decides every example."""
-    xs, labels = sequences
-    products = (xs[0:15:3, :, 0] * xs[0:15:3, :, 1]).sum(axis=0)
-    assert held_out_accuracy(products[:, None], labels) == 1.0
-
-
-def test_xor_count_refuses_ties() -> None:
-    with pytest.raises(ValueError, match="odd number of cues"):
-        xor_count.sample(jax.random.key(0), 4, cues=4)
