@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.tasks import digits, motifs, recall
+from experiments.tasks import digits, motifs, pictures, recall
 from experiments.tasks.targets import Targets, at_last_step, bit_cross_entropy, cross_entropy
 from tests.chance import five_standard_errors, linear_accuracy
 
@@ -217,3 +218,12 @@ def test_recall_is_sampled_by_key_alone() -> None:
 def test_recall_refuses_impossible_arguments(name: str, value: int, least: int) -> None:
     with pytest.raises(ValueError, match=f"{name} must be an integer >= {least}; seen {value}"):
         recall.sample(jax.random.key(0), **{"batch": 4, name: value})
+
+
+def test_every_task_has_its_picture(tmp_path: Path) -> None:
+    drawn = {path.stem for path in (Path(__file__).parents[1] / "docs" / "tasks").glob("*.png")}
+    assert drawn == set(pictures.PICTURES)
+    for task in ("xor_count_distractors", "recall"):
+        title, example = pictures.PICTURES[task]
+        pictures.draw(title, *example(), tmp_path / "new" / f"{task}.png")
+        assert (tmp_path / "new" / f"{task}.png").read_bytes().startswith(b"\x89PNG")
