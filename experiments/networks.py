@@ -22,16 +22,23 @@ def digits_network(features: int, classes: int) -> Cell:
 
 
 class Detector(nn.Module):
-    """A layer without memory: y = tanh(W x + b)."""
+    """A layer without memory: y = tanh(W x + b).
+
+    Attributes:
+      features: number of units.
+      bias_scale: standard deviation of the initial biases. At 0 every unit is an odd function of x, so no unit is
+        correlated with a vote of XOR-count: training starts on a plateau, which biases of 0.5 avoid.
+    """
 
     features: int
+    bias_scale: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return jnp.tanh(nn.Dense(self.features)(x))
+        return jnp.tanh(nn.Dense(self.features, bias_init=nn.initializers.normal(self.bias_scale))(x))
 
 
-def leaky_detector(features: int, memory: float) -> Cell:
+def leaky_detector(features: int, memory: float, bias_scale: float = 0.0) -> Cell:
     """A detector whose output fades: h_t = ρ h_{t−1} + (1 − ρ) tanh(W x_t + b), y_t = h_t, h_0 = 0.
 
     ρ = ``memory``; the parameters are those of ``Detector``, which it equals at ρ = 0.
@@ -41,7 +48,7 @@ def leaky_detector(features: int, memory: float) -> Cell:
     """
     if not 0 <= memory < 1:
         raise ValueError(f"memory must be in [0, 1); seen {memory!r}.")
-    detector = linen_cell(Detector(features))
+    detector = linen_cell(Detector(features, bias_scale))
 
     def init(key: jax.Array, x: jax.Array) -> tuple[PyTree, jax.Array]:
         params, _ = detector.init(key, x)
@@ -122,16 +129,16 @@ def rotated_integrator(features: int, decay: float, angle: float, gain: float = 
     return Cell(inner.init, apply)
 
 
-def xor_network(features: int, classes: int, decay: float, memory: float = 0.0) -> Cell:
+def xor_network(features: int, classes: int, decay: float, *, memory: float = 0.0, bias_scale: float = 0.0) -> Cell:
     """A detector below an integrator without cross-talk, below a linear readout.
 
     ``memory`` 0 is the detector without memory, anything above the leaky one.
     """
-    detector = leaky_detector(features, memory) if memory else Detector(features)
+    detector = leaky_detector(features, memory, bias_scale) if memory else Detector(features, bias_scale)
     return stack(detector, integrator(features, decay), nn.Dense(classes))
 
 
-def relay_ladder(features: int, classes: int, decay: float, depth: int) -> Cell:
+def relay_ladder(features: int, classes: int, decay: float, *, depth: int, bias_scale: float = 0.0) -> Cell:
     """``depth`` layers below a linear readout: a detector without memory, depth − 2 relays, an integrator.
 
     Depth 2 is ``xor_network``.
@@ -142,12 +149,12 @@ def relay_ladder(features: int, classes: int, decay: float, depth: int) -> Cell:
     if depth < 2:
         raise ValueError(f"A relay ladder has a detector and an integrator, so depth must be >= 2; seen {depth!r}.")
     relays = [relay(features) for _ in range(depth - 2)]
-    return stack(Detector(features), *relays, integrator(features, decay), nn.Dense(classes))
+    return stack(Detector(features, bias_scale), *relays, integrator(features, decay), nn.Dense(classes))
 
 
-def mixing_network(features: int, classes: int, decay: float, angle: float) -> Cell:
+def mixing_network(features: int, classes: int, decay: float, *, angle: float, bias_scale: float = 0.0) -> Cell:
     """``xor_network`` with its integrator rotated by ``angle`` at each step."""
-    return stack(Detector(features), rotated_integrator(features, decay, angle), nn.Dense(classes))
+    return stack(Detector(features, bias_scale), rotated_integrator(features, decay, angle), nn.Dense(classes))
 
 
 def motif_network(features: int, classes: int) -> Cell:

@@ -89,6 +89,18 @@ def test_a_leaky_detector_without_memory_is_the_detector() -> None:
     np.testing.assert_array_equal(leaky.apply(params, before, x[0])[1], detector.apply(params, (), x[0])[1])
 
 
+def test_detectors_start_with_the_biases_asked_for() -> None:
+    """Zero, or five standard errors of a standard deviation; the weights do not depend on it."""
+    x = jnp.zeros((1, WIDTH), jnp.float32)
+    cells = (linen_cell(networks.Detector(1000, 0.5)), networks.leaky_detector(1000, 0.9, 0.5))
+    zero = linen_cell(networks.Detector(1000)).init(jax.random.key(0), x)[0]["params"]["Dense_0"]
+    assert not zero["bias"].any()
+    for cell in cells:
+        dense = cell.init(jax.random.key(0), x)[0]["params"]["Dense_0"]
+        np.testing.assert_allclose(dense["bias"].std() / 0.5, 1, atol=5 / np.sqrt(2000))
+        np.testing.assert_array_equal(dense["kernel"], zero["kernel"])
+
+
 def test_a_leaky_detector_follows_its_equation() -> None:
     cell = networks.leaky_detector(FEATURES, 0.9)
     params, h, xs, _ = problem(cell)
@@ -150,7 +162,7 @@ def test_a_ladder_of_two_is_the_network_of_xor_count() -> None:
         np.testing.assert_array_equal, ladder, networks.xor_network(FEATURES, 2, 0.9).init(jax.random.key(0), x)
     )
     for depth in (3, 5):
-        params, _ = networks.relay_ladder(FEATURES, 2, 0.9, depth).init(jax.random.key(0), x)
+        params, _ = networks.relay_ladder(FEATURES, 2, 0.9, depth=depth).init(jax.random.key(0), x)
         assert len(params) == depth + 1
 
 
