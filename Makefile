@@ -70,6 +70,7 @@ format: $(VENV)/test
 
 figures: $(VENV)/demo
 	$(RUN) -m experiments.draw_lattice
+	JAX_PLATFORMS=cpu $(RUN) -m experiments.tasks.pictures
 	JAX_PLATFORMS=cpu $(RUN) -m experiments.demo --out docs
 	$(RUN) -m experiments.readme
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
 
-from deepeprop_jax import Cell, stack
+from deepeprop_jax import Cell, linen_cell, stack
+
+PyTree = Any
 
 
 def digits_network(features: int, classes: int) -> Cell:
@@ -15,13 +22,73 @@ def digits_network(features: int, classes: int) -> Cell:
 
 
 class Detector(nn.Module):
-    """A layer without memory: y = tanh(W x + b)."""
+    """A layer without memory: y = tanh(W x + b).
+
+    Attributes:
+      features: number of units.
+      bias_scale: standard deviation of the initial biases. At 0 every unit is an odd function of x, so no unit is
+        correlated with a vote of XOR-count: training starts on a plateau, which biases of 0.5 avoid.
+    """
 
     features: int
+    bias_scale: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return jnp.tanh(nn.Dense(self.features)(x))
+        return jnp.tanh(nn.Dense(self.features, bias_init=nn.initializers.normal(self.bias_scale))(x))
+
+
+def leaky_detector(features: int, memory: float, bias_scale: float = 0.0) -> Cell:
+    """A detector whose output fades: h_t = ρ h_{t−1} + (1 − ρ) tanh(W x_t + b), y_t = h_t, h_0 = 0.
+
+    ρ = ``memory``; the parameters are those of ``Detector``, which it equals at ρ = 0.
+
+    Raises:
+      ValueError: ``memory`` is not in [0, 1).
+    """
+    if not 0 <= memory < 1:
+        raise ValueError(f"memory must be in [0, 1); seen {memory!r}.")
+    detector = linen_cell(Detector(features, bias_scale))
+
+    def init(key: jax.Array, x: jax.Array) -> tuple[PyTree, jax.Array]:
+        params, _ = detector.init(key, x)
+        return params, jnp.zeros((len(x), features), x.dtype)
+
+    def apply(params: PyTree, h_tm1: jax.Array, x_t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        _, detected = detector.apply(params, (), x_t)
+        h_t = memory * h_tm1 + (1 - memory) * detected
+        return h_t, h_t
+
+    return Cell(init, apply)
+
+
+def relay(features: int, leak: float = 0.6, recurrent_gain: float = 0.9, input_gain: float = 1.5) -> Cell:
+    """A dense leaky tanh layer: h_t = (1 − α) h_{t−1} + α tanh(W u_t + R h_{t−1} + b), y_t = h_t, h_0 = 0.
+
+    α = ``leak`` is fixed. Initially R and W are normal with standard deviation ``recurrent_gain`` / √features and
+    ``input_gain`` / √inputs, b = 0. In the code W and R multiply rows from the right.
+
+    Raises:
+      ValueError: ``leak`` is not in (0, 1].
+    """
+    if not 0 < leak <= 1:
+        raise ValueError(f"leak must be in (0, 1]; seen {leak!r}.")
+
+    def init(key: jax.Array, u: jax.Array) -> tuple[PyTree, jax.Array]:
+        input_key, recurrent_key = jax.random.split(key)
+        inputs = u.shape[-1]
+        params = {
+            "W": input_gain / math.sqrt(inputs) * jax.random.normal(input_key, (inputs, features), u.dtype),
+            "R": recurrent_gain / math.sqrt(features) * jax.random.normal(recurrent_key, (features, features), u.dtype),
+            "b": jnp.zeros(features, u.dtype),
+        }
+        return params, jnp.zeros((len(u), features), u.dtype)
+
+    def apply(params: PyTree, h_tm1: jax.Array, u_t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        h_t = (1 - leak) * h_tm1 + leak * jnp.tanh(u_t @ params["W"] + h_tm1 @ params["R"] + params["b"])
+        return h_t, h_t
+
+    return Cell(init, apply)
 
 
 def integrator(features: int, decay: float, gain: float = 3.0) -> Cell:
@@ -38,6 +105,58 @@ def integrator(features: int, decay: float, gain: float = 3.0) -> Cell:
     return Cell(init, apply)
 
 
-def xor_network(features: int, classes: int, decay: float) -> Cell:
-    """A detector without memory, below an integrator without cross-talk, below a linear readout."""
-    return stack(Detector(features), integrator(features, decay), nn.Dense(classes))
+def rotation(features: int, angle: float) -> np.ndarray:
+    """The orthogonal matrix Q = exp(ε (G − Gᵀ) / √(2 features)), (features, features) float64; ε = ``angle``.
+
+    The entries of G are standard normal, and always the same for one size: NumPy's generator with seed 0.
+    """
+    normal = np.random.default_rng(0).normal(size=(features, features))
+    return scipy.linalg.expm(angle * (normal - normal.T) / np.sqrt(2 * features))
+
+
+def rotated_integrator(features: int, decay: float, angle: float, gain: float = 3.0) -> Cell:
+    """A linear memory whose units mix: h_t = λ h_{t−1} Q + (1 − λ) · gain · W u_t, y_t = h_t.
+
+    Q = ``rotation(features, angle)`` is a constant, not a parameter: memories last as long as in ``integrator``, but
+    wander from unit to unit, the faster the larger the angle.
+    """
+    inner = integrator(features, decay, gain)
+    mixing = rotation(features, angle)
+
+    def apply(weight: jax.Array, carry_tm1: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return inner.apply(weight, carry_tm1 @ jnp.asarray(mixing, carry_tm1.dtype), x)
+
+    return Cell(inner.init, apply)
+
+
+def xor_network(features: int, classes: int, decay: float, *, memory: float = 0.0, bias_scale: float = 0.0) -> Cell:
+    """A detector below an integrator without cross-talk, below a linear readout.
+
+    ``memory`` 0 is the detector without memory, anything above the leaky one.
+    """
+    detector = leaky_detector(features, memory, bias_scale) if memory else Detector(features, bias_scale)
+    return stack(detector, integrator(features, decay), nn.Dense(classes))
+
+
+def relay_ladder(features: int, classes: int, decay: float, *, depth: int, bias_scale: float = 0.0) -> Cell:
+    """``depth`` layers below a linear readout: a detector without memory, depth − 2 relays, an integrator.
+
+    Depth 2 is ``xor_network``.
+
+    Raises:
+      ValueError: ``depth`` below 2.
+    """
+    if depth < 2:
+        raise ValueError(f"A relay ladder has a detector and an integrator, so depth must be >= 2; seen {depth!r}.")
+    relays = [relay(features) for _ in range(depth - 2)]
+    return stack(Detector(features, bias_scale), *relays, integrator(features, decay), nn.Dense(classes))
+
+
+def mixing_network(features: int, classes: int, decay: float, *, angle: float, bias_scale: float = 0.0) -> Cell:
+    """``xor_network`` with its integrator rotated by ``angle`` at each step."""
+    return stack(Detector(features, bias_scale), rotated_integrator(features, decay, angle), nn.Dense(classes))
+
+
+def motif_network(features: int, classes: int) -> Cell:
+    """Two dense leaky tanh layers, a fast one (leak 0.5) below a slow one (leak 0.05), and a linear readout."""
+    return stack(relay(features, leak=0.5), relay(features, leak=0.05), nn.Dense(classes))

@@ -1,4 +1,4 @@
-"""Targets of a classification asked for at some steps of a sequence, and the loss on one step."""
+"""Targets of a classification asked for at some steps of a sequence, and the losses on one step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Targets(NamedTuple):
     """The class at every step, and how much each step counts.
 
     Attributes:
-      label: (T, batch) int32.
+      label: (T, batch) int32; (T, batch, bits) where several bits are asked for at once.
       weight: (T, batch) float32; 0 where nothing is asked.
     """
 
@@ -31,3 +31,9 @@ def cross_entropy(logits: jax.Array, target: Targets) -> jax.Array:
     """Softmax cross-entropy of one step: logits (batch, classes), weighted, mean over the batch."""
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, target.label)
     return jnp.mean(target.weight * losses)
+
+
+def bit_cross_entropy(logits: jax.Array, target: Targets) -> jax.Array:
+    """Binary cross-entropy of one step: logits (batch, bits), mean over the bits, weighted, mean over the batch."""
+    losses = optax.sigmoid_binary_cross_entropy(logits, target.label)
+    return jnp.mean(target.weight * jnp.mean(losses, axis=-1))

@@ -1,0 +1,82 @@
+"""Draw one example of each task: ``docs/tasks/<task>.png``.
+
+    python -m experiments.tasks.pictures [--out docs/tasks]
+
+Above, the inputs over time, one row for each input; below, the label at the steps where it is asked for, on bars as
+high as the weight of the step in the loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+import matplotlib
+import numpy as np
+
+from experiments.tasks import digits, motifs, recall, xor_count
+from experiments.tasks.targets import Targets
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+
+def _digits(pixels_per_step: int) -> tuple[jax.Array, Targets]:
+    _, test = digits.load()
+    return digits.sequences(jax.tree.map(lambda part: part[:1], test), 32, pixels_per_step)
+
+
+PICTURES: dict[str, tuple[str, Callable[[], tuple[jax.Array, Targets]]]] = {
+    "xor_count": ("XOR-count, silent delay", partial(xor_count.sample, jax.random.key(0), 1, delay=30)),
+    "xor_count_distractors": (
+        "XOR-count, distractors",
+        partial(xor_count.sample, jax.random.key(0), 1, delay=30, distractors=True),
+    ),
+    "motifs": ("classify, then count", partial(motifs.sample, jax.random.key(0), 1)),
+    "recall": ("delayed recall", partial(recall.sample, jax.random.key(0), 1)),
+    "digits_rows": ("digits by rows, then 32 blank steps", partial(_digits, 8)),
+    "digits_pixels": ("digits by pixels, then 32 blank steps", partial(_digits, 1)),
+}
+"""The title of each picture, and how its example is made."""
+
+
+def draw(title: str, xs: jax.Array, targets: Targets, path: Path) -> None:
+    """Write the picture of the first example of a batch to ``path``."""
+    inputs, label, weight = (np.asarray(part)[:, 0] for part in (xs, targets.label, targets.weight))
+    figure, (above, below) = pyplot.subplots(
+        2, 1, figsize=(6.4, 2.8), sharex=True, height_ratios=(3, 1), layout="constrained"
+    )
+    image = above.imshow(inputs.T, aspect="auto", interpolation="nearest", cmap="RdBu_r", vmin=-1, vmax=1)
+    figure.colorbar(image, ax=above, ticks=(-1, 0, 1))
+    above.set_ylabel("input")
+    above.set_yticks(range(inputs.shape[1]) if inputs.shape[1] < 4 else range(0, inputs.shape[1], 2))
+    above.set_title(f"{title}: T = {len(inputs)}", loc="left", fontsize=10)
+    below.bar(np.arange(len(inputs)), weight, color="#222222")
+    for step in np.flatnonzero(weight):
+        answer = "\n".join(str(part) for part in np.atleast_1d(label[step]))
+        style = {"ha": "center", "va": "bottom", "fontsize": 9 if label.ndim == 1 else 6}
+        below.annotate(answer, (step, weight[step]), (0, 2), textcoords="offset points", **style)
+    below.set_ylim(0, 2.2 * weight.max())
+    below.set_ylabel("weight,\nlabel")
+    below.set_yticks((0, round(float(weight.max()), 3)))
+    below.set_xlabel("step")
+    below.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=90)
+    pyplot.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Draw all pictures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("docs/tasks"), help="folder for <task>.png")
+    out = parser.parse_args(arguments).out
+    for task, (title, example) in PICTURES.items():
+        draw(title, *example(), out / f"{task}.png")
+
+
+if __name__ == "__main__":
+    main()
