@@ -1,0 +1,68 @@
+"""The tasks by name, one line each in ``TASKS``: data together with the network that is to learn it.
+
+The options of a task are the keyword arguments of its function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+
+from deepeprop_jax import Cell
+from experiments import networks
+from experiments.tasks import digits, xor_count
+from experiments.tasks.targets import Targets
+
+PyTree = Any
+
+
+class Task(NamedTuple):
+    """What is to be learnt.
+
+    Attributes:
+      network: the network, a stack whose lowest layer is ``params[0]``.
+      sample: ``sample(key, index) -> (xs, targets)``: the training batch of number ``index``, the same for every rule.
+      test: ``test() -> (xs, targets)``, held out.
+      continues: whether batch ``index + 1`` goes on where batch ``index`` ended, so that carry and traces go on too.
+    """
+
+    network: Cell
+    sample: Callable[[jax.Array, jax.Array], tuple[PyTree, Targets]]
+    test: Callable[[], tuple[PyTree, Targets]]
+    continues: bool = False
+
+
+def independent(sample: Callable[[jax.Array], tuple[PyTree, Targets]]) -> Callable:
+    """Batches drawn anew, each by a key of its own."""
+    return lambda key, index: sample(jax.random.fold_in(jax.random.fold_in(key, 1), index))
+
+
+def digits_task(*, features: int, blank: int, batch: int) -> Task:
+    """Handwritten digits, row by row, answered after some blank steps."""
+    train, test = digits.load()
+    return Task(
+        network=networks.digits_network(features, digits.CLASSES),
+        sample=independent(partial(digits.sample, images=train, batch=batch, blank=blank)),
+        test=lambda: digits.sequences(test, blank),
+    )
+
+
+def xor_task(
+    *, features: int, width: int, cues: int, gap: int, delay: int, decay: float, batch: int, test_size: int
+) -> Task:
+    """XOR-count: a feature formed in a layer without memory, long before the loss."""
+    sample = partial(xor_count.sample, cues=cues, gap=gap, delay=delay, width=width)
+    return Task(
+        network=networks.xor_network(features, xor_count.CLASSES, decay),
+        sample=independent(partial(sample, batch=batch)),
+        test=lambda: sample(jax.random.key(10_000), batch=test_size),
+    )
+
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "digits": digits_task,
+    "xor_count": xor_task,
+}
