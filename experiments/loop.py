@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -134,7 +135,13 @@ def compare(found: PyTree, reference: PyTree) -> dict[str, float | None]:
     )
     norm_g, norm_r = (float(np.linalg.norm(vector)) for vector in (g, r))
     return {
-        "cosine": float(g @ r) / (norm_g * norm_r) if norm_g > 0 and norm_r > 0 else None,
-        "relative_error": float(np.linalg.norm(g - r)) / norm_r if norm_r > 0 else None,
-        "norm_ratio": norm_g / norm_r if norm_r > 0 else None,
+        "cosine": quotient(float(g @ r), norm_g * norm_r),
+        "relative_error": quotient(float(np.linalg.norm(g - r)), norm_r),
+        "norm_ratio": quotient(norm_g, norm_r),
     }
+
+
+def quotient(above: float, below: float) -> float | None:
+    """None where it is not a finite number."""
+    value = above / below if below > 0 else math.nan
+    return value if math.isfinite(value) else None

@@ -127,8 +127,8 @@ RULES: dict[str, Callable[..., Rule]] = {
     "hops = 1": partial(with_traces, hops=1),
     "hops = 0": partial(with_traces, hops=0),
     "immediate only": immediate,
-    "segments, e-prop": partial(with_traces, segment_length=32),
-    "segments, exact": partial(with_traces, segment_length=32, within_segment="exact"),
+    "e-prop in segments": partial(with_traces, segment_length=32),
+    "exact in segments": partial(with_traces, segment_length=32, within_segment="exact"),
     "lower frozen": partial(with_traces, trainable=all_but_lowest),
     # The readout has no carry, and so no traces.
     "readout only": lambda network, loss_fn: online(network, loss_fn, trainable=only_highest),

@@ -53,27 +53,29 @@ def read(arguments: list[str]) -> tuple[ml_collections.ConfigDict, Path]:
     Raises:
       Refused: another argument, no such file, no such field, a value of another type.
     """
+    files = [argument.removeprefix("--config=") for argument in arguments if argument.startswith("--config=")]
+    possible = sorted(path.as_posix() for path in Path("configs").glob("*.py") if path.stem in TASKS)
+    if not files:
+        raise Refused(f"No configuration given. Needed: --config=FILE, such as {' or '.join(possible)}.")
+    if not Path(files[-1]).is_file():
+        check_name("configuration file", files[-1], possible)
     overrides = [argument for argument in arguments if argument.startswith("--config.")]
-    plain = _parse([argument for argument in arguments if argument not in overrides])
-    if plain.config is None:
-        files = sorted(str(path) for path in Path("configs").glob("*.py") if path.stem not in ("__init__", "common"))
-        raise Refused(f"No configuration given. Needed: --config=FILE, one of {', '.join(files)} or your own.")
-    known = _fields(plain.config)
+    known = _fields(_parse([argument for argument in arguments if argument not in overrides]).config)
     for override in overrides:
         check_name("field of the configuration", override.removeprefix("--config.").split("=")[0], known)
     values = _parse(arguments)
-    workdir = values.workdir or RESULTS / Path(values["config"].config_filename).stem
-    return values.config, Path(workdir)
+    return values.config, Path(values.workdir or RESULTS / Path(files[-1]).stem)
 
 
 def _parse(arguments: list[str]) -> flags.FlagValues:
+    # Flags of its own, not absl's global ones: a process may read several configurations.
     values = flags.FlagValues()
     program = ["train", *arguments]
     config_flags.DEFINE_config_file("config", None, "file", flag_values=values, sys_argv=program)
     flags.DEFINE_string("workdir", None, "folder", flag_values=values)
     try:
         rest = values(program)[1:]
-    except (flags.Error, OSError) as error:
+    except (flags.Error, AttributeError, KeyError) as error:
         raise Refused(str(error)) from error
     if rest:
         raise Refused(f"Seen {rest[0]!r}; every argument is --config=FILE, --config.FIELD=VALUE or --workdir=FOLDER.")

@@ -4,9 +4,9 @@
 
 In the folder (default ``results/train/<name of the configuration's file>``):
 
-* ``metrics.jsonl``: a line per evaluation; ``batch`` (training batches seen), ``update`` (optimiser updates made),
-  ``train_loss`` (per sequence, mean since the last line; null at batch 0), ``test_accuracy``; at the start, the middle
-  and the end also ``layers``, each layer's gradient by the rule beside that of BPTT.
+* ``metrics.jsonl``: a line per evaluation: ``batch`` (training batches seen), ``update`` (optimiser updates made),
+  ``train_loss`` (per sequence, mean since the line before), ``test_accuracy``; at the start, the middle and the end also
+  ``layers``, each layer's gradient by the rule beside that of BPTT. What is undefined or not finite is null.
 * ``timings.jsonl``: a line per evaluation, kept apart so that metrics repeat bit for bit.
 * ``checkpoints/``, ``config.json`` and, where tensorboardX is installed, ``tensorboard/``.
 """
@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from experiments import settings
-from experiments.loop import Learning, Loop
+from experiments.loop import Learning, Loop, quotient
 from experiments.settings import Settings
 from experiments.workdir import OtherConfig, Workdir
 
@@ -67,7 +67,7 @@ class Run:
             learning, loss = jax.block_until_ready(self._loop.advance(learning, self._key, np.int32(self.batch)))
             seconds = time.perf_counter() - start
             self.batch += config.evaluate_every
-            metrics = self._measured(learning, float(loss))
+            metrics = self._measured(learning, quotient(float(loss), 1))
             self._write(metrics, board)
             rate = config.evaluate_every * self._length / seconds
             timing = {"batch": self.batch, "seconds": seconds, "steps_per_second": rate, "compiling": not compiled}
