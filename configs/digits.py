@@ -14,6 +14,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.batches = 700
     config.checkpoint_every = 350
     config.digits = ml_collections.ConfigDict()
+    config.digits.cell = "GRUCell"
+    config.digits.layers = 2
     config.digits.features = 16
     config.digits.blank = 8
     config.digits.batch = 16

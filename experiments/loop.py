@@ -12,7 +12,6 @@ import optax
 
 from experiments.catalogue import Task
 from experiments.rules import RULES, Rule
-from experiments.tasks.targets import cross_entropy
 
 PyTree = Any
 
@@ -43,7 +42,7 @@ class Loop:
 
     Args:
       task: what is to be learnt.
-      rule: made for the task's network and ``cross_entropy``.
+      rule: made for the task's network and loss.
       optimiser: from optax.
       update_every: k, a divisor of the sequence's length T.
       batches_per_call: how many batches ``advance`` takes.
@@ -110,7 +109,7 @@ class Loop:
     def _accuracy_of(self, params: PyTree, xs: PyTree, targets: PyTree) -> jax.Array:
         apply = jax.vmap(self._task.network.apply, in_axes=(None, 0, 0))
         _, logits = jax.lax.scan(lambda carry, x: apply(params, carry, x), self._carry(xs[0]), xs)
-        right = jnp.argmax(logits, axis=-1) == targets.label
+        right = self._task.right(logits, targets.label)
         return jnp.sum(right * targets.weight) / jnp.sum(targets.weight)
 
     def fidelity(self, params: PyTree, key: jax.Array, index: int) -> list[dict[str, float | None]]:
@@ -120,7 +119,7 @@ class Loop:
     def _both_gradients(self, params: PyTree, key: jax.Array, index: jax.Array) -> tuple[PyTree, PyTree]:
         sequence = self._task.sample(key, index)
         carry = self._carry(self._zeros())
-        reference = RULES["BPTT"](self._task.network, cross_entropy)
+        reference = RULES["BPTT"](self._task.network, self._task.loss_fn)
         return tuple(rule.gradient(params, carry, *sequence)[1] for rule in (self._rule, reference))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -17,16 +16,12 @@ from ml_collections import config_flags
 from configs.common import training
 from experiments.catalogue import TASKS, Task
 from experiments.optimisers import OPTIMISERS
+from experiments.refusal import Refused, check_name
 from experiments.rules import RULES, Rule
-from experiments.tasks.targets import cross_entropy
 
 RESULTS = Path("results") / "train"
 RULE_OPTIONS = ("segment_length", "rank")
 OPTIMISER_OPTIONS = ("clip",)
-
-
-class Refused(ValueError):
-    """A configuration that cannot be run: what was seen, what is possible."""
 
 
 class Settings(NamedTuple):
@@ -111,7 +106,7 @@ def make(config: ml_collections.ConfigDict) -> Settings:
         task = TASKS[config.task](**config[config.task])
         xs, _ = jax.eval_shape(lambda: task.sample(jax.random.key(0), 0))
         rule_options = _options(config, "rule", RULES, RULE_OPTIONS)
-        rule = RULES[config.rule](task.network, cross_entropy, **rule_options)
+        rule = RULES[config.rule](task.network, task.loss_fn, **rule_options)
     except ImportError as error:
         raise Refused(str(error)) from error
     except ValueError as error:
@@ -126,34 +121,23 @@ def make(config: ml_collections.ConfigDict) -> Settings:
     return Settings(config, task, rule, optimiser, length, update_every)
 
 
-def check_name(what: str, seen: Any, possible: Iterable[str]) -> None:
-    """One of the possible names.
-
-    Raises:
-      Refused: with the nearest one.
-    """
-    possible = list(possible)
-    if seen not in possible:
-        near = difflib.get_close_matches(str(seen), possible, n=1, cutoff=0.4)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise Refused(f"No {what} is called {seen!r}.{hint} Possible: {', '.join(possible)}.")
-
-
 def _check_fields(config: ml_collections.ConfigDict) -> None:
-    """Every field of ``configs/common.py`` and the task's own section, and nothing else."""
+    """Every field of ``configs/common.py`` and the task's own section with its options, and nothing else."""
     needed = [*training(), config.task]
     if config.task not in config:
         raise Refused(
             f"task is {config.task!r}, but the configuration has no section of that name with its options. "
             f"Start from configs/{config.task}.py."
         )
-    _check_same_names("field of the configuration", config, needed)
-    _check_same_names(f"option of {config.task}", config[config.task], inspect.signature(TASKS[config.task]).parameters)
+    _check_same_names("field of the configuration", config, needed, needed)
+    parameters = inspect.signature(TASKS[config.task]).parameters
+    needed = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
+    _check_same_names(f"option of {config.task}", config[config.task], parameters, needed)
 
 
-def _check_same_names(what: str, seen: Iterable[str], needed: Iterable[str]) -> None:
+def _check_same_names(what: str, seen: Iterable[str], possible: Iterable[str], needed: Iterable[str]) -> None:
     for name in seen:
-        check_name(what, name, needed)
+        check_name(what, name, possible)
     missing = [name for name in needed if name not in seen]
     if missing:
         raise Refused(f"Missing {what}: {', '.join(missing)}.")

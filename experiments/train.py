@@ -5,8 +5,8 @@
 In the folder (default ``results/train/<name of the configuration's file>``):
 
 * ``metrics.jsonl``: a line per evaluation: ``batch`` (training batches seen), ``update`` (optimiser updates made),
-  ``train_loss`` (per sequence, mean since the line before), ``test_accuracy``; at the start, the middle and the end also
-  ``layers``, each layer's gradient by the rule beside that of BPTT. What is undefined or not finite is null.
+  ``train_loss`` (per sequence, mean since the line before), ``test_accuracy``; at the start, the middle and the
+  end also ``layers``, each layer's gradient by the rule beside that of BPTT. What is undefined or not finite is null.
 * ``timings.jsonl``: a line per evaluation, kept apart so that metrics repeat bit for bit.
 * ``checkpoints/``, ``config.json`` and, where tensorboardX is installed, ``tensorboard/``.
 """
@@ -25,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from experiments import settings
 from experiments.loop import Learning, Loop, quotient
+from experiments.refusal import Refused
 from experiments.settings import Settings
 from experiments.workdir import OtherConfig, Workdir
 
@@ -121,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
         config, path = settings.read(sys.argv[1:] if arguments is None else arguments)
         setting = settings.make(config)
         workdir = Workdir(Path(path), config.to_dict())
-    except (settings.Refused, OtherConfig) as error:
+    except (Refused, OtherConfig) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if workdir.newest() == config.batches:
