@@ -42,14 +42,14 @@ class Task(NamedTuple):
     """
 
     network: Cell
-    sample: Callable[[jax.Array, jax.Array], tuple[PyTree, Targets]]
-    test: Callable[[], tuple[PyTree, Targets]]
+    sample: Callable[[jax.Array, jax.Array], tuple[jax.Array, Targets]]
+    test: Callable[[], tuple[jax.Array, Targets]]
     loss_fn: LossFn = cross_entropy
     right: Callable[[PyTree, jax.Array], jax.Array] = largest_is_label
     continues: bool = False
 
 
-def independent(sample: Callable[[jax.Array], tuple[PyTree, Targets]]) -> Callable:
+def independent(sample: Callable[[jax.Array], tuple[jax.Array, Targets]]) -> Callable:
     """Batches drawn anew, each by a key of its own."""
     return lambda key, index: sample(jax.random.fold_in(jax.random.fold_in(key, 1), index))
 
