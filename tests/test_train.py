@@ -284,8 +284,8 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def small_run(tmp_path: Path, monkeypatch) -> Callable[[str], int]:
-    """Runs a task that continues, with online updates, into a folder; all runs share one compiled loop."""
+def small_run(tmp_path: Path, monkeypatch) -> tuple[Callable[[str], int], Callable[[], Loop]]:
+    """Runs a task that continues, with online updates, into a folder; and the compiled loop that all runs share."""
     monkeypatch.setitem(TASKS, "dense", lambda: dense_task(continues=True))
     file = tmp_path / "dense.py"
     file.write_text(
@@ -303,12 +303,13 @@ def small_run(tmp_path: Path, monkeypatch) -> Callable[[str], int]:
         return shared()
 
     monkeypatch.setattr(train, "Loop", loop)
-    return lambda name: train.main([f"--config={file}", f"--workdir={tmp_path / name}"])
+    return lambda name: train.main([f"--config={file}", f"--workdir={tmp_path / name}"]), shared
 
 
 def test_a_run_killed_at_any_write_goes_on_bit_for_bit(
-    small_run: Callable[[str], int], tmp_path: Path, monkeypatch, capsys
+    small_run: tuple[Callable[[str], int], Callable[[], Loop]], tmp_path: Path, monkeypatch, capsys
 ) -> None:
+    run, loop = small_run
     append, save = Workdir.append, Workdir.save
     countdown = [-1]
     kinds: list[str] = []
@@ -331,12 +332,17 @@ def test_a_run_killed_at_any_write_goes_on_bit_for_bit(
 
     monkeypatch.setattr(Workdir, "append", killed_append)
     monkeypatch.setattr(Workdir, "save", killed_save)
-    assert small_run("whole") == 0
+    assert run("whole") == 0
     assert batches(tmp_path / "whole", "metrics") == [0, 2, 4]
     lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert [line["update"] for line in lines] == [0, 6, 12]
     assert [line["batch"] for line in lines if "layers" in line] == [0, 2, 4]
     assert all(0 < figures["cosine"] <= 1 + 1e-9 for figures in lines[0]["layers"])
+    key = jax.random.key(0)
+    learning, first_loss = loop().advance(loop().start(key), key, np.int32(0))
+    learning, second_loss = loop().advance(learning, key, np.int32(2))
+    assert [line["train_loss"] for line in lines] == [None, float(first_loss), float(second_loss)]
+    assert lines[2]["test_accuracy"] == loop().accuracy(learning.params)
     events = list(kinds)
     assert events.count("checkpoint") == 2
 
@@ -344,14 +350,14 @@ def test_a_run_killed_at_any_write_goes_on_bit_for_bit(
         name = f"killed at {moment}"
         countdown[0] = moment
         with pytest.raises(Killed):
-            small_run(name)
+            run(name)
         countdown[0] = -1
-        assert small_run(name) == 0
+        assert run(name) == 0
         assert_same_run(tmp_path / name, tmp_path / "whole")
 
     kinds.clear()
     capsys.readouterr()
-    assert small_run("whole") == 0
+    assert run("whole") == 0
     assert not kinds and "complete" in capsys.readouterr().out
 
 
