@@ -235,7 +235,7 @@ def trace_error(state: Any) -> dict[str, jax.Array]:
     >>> run = learner.value_and_grad(lambda y, target: jnp.sum(y**2), segment_length=4)
     >>> (_, state), _ = run(params, learner.init(params, carry, xs[0]), xs, jnp.zeros(12))
     >>> {name: error.shape for name, error in trace_error(state).items()}
-    {'0 <- 0, low rank': (3,)}
+    {'cell <- cell, low rank': (3,)}
     """
     return {name: _error(trace) for name, trace in state.traces.items() if isinstance(trace, LowRank)}
 

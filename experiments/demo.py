@@ -15,59 +15,38 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from functools import partial
 from pathlib import Path
 
-import jax
 import ml_collections
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from configs.demo import get_config
-from experiments import networks
+from experiments.catalogue import TASKS, Task
 from experiments.report import Result, draw_curves, markdown_table, rich_table
-from experiments.tasks import digits, xor_count
-from experiments.train import Task, Trainer, make_measure
+from experiments.trainer import Trainer, make_measure
 
-
-def digits_task(config: ml_collections.ConfigDict) -> Task:
-    """Handwritten digits, row by row, answered after some blank steps."""
-    train, test = digits.load()
-    return Task(
-        network=networks.digits_network(config.features, digits.CLASSES),
-        sample=partial(digits.sample, images=train, batch=config.batch, blank=config.blank),
-        test=digits.sequences(test, config.blank),
-        learning_rate=config.learning_rate,
-        updates=config.updates,
-        updates_per_call=config.updates_per_call,
-    )
-
-
-def xor_task(config: ml_collections.ConfigDict) -> Task:
-    """XOR-count: a feature formed in a layer without memory, long before the loss."""
-    sample = partial(xor_count.sample, cues=config.cues, gap=config.gap, delay=config.delay, width=config.width)
-    return Task(
-        network=networks.xor_network(config.features, xor_count.CLASSES, config.decay),
-        sample=partial(sample, batch=config.batch),
-        test=sample(jax.random.key(10_000), batch=config.test_size),
-        learning_rate=config.learning_rate,
-        updates=config.updates,
-        updates_per_call=config.updates_per_call,
-    )
+TASK_OPTIONS = {
+    "digits": ("features", "blank", "batch"),
+    "xor_count": ("features", "width", "cues", "gap", "delay", "decay", "batch", "test_size"),
+}
 
 
 class Demo:
     """All tasks × rules: trained by a few threads, and known as far as they have come."""
 
     def __init__(self, config: ml_collections.ConfigDict) -> None:
-        tasks = {
-            f"digits by rows, then {config.digits.blank} blank steps": digits_task(config.digits),
-            f"XOR-count, delay {config.xor_count.delay}": xor_task(config.xor_count),
+        titles = {
+            f"digits by rows, then {config.digits.blank} blank steps": "digits",
+            f"XOR-count, delay {config.xor_count.delay}": "xor_count",
         }
         self.threshold = config.threshold
-        self.results = {title: {rule: Result() for rule in config.rules} for title in tasks}
-        measures = {title: make_measure(task) for title, task in tasks.items()}
-        self._jobs = [(title, rule, task, measures[title]) for title, task in tasks.items() for rule in config.rules]
+        self.results = {title: {rule: Result() for rule in config.rules} for title in titles}
+        self._jobs = []
+        for title, name in titles.items():
+            task = TASKS[name](**{option: config[name][option] for option in TASK_OPTIONS[name]})
+            measure = make_measure(task)
+            self._jobs += [(title, rule, task, measure, config[name]) for rule in config.rules]
         self._trainers: dict[tuple[str, str], Trainer] = {}
         self._seeds = tuple(config.seeds)
         self._stop = threading.Event()
@@ -89,9 +68,17 @@ class Demo:
         for (title, rule), trainer in self._trainers.items():
             self.results[title][rule].milliseconds_per_step = trainer.milliseconds_per_step()
 
-    def _train(self, progress: Progress, title: str, rule: str, task: Task, measure: Callable) -> None:
-        bar = progress.add_task(f"{title.split(',')[0].split(' ')[0]}: {rule}", total=task.updates, note="compiling")
-        trainer = self._trainers[title, rule] = Trainer(task, rule, self._seeds, measure)
+    def _train(
+        self,
+        progress: Progress,
+        title: str,
+        rule: str,
+        task: Task,
+        measure: Callable,
+        config: ml_collections.ConfigDict,
+    ) -> None:
+        bar = progress.add_task(f"{title.split(',')[0].split(' ')[0]}: {rule}", total=config.updates, note="compiling")
+        trainer = self._trainers[title, rule] = Trainer(task, rule, self._seeds, measure, config)
         result = self.results[title][rule]
         result.trace_bytes = trainer.trace_bytes()
         for record in trainer.records():

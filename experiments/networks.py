@@ -16,11 +16,6 @@ from deepeprop_jax import Cell, linen_cell, stack
 PyTree = Any
 
 
-def digits_network(features: int, classes: int) -> Cell:
-    """Two unmodified Flax GRU layers and a linear readout."""
-    return stack(nn.GRUCell(features=features), nn.GRUCell(features=features), nn.Dense(classes))
-
-
 class Detector(nn.Module):
     """A layer without memory: y = tanh(W x + b).
 

@@ -10,7 +10,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from experiments.train import Record
+from experiments.trainer import Record
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

@@ -1,153 +1,148 @@
-"""Train one network by one rule, several seeds at once, several updates per compiled call."""
+"""Train one network by one rule on one task; resumes by itself, bit for bit, after a kill at any moment.
+
+    python -m experiments.train --config=configs/xor_count.py [--config.rule="hops = 0" ...] [--workdir=FOLDER]
+
+In the folder (default ``results/train/<name of the configuration's file>``):
+
+* ``metrics.jsonl``: a line per evaluation: ``batch`` (training batches seen), ``update`` (optimiser updates made),
+  ``train_loss`` (per sequence, mean since the line before), ``test_accuracy``; at the start, the middle and the
+  end also ``layers``, each layer's gradient by the rule beside that of BPTT. What is undefined or not finite is null.
+* ``timings.jsonl``: a line per evaluation, kept apart so that metrics repeat bit for bit.
+* ``checkpoints/``, ``config.json`` and, where tensorboardX is installed, ``tensorboard/``.
+"""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from deepeprop_jax import Cell
-from experiments.rules import RULES
-from experiments.tasks.targets import Targets, cross_entropy
+from experiments import settings
+from experiments.loop import Learning, Loop, quotient
+from experiments.refusal import Refused
+from experiments.settings import Settings
+from experiments.workdir import OtherConfig, Workdir
 
-PyTree = Any
-
-
-class Task(NamedTuple):
-    """What is to be learnt.
-
-    Attributes:
-      network: the network, a stack whose lowest layer is ``params[0]``.
-      sample: ``sample(key) -> (xs, targets)``, one training batch.
-      test: (xs, targets), held out.
-      learning_rate: of Adam, decayed to zero by a cosine over all updates.
-      updates: number of updates.
-      updates_per_call: updates between two records, a divisor of ``updates``.
-    """
-
-    network: Cell
-    sample: Callable[[jax.Array], tuple[PyTree, Targets]]
-    test: tuple[PyTree, Targets]
-    learning_rate: float
-    updates: int
-    updates_per_call: int
+try:
+    from tensorboardX import SummaryWriter
+except ImportError:
+    SummaryWriter = None
 
 
-class Record(NamedTuple):
-    """What is known after some updates; arrays have one entry per seed.
+class Run:
+    """A training run in its folder, begun or gone on with."""
 
-    Attributes:
-      update: number of updates made.
-      accuracy: on the test set, at the last step.
-      cosine: of the last update's gradient of the lower layer with that of BPTT, same parameters, same batch.
-      norm_ratio: of the same two gradients, rule over BPTT.
-    """
-
-    update: int
-    accuracy: np.ndarray
-    cosine: np.ndarray
-    norm_ratio: np.ndarray
-
-
-class LastUpdate(NamedTuple):
-    """The last update's gradient, and what is needed to take that of BPTT in the same place."""
-
-    index: jax.Array
-    params: PyTree
-    lower_gradient: PyTree
-
-
-def data_key(key: jax.Array, index: jax.Array) -> jax.Array:
-    """The key of one update's batch: the same for every rule."""
-    return jax.random.fold_in(jax.random.fold_in(key, 1), index)
-
-
-def make_carry(task: Task, batch: int) -> PyTree:
-    """The network's initial carry, which does not depend on a seed."""
-    xs, _ = task.test
-    return task.network.init(jax.random.key(0), jnp.zeros((batch, *xs.shape[2:]), xs.dtype))[1]
-
-
-def make_measure(task: Task) -> Callable[[PyTree, LastUpdate, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
-    """The three measured parts of a ``Record``, over seeds; one compiled function for all rules."""
-
-    def flat(tree: PyTree) -> jax.Array:
-        return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)])
-
-    def measure(params: PyTree, last: LastUpdate, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        xs, targets = task.sample(data_key(key, last.index))
-        reference = RULES["BPTT"](task.network, cross_entropy, params).gradient
-        bptt = flat(reference(last.params, make_carry(task, xs.shape[1]), xs, targets)[1][0])
-        rule = flat(last.lower_gradient)
-        norm, bptt_norm = jnp.linalg.norm(rule), jnp.linalg.norm(bptt)
-
-        xs, targets = task.test
-        apply = jax.vmap(task.network.apply, in_axes=(None, 0, 0))
-        _, logits = jax.lax.scan(lambda carry, x: apply(params, carry, x), make_carry(task, xs.shape[1]), xs)
-        accuracy = jnp.mean(jnp.argmax(logits[-1], axis=-1) == targets.label[-1])
-        return accuracy, rule @ bptt / (norm * bptt_norm), norm / bptt_norm
-
-    return jax.jit(jax.vmap(measure))
-
-
-class Trainer:
-    """A rule at work on a task: iterate over ``records()``; afterwards ask ``milliseconds_per_step()``."""
-
-    def __init__(self, task: Task, rule: str, seeds: tuple[int, ...], measure: Callable) -> None:
-        self.task, self._measure = task, measure
-        self._keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
-        xs, _ = jax.eval_shape(task.sample, self._keys[0])
-        self._length, self._x = len(xs), jnp.zeros(xs.shape[1:], xs.dtype)
-        params = jax.eval_shape(self._init, self._keys[0])
-        self._gradient, self._trace_bytes = RULES[rule](task.network, cross_entropy, params)
-        self._optimiser = optax.adam(optax.cosine_decay_schedule(task.learning_rate, task.updates))
-        # Seeds one after the other, so that the traces of one batch stay in the processor's cache.
-        self._train = jax.jit(
-            lambda start, *of_seeds: jax.lax.map(lambda of_seed: self._updates(start, *of_seed), of_seeds)
+    def __init__(self, setting: Settings, workdir: Workdir) -> None:
+        self.config, self._length, self._workdir = setting.config, setting.length, workdir
+        self._updates_per_batch = setting.length // setting.update_every
+        self._loop = Loop(
+            setting.task, setting.rule, setting.optimiser, setting.update_every, self.config.evaluate_every
         )
-        self._start = jax.jit(jax.vmap(lambda key: (self._init(key), self._optimiser.init(self._init(key)))))
+        self.batch, self._key = workdir.newest() or 0, jax.random.key(self.config.seed)
+        evaluations = self.config.batches // self.config.evaluate_every
+        self._compared = {0, evaluations // 2 * self.config.evaluate_every, self.config.batches}
 
-    def records(self) -> Iterator[Record]:
-        """Train, and report after every ``updates_per_call`` updates."""
-        params, optimiser_state = self._start(self._keys)
-        for start in range(0, self.task.updates, self.task.updates_per_call):
-            params, optimiser_state, last = self._train(start, params, optimiser_state, self._keys)
-            measured = self._measure(params, last, self._keys)
-            yield Record(start + self.task.updates_per_call, *(np.asarray(value) for value in measured))
+    def train(self, progress: Progress) -> None:
+        """From the newest checkpoint to the last batch."""
+        config = self.config
+        resumed = self._workdir.newest()
+        self._workdir.truncate(resumed)
+        bar = progress.add_task(config.rule, total=config.batches, completed=self.batch, note="compiling")
+        board = None
+        if SummaryWriter is not None:
+            # Events after the checkpoint are those of the run that was killed.
+            purge = None if resumed is None else resumed + 1
+            board = SummaryWriter(str(self._workdir.path / "tensorboard"), purge_step=purge)
+        learning = self._first() if resumed is None else self._restored(resumed)
+        if resumed is None:
+            self._write(self._measured(learning, None), board)
+        compiled = False
+        while self.batch < config.batches:
+            start = time.perf_counter()
+            learning, loss = jax.block_until_ready(self._loop.advance(learning, self._key, np.int32(self.batch)))
+            seconds = time.perf_counter() - start
+            self.batch += config.evaluate_every
+            metrics = self._measured(learning, quotient(float(loss), 1))
+            self._write(metrics, board)
+            rate = config.evaluate_every * self._length / seconds
+            timing = {"batch": self.batch, "seconds": seconds, "steps_per_second": rate, "compiling": not compiled}
+            self._workdir.append("timings", timing)
+            compiled = True
+            if self.batch % config.checkpoint_every == 0 or self.batch == config.batches:
+                self._workdir.save(self.batch, self._state(learning))
+            note = f"accuracy {metrics['test_accuracy']:.3f}, {rate:,.0f} steps/s"
+            progress.update(bar, completed=self.batch, note=note)
+        if board is not None:
+            board.close()
 
-    def milliseconds_per_step(self) -> float:
-        """Wall time per time step of one batch: gradient, optimiser, data. Ask after training, on an idle machine."""
-        inputs = jax.block_until_ready((0, *self._start(self._keys), self._keys))
-        start = time.perf_counter()
-        jax.block_until_ready(self._train(*inputs))
-        steps = len(self._keys) * self.task.updates_per_call * self._length
-        return 1e3 * (time.perf_counter() - start) / steps
+    def _first(self) -> Learning:
+        return self._loop.start(self._key)
 
-    def trace_bytes(self) -> int | None:
-        """Bytes of traces for one batch; None for BPTT."""
-        params = jax.eval_shape(self._init, self._keys[0])
-        return self._trace_bytes(params, make_carry(self.task, len(self._x)), self._x)
+    def _state(self, learning: Learning) -> dict[str, Any]:
+        return {"learning": learning, "key": jax.random.key_data(self._key)}
 
-    def _init(self, key: jax.Array) -> PyTree:
-        return self.task.network.init(jax.random.fold_in(key, 0), self._x)[0]
+    def _restored(self, batch: int) -> Learning:
+        state = self._workdir.restore(batch, jax.eval_shape(lambda: self._state(self._first())))
+        self._key = jax.random.wrap_key_data(state["key"])
+        return state["learning"]
 
-    def _updates(
-        self, start: jax.Array, params: PyTree, optimiser_state: PyTree, key: jax.Array
-    ) -> tuple[PyTree, PyTree, LastUpdate]:
-        carry = make_carry(self.task, len(self._x))
+    def _measured(self, learning: Learning, loss: float | None) -> dict[str, Any]:
+        metrics = {
+            "batch": self.batch,
+            "update": self.batch * self._updates_per_batch,
+            "train_loss": loss,
+            "test_accuracy": self._loop.accuracy(learning.params),
+        }
+        if self.batch in self._compared:
+            metrics["layers"] = self._loop.fidelity(learning.params, self._key, self.batch)
+        return metrics
 
-        def update(state: tuple, index: jax.Array) -> tuple[tuple, None]:
-            params, optimiser_state, _ = state
-            xs, targets = self.task.sample(data_key(key, index))
-            _, grads = self._gradient(params, carry, xs, targets)
-            steps, optimiser_state = self._optimiser.update(grads, optimiser_state)
-            return (optax.apply_updates(params, steps), optimiser_state, LastUpdate(index, params, grads[0])), None
+    def _write(self, metrics: dict[str, Any], board: Any) -> None:
+        self._workdir.append("metrics", metrics)
+        if board is not None:
+            for name in ("train_loss", "test_accuracy"):
+                if metrics[name] is not None:
+                    board.add_scalar(name, metrics[name], self.batch)
+            for layer, figures in enumerate(metrics.get("layers", [])):
+                for name, value in figures.items():
+                    if value is not None:
+                        board.add_scalar(f"layer {layer}/{name}", value, self.batch)
 
-        indices = start + jnp.arange(self.task.updates_per_call)
-        nothing = LastUpdate(indices[0], params, params[0])
-        return jax.lax.scan(update, (params, optimiser_state, nothing), indices)[0]
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train; returns the exit status (2 for what is refused, 130 after Ctrl-C)."""
+    console = Console()
+    try:
+        config, path = settings.read(sys.argv[1:] if arguments is None else arguments)
+        setting = settings.make(config)
+        workdir = Workdir(Path(path), config.to_dict())
+    except (Refused, OtherConfig) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if workdir.newest() == config.batches:
+        console.print(f"{path} is complete; nothing to do.")
+        return 0
+    if SummaryWriter is None:
+        console.print("No TensorBoard: it needs tensorboardX (pip install -e '.\\[experiments]').")
+    run = Run(setting, workdir)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    try:
+        with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as progress:
+            run.train(progress)
+    except KeyboardInterrupt:
+        console.print("[bold]Interrupted. The same command goes on from the newest checkpoint.[/bold]")
+        return 130
+    finally:
+        workdir.close()
+    console.print(f"Metrics in {path / 'metrics.jsonl'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

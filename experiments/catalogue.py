@@ -1,0 +1,185 @@
+"""The tasks by name, one line each in ``TASKS``: data together with the network that is to learn it.
+
+The options of a task are the keyword arguments of its function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deepeprop_jax import Cell, stack
+from experiments import networks
+from experiments.cells import CELLS
+from experiments.refusal import Refused, check_name
+from experiments.rules import LossFn
+from experiments.tasks import digits, motifs, recall, xor_count
+from experiments.tasks.targets import Targets, bit_cross_entropy, cross_entropy
+
+PyTree = Any
+TEST_SEED = 10_000
+
+
+def largest_is_label(logits: jax.Array, label: jax.Array) -> jax.Array:
+    """Whether the largest of the logits (T, batch, classes) is that of the label (T, batch)."""
+    return jnp.argmax(logits, axis=-1) == label
+
+
+def bits_right(logits: jax.Array, label: jax.Array) -> jax.Array:
+    """The share of the bits (T, batch, bits) that the signs of the logits give."""
+    return jnp.mean((logits > 0) == (label > 0), axis=-1)
+
+
+class Task(NamedTuple):
+    """What is to be learnt.
+
+    Attributes:
+      network: the network, a stack whose lowest layer is ``params[0]``.
+      sample: ``sample(key, index) -> (xs, targets)``: the training batch of number ``index``, the same for every rule.
+      test: ``test() -> (xs, targets)``, held out.
+      loss_fn: one step's loss on the batched output, weighted.
+      right: ``right(y, label) -> (T, batch)``, the share of right answers at every step.
+      continues: whether batch ``index + 1`` goes on where batch ``index`` ended, so that carry and traces go on too.
+    """
+
+    network: Cell
+    sample: Callable[[jax.Array, jax.Array], tuple[jax.Array, Targets]]
+    test: Callable[[], tuple[jax.Array, Targets]]
+    loss_fn: LossFn = cross_entropy
+    right: Callable[[PyTree, jax.Array], jax.Array] = largest_is_label
+    continues: bool = False
+
+
+def independent(sample: Callable[[jax.Array], tuple[jax.Array, Targets]]) -> Callable:
+    """Batches drawn anew, each by a key of its own."""
+    return lambda key, index: sample(jax.random.fold_in(jax.random.fold_in(key, 1), index))
+
+
+def layers_below_readout(cell: str, layers: int, features: int, outputs: int) -> Cell:
+    """Equal layers of a cell by name, below a linear readout."""
+    check_name("cell", cell, CELLS)
+    if layers < 1:
+        raise Refused(f"layers must be at least 1; seen {layers}.")
+    return stack(*[CELLS[cell](features) for _ in range(layers)], nn.Dense(outputs))
+
+
+def digits_task(
+    *, features: int, blank: int, batch: int, pixels_per_step: int = digits.ROWS, cell: str = "GRUCell", layers: int = 2
+) -> Task:
+    """Handwritten digits, by rows or by pixels, answered after some blank steps."""
+    network = layers_below_readout(cell, layers, features, digits.CLASSES)
+    train, test = digits.load()
+    options = {"blank": blank, "pixels_per_step": pixels_per_step}
+    return Task(
+        network=network,
+        sample=independent(partial(digits.sample, images=train, batch=batch, **options)),
+        test=lambda: digits.sequences(test, **options),
+    )
+
+
+def generated(network: Cell, sample: Callable, batch: int, test_size: int, **options: Any) -> Task:
+    """Sequences that are made up as they are needed, ``sample(key, batch=...)``, the test set too."""
+    return Task(
+        network=network,
+        sample=independent(partial(sample, batch=batch)),
+        test=lambda: sample(jax.random.key(TEST_SEED), batch=test_size),
+        **options,
+    )
+
+
+def xor_task(
+    *,
+    features: int,
+    width: int,
+    cues: int,
+    gap: int,
+    delay: int,
+    decay: float,
+    batch: int,
+    test_size: int,
+    distractors: bool = False,
+    memory: float = 0.0,
+    bias_scale: float = 0.0,
+) -> Task:
+    """XOR-count: a feature formed in a layer with little or no memory, long before the loss."""
+    sample = partial(xor_count.sample, cues=cues, gap=gap, delay=delay, width=width, distractors=distractors)
+    network = networks.xor_network(features, xor_count.CLASSES, decay, memory=memory, bias_scale=bias_scale)
+    return generated(network, sample, batch, test_size)
+
+
+def ladder_task(
+    *,
+    features: int,
+    depth: int,
+    width: int,
+    cues: int,
+    gap: int,
+    delay: int,
+    decay: float,
+    batch: int,
+    test_size: int,
+    distractors: bool = True,
+    bias_scale: float = 0.0,
+) -> Task:
+    """XOR-count through ``depth`` layers: dense relays between the feature and the memory."""
+    sample = partial(xor_count.sample, cues=cues, gap=gap, delay=delay, width=width, distractors=distractors)
+    network = networks.relay_ladder(features, xor_count.CLASSES, decay, depth=depth, bias_scale=bias_scale)
+    return generated(network, sample, batch, test_size)
+
+
+def mixing_task(
+    *,
+    features: int,
+    angle: float,
+    width: int,
+    cues: int,
+    gap: int,
+    delay: int,
+    decay: float,
+    batch: int,
+    test_size: int,
+    distractors: bool = True,
+    bias_scale: float = 0.0,
+) -> Task:
+    """XOR-count with a memory whose units mix."""
+    sample = partial(xor_count.sample, cues=cues, gap=gap, delay=delay, width=width, distractors=distractors)
+    network = networks.mixing_network(features, xor_count.CLASSES, decay, angle=angle, bias_scale=bias_scale)
+    return generated(network, sample, batch, test_size)
+
+
+def motifs_task(*, features: int, presentations: int, delay: int, batch: int, test_size: int) -> Task:
+    """Classify, then count: a fast dense layer below a slow one."""
+    sample = partial(motifs.sample, presentations=presentations, delay=delay)
+    return generated(networks.motif_network(features, motifs.CLASSES), sample, batch, test_size)
+
+
+def recall_task(
+    *,
+    features: int,
+    bits: int,
+    length: int,
+    pad: int,
+    batch: int,
+    test_size: int,
+    cell: str = "GRUCell",
+    layers: int = 2,
+) -> Task:
+    """Delayed recall: many bits, with a loss at every step of the recall."""
+    network = layers_below_readout(cell, layers, features, bits)
+    sample = partial(recall.sample, bits=bits, length=length, pad=pad)
+    return generated(network, sample, batch, test_size, loss_fn=bit_cross_entropy, right=bits_right)
+
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "digits": digits_task,
+    "mixing": mixing_task,
+    "motifs": motifs_task,
+    "recall": recall_task,
+    "relay_ladder": ladder_task,
+    "xor_count": xor_task,
+}

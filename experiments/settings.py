@@ -1,0 +1,178 @@
+"""A training configuration: read from the command line, and refused before anything is compiled if it cannot be run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import optax
+from absl import flags
+from ml_collections import config_flags
+
+from configs.common import training
+from experiments.catalogue import TASKS, Task
+from experiments.optimisers import OPTIMISERS
+from experiments.refusal import Refused, check_name
+from experiments.rules import RULES, Rule
+
+RESULTS = Path("results") / "train"
+RULE_OPTIONS = ("segment_length", "rank")
+OPTIMISER_OPTIONS = ("clip",)
+
+
+class Settings(NamedTuple):
+    """What a configuration stands for.
+
+    Attributes:
+      config: the fields themselves.
+      task, rule, optimiser: made from them.
+      length: T, steps of a sequence.
+      update_every: steps between updates; T for an update at the end of the sequence.
+    """
+
+    config: ml_collections.ConfigDict
+    task: Task
+    rule: Rule
+    optimiser: optax.GradientTransformation
+    length: int
+    update_every: int
+
+
+def read(arguments: list[str]) -> tuple[ml_collections.ConfigDict, Path]:
+    """The configuration and the folder of the run, from ``--config=file --config.field=value ... --workdir=folder``.
+
+    Raises:
+      Refused: another argument, no such file, no such field, a value of another type.
+    """
+    files = [argument.removeprefix("--config=") for argument in arguments if argument.startswith("--config=")]
+    possible = sorted(path.as_posix() for path in Path("configs").glob("*.py") if path.stem in TASKS)
+    if not files:
+        raise Refused(f"No configuration given. Needed: --config=FILE, such as {' or '.join(possible)}.")
+    if not Path(files[-1]).is_file():
+        check_name("configuration file", files[-1], possible)
+    overrides = [argument for argument in arguments if argument.startswith("--config.")]
+    known = _fields(_parse([argument for argument in arguments if argument not in overrides]).config)
+    for override in overrides:
+        check_name("field of the configuration", override.removeprefix("--config.").split("=")[0], known)
+    values = _parse(arguments)
+    return values.config, Path(values.workdir or RESULTS / Path(files[-1]).stem)
+
+
+def _parse(arguments: list[str]) -> flags.FlagValues:
+    # Flags of its own, not absl's global ones: a process may read several configurations.
+    values = flags.FlagValues()
+    program = ["train", *arguments]
+    config_flags.DEFINE_config_file("config", None, "file", flag_values=values, sys_argv=program)
+    flags.DEFINE_string("workdir", None, "folder", flag_values=values)
+    try:
+        rest = values(program)[1:]
+    except (flags.Error, AttributeError, KeyError) as error:
+        raise Refused(str(error)) from error
+    if rest:
+        raise Refused(f"Seen {rest[0]!r}; every argument is --config=FILE, --config.FIELD=VALUE or --workdir=FOLDER.")
+    return values
+
+
+def _fields(config: ml_collections.ConfigDict, prefix: str = "") -> list[str]:
+    names = []
+    for name in config:
+        inner = isinstance(config[name], ml_collections.ConfigDict)
+        names += _fields(config[name], f"{prefix}{name}.") if inner else [prefix + name]
+    return names
+
+
+def make(config: ml_collections.ConfigDict) -> Settings:
+    """Check a configuration and make what it stands for; nothing is compiled.
+
+    Raises:
+      Refused: what cannot be run.
+    """
+    check_name("task", config.get("task"), TASKS)
+    _check_fields(config)
+    check_name("rule", config.rule, RULES)
+    check_name("optimiser", config.optimiser, OPTIMISERS)
+    for name in ("batches", "evaluate_every", "checkpoint_every", "learning_rate"):
+        if config[name] <= 0:
+            raise Refused(f"{name} must be above 0; seen {config[name]}.")
+    for outer, inner in (("batches", "evaluate_every"), ("checkpoint_every", "evaluate_every")):
+        if config[outer] % config[inner]:
+            raise Refused(f"{inner} must divide {outer}; seen {config[inner]} and {config[outer]}.")
+
+    try:
+        task = TASKS[config.task](**config[config.task])
+        xs, _ = jax.eval_shape(lambda: task.sample(jax.random.key(0), 0))
+        rule_options = _options(config, "rule", RULES, RULE_OPTIONS)
+        rule = RULES[config.rule](task.network, task.loss_fn, **rule_options)
+    except ImportError as error:
+        raise Refused(str(error)) from error
+    except ValueError as error:
+        raise error if isinstance(error, Refused) else Refused(str(error)) from error
+    length = len(xs)
+    update_every = length if config.update_every is None else config.update_every
+    _check_updates(config.rule, rule.period, update_every, length)
+
+    updates = config.batches * (length // update_every)
+    rate = optax.cosine_decay_schedule(config.learning_rate, updates) if config.cosine_decay else config.learning_rate
+    optimiser = OPTIMISERS[config.optimiser](rate, **_options(config, "optimiser", OPTIMISERS, OPTIMISER_OPTIONS))
+    return Settings(config, task, rule, optimiser, length, update_every)
+
+
+def _check_fields(config: ml_collections.ConfigDict) -> None:
+    """Every field of ``configs/common.py`` and the task's own section with its options, and nothing else."""
+    needed = [*training(), config.task]
+    if config.task not in config:
+        raise Refused(
+            f"task is {config.task!r}, but the configuration has no section of that name with its options. "
+            f"Start from configs/{config.task}.py."
+        )
+    _check_same_names("field of the configuration", config, needed, needed)
+    parameters = inspect.signature(TASKS[config.task]).parameters
+    needed = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
+    _check_same_names(f"option of {config.task}", config[config.task], parameters, needed)
+
+
+def _check_same_names(what: str, seen: Iterable[str], possible: Iterable[str], needed: Iterable[str]) -> None:
+    for name in seen:
+        check_name(what, name, possible)
+    missing = [name for name in needed if name not in seen]
+    if missing:
+        raise Refused(f"Missing {what}: {', '.join(missing)}.")
+
+
+def _options(
+    config: ml_collections.ConfigDict, field: str, table: Mapping[str, Callable], names: tuple[str, ...]
+) -> dict[str, Any]:
+    """The options given, each a keyword argument of the function chosen from a table."""
+    given = {name: config[name] for name in names if config[name] is not None}
+    for name in given:
+        if name not in inspect.signature(table[config[field]]).parameters:
+            able = [other for other, function in table.items() if name in inspect.signature(function).parameters]
+            raise Refused(
+                f"{name}={given[name]} was given, but the {field} {config[field]!r} has none. "
+                f"Leave it out, or choose one of: {', '.join(able)}."
+            )
+    return given
+
+
+def _check_updates(rule: str, period: int | None, update_every: int, length: int) -> None:
+    """Pieces of equal length, and nothing that a rule does inside one may straddle two."""
+    if update_every < 1 or length % update_every:
+        divisors = [str(k) for k in range(1, length + 1) if length % k == 0]
+        raise Refused(
+            f"update_every={update_every} does not divide the sequence of {length} steps. "
+            f"Possible: {', '.join(divisors)}."
+        )
+    if update_every < length and period is None:
+        raise Refused(
+            f"update_every={update_every} was given, but {rule!r} has its gradient at the end of the sequence only. "
+            f"Leave it out, or give {length}."
+        )
+    if update_every < length and update_every % period:
+        raise Refused(
+            f"update_every={update_every} would cut the pieces of {period} steps in which {rule!r} works. "
+            f"Give a multiple of {period}, or {length}, or leave it out."
+        )

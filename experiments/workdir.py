@@ -1,0 +1,110 @@
+"""The folder of one training run: its configuration, metrics, timings and checkpoints.
+
+A line of metrics is written before the checkpoint of the same batch, and a checkpoint appears as a whole or not at
+all. So after a kill at any moment the newest checkpoint and the lines up to its batch are a run that was never killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+try:
+    import orbax.checkpoint as orbax
+except ImportError as error:
+    raise ImportError("Checkpoints need orbax: pip install -e '.[experiments]'") from error
+
+PyTree = Any
+KEPT_CHECKPOINTS = 3
+
+
+class OtherConfig(ValueError):
+    """The folder belongs to a run of another configuration."""
+
+
+class Workdir:
+    """Opened for one configuration, as a dictionary that JSON can hold.
+
+    Raises:
+      OtherConfig: it holds a run of another configuration.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        config = json.loads(json.dumps(config))
+        stored = path / "config.json"
+        if stored.exists():
+            _check_same(path, json.loads(stored.read_text()), config)
+        else:
+            _write(stored, json.dumps(config, indent=2, sort_keys=True) + "\n")
+        options = orbax.CheckpointManagerOptions(
+            max_to_keep=KEPT_CHECKPOINTS, cleanup_tmp_directories=True, enable_async_checkpointing=False
+        )
+        self._checkpoints = orbax.CheckpointManager((path / "checkpoints").absolute(), options=options)
+
+    def newest(self) -> int | None:
+        """The batch of the newest checkpoint."""
+        return self._checkpoints.latest_step()
+
+    def save(self, batch: int, state: PyTree) -> None:
+        """Write a checkpoint, and wait for it."""
+        self._checkpoints.save(batch, args=orbax.args.StandardSave(state))
+        self._checkpoints.wait_until_finished()
+
+    def restore(self, batch: int, like: PyTree) -> PyTree:
+        """A checkpoint, in the structure of ``like``, whose leaves are shapes and dtypes."""
+        return self._checkpoints.restore(batch, args=orbax.args.StandardRestore(like))
+
+    def append(self, name: str, line: dict[str, Any]) -> None:
+        """One line more in ``metrics.jsonl`` or ``timings.jsonl``; on the disk when this returns."""
+        with (self.path / f"{name}.jsonl").open("a") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def truncate(self, batch: int | None) -> None:
+        """Drop the lines after a batch, all of them for None: what a killed run wrote after its last checkpoint."""
+        last = -1 if batch is None else batch
+        for name in ("metrics", "timings"):
+            path = self.path / f"{name}.jsonl"
+            if path.exists():
+                # The last line may have been cut short.
+                lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+                _write(path, "".join(line for line in lines if json.loads(line)["batch"] <= last))
+
+    def close(self) -> None:
+        """Nothing may be written afterwards."""
+        self._checkpoints.close()
+
+
+def _write(path: Path, text: str) -> None:
+    """As a whole or not at all."""
+    draft = path.with_name(path.name + ".draft")
+    with draft.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def _check_same(path: Path, stored: dict[str, Any], seen: dict[str, Any]) -> None:
+    stored, seen = _flat(stored), _flat(seen)
+    differences = [
+        f"  {name}: there {stored.get(name, 'missing')!r}, here {seen.get(name, 'missing')!r}"
+        for name in sorted(stored.keys() | seen.keys())
+        if name not in stored or name not in seen or stored[name] != seen[name]
+    ]
+    if differences:
+        raise OtherConfig(
+            "\n".join([f"{path} holds a run of another configuration:", *differences, "Give another --workdir."])
+        )
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in config.items():
+        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return flat
