@@ -1,0 +1,165 @@
+"""Rules × seeds × settings on one task; what is done already is not done again.
+
+    python -m experiments.sweep NAME [--results FOLDER] [--out FOLDER]
+
+Runs every combination of a sweep from ``SWEEPS`` by the training program, each in its own folder below ``--results``
+(default ``results/sweeps``), where an interrupted run goes on; then writes what ``experiments.sweep_report`` needs to
+``<out>/<NAME>.json`` (default ``docs/experiments``): per run its fields, its curve and its gradients beside BPTT's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments import train
+
+ROOT = Path(__file__).parents[1]
+RESULTS, OUT = Path("results") / "sweeps", Path("docs") / "experiments"
+CONTROLS = ("BPTT", "deep e-prop", "hops = 0", "immediate only", "lower frozen")
+
+
+class Sweep(NamedTuple):
+    """One task under several rules.
+
+    Attributes:
+      title: for tables and pictures.
+      config: file of the training configuration.
+      fixed: fields set for all runs.
+      grid: fields and their values; every combination is run. ``rule`` and ``seed`` are among them.
+      threshold: of the test accuracy, for the number of batches to it.
+    """
+
+    title: str
+    config: str
+    fixed: dict[str, Any]
+    grid: dict[str, tuple]
+    threshold: float = 0.9
+
+    def runs(self) -> Iterator[dict[str, Any]]:
+        """The fields of every run that are not fixed."""
+        for values in itertools.product(*self.grid.values()):
+            yield dict(zip(self.grid, values, strict=True))
+
+    def arguments(self, run: dict[str, Any], folder: Path) -> list[str]:
+        """The command line of the training program."""
+        fields = [f"--config.{name}={value}" for name, value in {**self.fixed, **run}.items()]
+        return [f"--config={self.config}", *fields, f"--workdir={folder / slug(run)}"]
+
+
+SEEDS = (0, 1, 2, 3, 4)
+# Detectors whose biases start at zero stay long on a plateau.
+XOR_30 = {"xor_count.delay": 30, "xor_count.bias_scale": 0.5, "batches": 800, "checkpoint_every": 400}
+SWEEPS: dict[str, Sweep] = {
+    "xor_count_30": Sweep(
+        "XOR-count, silent delay of 30 steps",
+        "configs/xor_count.py",
+        XOR_30,
+        {"rule": CONTROLS, "seed": SEEDS},
+    ),
+    "xor_count_30_distractors": Sweep(
+        "XOR-count, 30 steps of distractors",
+        "configs/xor_count.py",
+        XOR_30 | {"xor_count.distractors": True},
+        {"rule": CONTROLS, "seed": SEEDS},
+    ),
+    "mixing": Sweep(
+        "XOR-count, a memory whose units mix",
+        "configs/mixing.py",
+        {},
+        {"mixing.angle": (0.02, 0.1, 0.5), "rule": ("BPTT", "deep e-prop", "hops = 0", "lower frozen"), "seed": SEEDS},
+    ),
+    "relay_ladder": Sweep(
+        "XOR-count through dense relays",
+        "configs/relay_ladder.py",
+        {},
+        {
+            "relay_ladder.depth": (2, 3, 4),
+            "rule": ("BPTT", "deep e-prop", "hops = 0", "lower frozen"),
+            "seed": SEEDS[:3],
+        },
+    ),
+}
+
+
+def slug(run: dict[str, Any]) -> str:
+    """A folder's name for a run."""
+    words = [f"{name.split('.')[-1]}={value}" for name, value in run.items()]
+    return ",".join(words).replace(" ", "")
+
+
+def collect(sweep: Sweep, folder: Path) -> list[dict[str, Any]]:
+    """What is known of all runs that are complete."""
+    found = []
+    for run in sweep.runs():
+        path = folder / slug(run)
+        config = path / "config.json"
+        lines = path / "metrics.jsonl"
+        if not config.exists() or not lines.exists():
+            continue
+        metrics = [json.loads(line) for line in lines.read_text().splitlines()]
+        if not metrics or metrics[-1]["batch"] != json.loads(config.read_text())["batches"]:
+            continue
+        found.append(
+            {
+                "fields": run,
+                "batch": [line["batch"] for line in metrics],
+                "test_accuracy": [line["test_accuracy"] for line in metrics],
+                "layers": {str(line["batch"]): line["layers"] for line in metrics if "layers" in line},
+            }
+        )
+    return found
+
+
+def commit() -> str:
+    """Of the repository, and whether it has been changed since; empty without git."""
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, cwd=ROOT
+        )
+    except OSError:
+        return ""
+    return run.stdout.strip()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a sweep; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=sorted(SWEEPS))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args(arguments)
+    sweep, folder = SWEEPS[options.name], options.results / options.name
+    runs = list(sweep.runs())
+    for number, run in enumerate(runs, 1):
+        print(f"{options.name}, run {number} of {len(runs)}: {slug(run)}", flush=True)
+        status = train.main(sweep.arguments(run, folder))
+        if status:
+            return status
+    store(options.name, sweep, collect(sweep, folder), options.out)
+    return 0
+
+
+def store(name: str, sweep: Sweep, runs: list[dict[str, Any]], out: Path) -> None:
+    """Write the sweep's results."""
+    out.mkdir(parents=True, exist_ok=True)
+    result = {
+        "title": sweep.title,
+        "command": f"python -m experiments.sweep {name}",
+        "commit": commit(),
+        "config": sweep.config,
+        "fixed": sweep.fixed,
+        "threshold": sweep.threshold,
+        "runs": runs,
+    }
+    (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""The stored results of all sweeps as tables and pictures: docs/experiments.md and docs/experiments/*.png.
+
+    python -m experiments.sweep_report
+
+Tables stand between markers in the page, so that text can stand around them; a test checks that they are those of the
+stored results.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from experiments.report import COLOURS
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+PAGE = Path(__file__).parents[1] / "docs" / "experiments.md"
+SECTION = re.compile(r"(<!-- sweep (\w+): [^\n]*-->\n).*?(\n<!-- end of sweep \2 -->)", re.DOTALL)
+HEADER = ("rule", "test accuracy", "worst seed", "batches to {threshold}", "gap closed", "cosine", "norm ratio")
+Run = dict[str, Any]
+
+
+def groups(runs: Iterable[Run]) -> dict[tuple, dict[str, list[Run]]]:
+    """By setting (all fields but rule and seed), then by rule: the runs of all seeds."""
+    found: dict[tuple, dict[str, list[Run]]] = {}
+    for run in runs:
+        setting = tuple((name, value) for name, value in run["fields"].items() if name not in ("rule", "seed"))
+        found.setdefault(setting, {}).setdefault(run["fields"]["rule"], []).append(run)
+    return found
+
+
+def final(runs: list[Run]) -> list[float]:
+    """Last test accuracy of each seed."""
+    return [run["test_accuracy"][-1] for run in runs]
+
+
+def batches_to(run: Run, threshold: float) -> float:
+    """The first evaluation at or above the threshold; infinite where there is none."""
+    pairs = zip(run["batch"], run["test_accuracy"], strict=True)
+    return next((batch for batch, accuracy in pairs if accuracy >= threshold), float("inf"))
+
+
+def gap_closed(rule: list[Run], rules: dict[str, list[Run]]) -> float | None:
+    """(rule − frozen) / (BPTT − frozen) of mean accuracies; None without both, or where they are within 0.02."""
+    if "BPTT" not in rules or "lower frozen" not in rules:
+        return None
+    top, bottom, own = (statistics.mean(final(runs)) for runs in (rules["BPTT"], rules["lower frozen"], rule))
+    return (own - bottom) / (top - bottom) if top - bottom > 0.02 else None
+
+
+def row(rule: str, rules: dict[str, list[Run]], threshold: float) -> list[str]:
+    """A row of the table, in the order of ``HEADER``."""
+    runs = rules[rule]
+    accuracies, reached = final(runs), [batches_to(run, threshold) for run in runs]
+    middle, gap = statistics.median(reached), gap_closed(runs, rules)
+    return [
+        rule,
+        f"{statistics.mean(accuracies):.3f} ± {statistics.pstdev(accuracies):.3f}",
+        f"{min(accuracies):.3f}",
+        f"{middle:.0f}" if np.isfinite(middle) else f"> {runs[0]['batch'][-1]}",
+        "–" if gap is None else f"{gap:.2f}",
+        " ".join(_layers(runs, "cosine")),
+        " ".join(_layers(runs, "norm_ratio")),
+    ]
+
+
+def _layers(runs: list[Run], figure: str) -> list[str]:
+    """Of the first gradient, bottom layer to top: the median over seeds."""
+    firsts = [run["layers"]["0"] for run in runs]
+    shown = []
+    for layer in range(len(firsts[0])):
+        values = [first[layer][figure] for first in firsts if first[layer][figure] is not None]
+        shown.append(f"{statistics.median(values):.2f}" if values else "–")
+    return shown
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """All tables of a sweep."""
+    seeds = len({run["fields"]["seed"] for run in result["runs"]})
+    parts = [f"`{result['command']}`, commit {result['commit']}; {seeds} seeds, mean ± standard deviation."]
+    for setting, rules in groups(result["runs"]).items():
+        title = ", ".join([result["title"], *(f"{name.split('.')[-1]} {value}" for name, value in setting)])
+        names = [name.format(threshold=f"{result['threshold']:.0%}") for name in HEADER]
+        lines = [f"**{title}**", "", "| " + " | ".join(names) + " |", "|---" + "|---:" * (len(HEADER) - 1) + "|"]
+        lines += ["| " + " | ".join(row(rule, rules, result["threshold"])) + " |" for rule in rules]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Test accuracy over batches, a panel for each setting; a band from the worst seed to the best."""
+    panels = groups(result["runs"])
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(4.6 * len(panels), 3.4), layout="constrained", sharey=True, squeeze=False
+    )
+    for axis, (setting, rules) in zip(axes[0], panels.items(), strict=True):
+        for rule, runs in rules.items():
+            batches = runs[0]["batch"]
+            curves = np.array([run["test_accuracy"] for run in runs])
+            (line,) = axis.plot(batches, curves.mean(axis=0), color=COLOURS.get(rule), label=rule, linewidth=1.8)
+            axis.fill_between(batches, curves.min(axis=0), curves.max(axis=0), color=line.get_color(), alpha=0.12)
+        words = [f"{name.split('.')[-1]} {value}" for name, value in setting]
+        axis.set_title(", ".join(words) or result["title"], loc="left", fontsize=10)
+        axis.set_xlabel("batches")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("test accuracy")
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def fill(page: str, folder: Path) -> str:
+    """The page with every stored sweep's tables between its markers.
+
+    Raises:
+      ValueError: a stored sweep without markers.
+    """
+    sections = {found[2] for found in SECTION.finditer(page)}
+    missing = {path.stem for path in folder.glob("*.json")} - sections
+    if missing:
+        raise ValueError(
+            f"the page needs '<!-- sweep NAME: ... -->' and '<!-- end of sweep NAME -->' for {sorted(missing)}."
+        )
+
+    def section(name: str) -> str:
+        path = folder / f"{name}.json"
+        if not path.exists():
+            return f"Not run yet: `python -m experiments.sweep {name}`."
+        result = json.loads(path.read_text())
+        return f"{markdown(result)}\n\n![{result['title']}](experiments/{name}.png)"
+
+    return SECTION.sub(lambda found: found[1] + section(found[2]) + found[3], page)
+
+
+def main() -> None:
+    """Write the page and its pictures."""
+    folder = PAGE.parent / "experiments"
+    for path in sorted(folder.glob("*.json")):
+        draw(json.loads(path.read_text()), path.with_suffix(".png"))
+    PAGE.write_text(fill(PAGE.read_text(), folder))
+
+
+if __name__ == "__main__":
+    main()
