@@ -1,0 +1,96 @@
+"""Sweeps: every combination once, results stored, tables that are those of the stored results."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from experiments import settings, sweep, sweep_report
+from experiments.sweep import SWEEPS, Sweep
+
+TINY = Sweep(
+    "tiny",
+    "configs/xor_count.py",
+    {
+        "batches": 2,
+        "evaluate_every": 1,
+        "checkpoint_every": 2,
+        "xor_count.features": 3,
+        "xor_count.batch": 4,
+        "xor_count.delay": 2,
+        "xor_count.test_size": 8,
+    },
+    {"xor_count.cues": (3,), "rule": ("BPTT",), "seed": (0, 1)},
+)
+
+
+def test_a_sweep_runs_what_is_missing_and_stores_all(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(SWEEPS, "tiny", TINY)
+    arguments = ["tiny", "--results", str(tmp_path / "runs"), "--out", str(tmp_path)]
+    first = tmp_path / "runs" / "tiny" / "cues=3,rule=BPTT,seed=0"
+    assert sweep.main(arguments) == 0
+    stored = json.loads((tmp_path / "tiny.json").read_text())
+    assert [run["fields"]["seed"] for run in stored["runs"]] == [0, 1]
+    assert all(run["batch"] == [0, 1, 2] and len(run["test_accuracy"]) == 3 for run in stored["runs"])
+    assert stored["runs"][0]["test_accuracy"] != stored["runs"][1]["test_accuracy"]
+    written = (first / "metrics.jsonl").stat().st_mtime_ns
+    assert sweep.main(arguments) == 0
+    assert (first / "metrics.jsonl").stat().st_mtime_ns == written
+    assert capsys.readouterr().out.count("is complete") == 2
+    # A run that was cut short is not a result.
+    (first / "metrics.jsonl").write_text('{"batch": 0, "test_accuracy": 0.5}\n')
+    assert [run["fields"]["seed"] for run in sweep.collect(TINY, tmp_path / "runs" / "tiny")] == [1]
+    sweep_report.draw(stored, tmp_path / "tiny.png")
+    assert (tmp_path / "tiny.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", sorted(SWEEPS))
+def test_every_combination_of_every_sweep_is_accepted(name):
+    for run in SWEEPS[name].runs():
+        config, _ = settings.read([a for a in SWEEPS[name].arguments(run, sweep.RESULTS) if "workdir" not in a])
+        if run["seed"] == 0:
+            settings.make(config)
+
+
+def run(rule: str, seed: int, accuracies: list[float], cosines: list[float | None]) -> dict:
+    layers = [{"cosine": cosine, "norm_ratio": 2.0} for cosine in cosines]
+    batches = [10 * i for i in range(len(accuracies))]
+    return {
+        "fields": {"delay": 5, "rule": rule, "seed": seed},
+        "batch": batches,
+        "test_accuracy": accuracies,
+        "layers": {"0": layers},
+    }
+
+
+def test_the_table_by_hand():
+    runs = [
+        run("BPTT", 0, [0.5, 0.9, 1.0], [1.0, 1.0]),
+        run("BPTT", 1, [0.5, 0.8, 0.98], [1.0, 1.0]),
+        run("rule", 0, [0.5, 0.6, 0.8], [None, 0.25]),
+        run("rule", 1, [0.5, 0.9, 0.7], [None, 0.75]),
+        run("lower frozen", 0, [0.5, 0.5, 0.5], [None, 1.0]),
+        run("lower frozen", 1, [0.5, 0.5, 0.5], [None, 1.0]),
+    ]
+    ((setting, rules),) = sweep_report.groups(runs).items()
+    assert setting == (("delay", 5),)
+    assert sweep_report.row("BPTT", rules, 0.9)[1:5] == ["0.990 ± 0.010", "0.980", "15", "1.00"]
+    assert sweep_report.row("rule", rules, 0.9) == [
+        *["rule", "0.750 ± 0.050", "0.700", "> 20", "0.51"],
+        *["– 0.50", "2.00 2.00"],
+    ]
+    assert sweep_report.gap_closed(runs[:2], {"BPTT": runs[:2]}) is None
+
+
+def test_the_page_holds_the_stored_results():
+    page, folder = sweep_report.PAGE.read_text(), sweep_report.PAGE.parent / "experiments"
+    assert sweep_report.fill(page, folder) == page
+    assert {found[2] for found in sweep_report.SECTION.finditer(page)} == set(SWEEPS)
+    for path in folder.glob("*.json"):
+        stored, wanted = json.loads(path.read_text()), SWEEPS[path.stem]
+        assert path.with_suffix(".png").exists()
+        assert [r["fields"] for r in stored["runs"]] == list(wanted.runs()), (
+            "a sweep's results are stored when complete"
+        )
+        assert stored["fixed"] == wanted.fixed and stored["commit"]
