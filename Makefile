@@ -17,7 +17,7 @@ OLD_EMITTERS = $(shell $(RUN) -c "import jax; print('--xla_cpu_use_fusion_emitte
 AS_USERS := $(ONE_THREAD) XLA_FLAGS="$(XLA)" $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 QUICKLY = $(ONE_THREAD) XLA_FLAGS="$(XLA) $(OLD_EMITTERS)" $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo test slow sweep lint format figures bench wheel clean
+.PHONY: help demo test slow sweep lint format figures bench experiments report wheel clean
 
 help:
 	@echo 'make demo     train a 2-layer GRU online on handwritten digits, every rule side by side (3 minutes)'
@@ -27,6 +27,8 @@ help:
 	@echo 'make format   rewrite the sources in the house style'
 	@echo 'make figures  the demo's tables and the pictures of the README again'
 	@echo 'make bench    time, memory and gradient error against BPTT and other rivals (SUITE=acceptance: 20 minutes)'
+	@echo 'make experiments  what docs/experiments.md reports, all of it or SWEEP=name; goes on where it was stopped'
+	@echo 'make report   its tables and pictures from the stored results'
 	@echo 'make wheel    build the wheel into dist/'
 	@echo 'make clean    remove .venv and everything generated'
 
@@ -77,6 +79,13 @@ figures: $(VENV)/demo
 SUITE := acceptance
 bench: $(VENV)/demo
 	@$(RUN) -m experiments.benchmarks --suite $(SUITE)
+
+SWEEP := all
+experiments: $(VENV)/test
+	@JAX_PLATFORMS=cpu $(RUN) -m experiments.sweep $(SWEEP)
+
+report: $(VENV)/test
+	@$(RUN) -m experiments.sweep_report
 
 wheel: $(VENV)/test
 	$(RUN) -m build --wheel --no-isolation

@@ -1,6 +1,6 @@
 """Rules × seeds × settings on one task; what is done already is not done again.
 
-    python -m experiments.sweep NAME [--results FOLDER] [--out FOLDER]
+    python -m experiments.sweep NAME [--results FOLDER] [--out FOLDER]      # NAME: a key of SWEEPS, or all
 
 Runs every combination of a sweep from ``SWEEPS`` by the training program, each in its own folder below ``--results``
 (default ``results/sweeps``), where an interrupted run goes on; then writes what ``experiments.sweep_report`` needs to
@@ -131,18 +131,19 @@ def commit() -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run a sweep; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=sorted(SWEEPS))
+    parser.add_argument("name", choices=[*sorted(SWEEPS), "all"])
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(arguments)
-    sweep, folder = SWEEPS[options.name], options.results / options.name
-    runs = list(sweep.runs())
-    for number, run in enumerate(runs, 1):
-        print(f"{options.name}, run {number} of {len(runs)}: {slug(run)}", flush=True)
-        status = train.main(sweep.arguments(run, folder))
-        if status:
-            return status
-    store(options.name, sweep, collect(sweep, folder), options.out)
+    for name in SWEEPS if options.name == "all" else [options.name]:
+        sweep, folder = SWEEPS[name], options.results / name
+        runs = list(sweep.runs())
+        for number, run in enumerate(runs, 1):
+            print(f"{name}, run {number} of {len(runs)}: {slug(run)}", flush=True)
+            status = train.main(sweep.arguments(run, folder))
+            if status:
+                return status
+        store(name, sweep, collect(sweep, folder), options.out)
     return 0
 
 
