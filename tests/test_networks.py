@@ -72,6 +72,21 @@ def test_deep_eprop_is_exact_below_an_integrator_and_not_below_a_rotated_one() -
     assert min(errors.values()) > 1e-3
 
 
+def test_without_traces_across_layers_a_silent_delay_leaves_the_detectors_weights_no_gradient() -> None:
+    """The loss comes when nothing is shown: the instantaneous signal finds zero inputs, and biases alone."""
+    network = networks.xor_network(FEATURES, 2, decay=0.8)
+    xs, targets = sample(jax.random.key(0), BATCH, cues=3, gap=2, delay=2, width=WIDTH)
+    params, carry = network.init(jax.random.key(1), xs[0])
+    found = {}
+    for hops in (None, 0):
+        learner = deep_eprop(network, hops=hops)
+        run = jax.jit(learner.value_and_grad(cross_entropy, segment_length=3))
+        found[hops] = run(params, learner.init(params, carry, xs[0]), xs, targets)[1]
+    kernel, bias = (found[0][0]["params"]["Dense_0"][name] for name in ("kernel", "bias"))
+    assert not kernel.any() and bias.any()
+    assert found[None][0]["params"]["Dense_0"]["kernel"].any()
+
+
 def test_what_the_analysis_says_of_each_layer() -> None:
     assert recurrences(networks.xor_network(FEATURES, 2, 0.8)) == ["feed-forward", "element-wise", "feed-forward"]
     assert recurrences(EXACT["leaky"]) == ["element-wise", "element-wise", "feed-forward"]
