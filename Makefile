@@ -61,7 +61,8 @@ test: lint
 	$(AS_USERS) -m 'as_users and not slow and not sweep'
 
 slow: $(VENV)/test
-	$(QUICKLY) -m slow
+	$(QUICKLY) -m 'slow and not as_users'
+	$(AS_USERS) -m 'slow and as_users'
 
 sweep: $(VENV)/test
 	$(QUICKLY) -m sweep

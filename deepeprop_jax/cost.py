@@ -9,6 +9,7 @@ import numpy as np
 
 from deepeprop_jax.cell import parents
 from deepeprop_jax.jaxprs import Equation, dot_axes, shape_of, trace
+from deepeprop_jax.low_rank import PROBES, Layout
 from deepeprop_jax.node import Node
 from deepeprop_jax.plan import Plan
 from deepeprop_jax.real import RealView
@@ -42,8 +43,12 @@ def trace_numbers(plan: Plan) -> int:
     own = sum(plan.depth(v) * sum(block.rows * block.columns for block in plan.own[v]) for v in range(len(plan.nodes)))
     bands = sum(plan.depth(v) * node.carry.size * plan.bands[v] * plan.columns[v] for v, node in enumerate(plan.nodes))
     cross = sum(pair.layers * plan.nodes[v].carry.size * pair.columns for (v, _), pair in plan.pairs.items())
-    low_rank = sum(layout.numbers(plan.rank) for layout in plan.low_rank if layout is not None and plan.rank)
-    return own + low_rank + bands + cross
+    return own + sum(map(_low_rank_numbers, plan.low_rank)) + bands + cross
+
+
+def _low_rank_numbers(layout: Layout | None) -> int:
+    shapes = () if layout is None else layout.shapes(1, np.dtype(float))
+    return sum(leaf.size for leaf in shapes)
 
 
 def cost_of(plan: Plan, params: Any, carry: Any, x: Any, batch: int) -> Cost:
@@ -106,12 +111,13 @@ def _multiply_adds(plan: Plan, v: int) -> int:
     for block in plan.own[v]:
         per_row = slots if block.kind == "local" else recurrence
         total += block.rows * block.columns * (per_row + 1)  # advance and contract
-    layout, rank = plan.low_rank[v], plan.rank or 0
+    layout = plan.low_rank[v]
     if layout is not None:
-        rows, columns = slots * layout.rows, layout.columns
-        # Products with the step's and the kept factors, two orthonormal bases, the gradient.
-        total += 2 * rank * (rank + 1) * (rows + columns) + 4 * rank**2 * (rows + columns)
-        total += slots * layout.numbers(rank) + rank * sum(block.columns for block in layout.blocks)
+        rank, rows, columns = layout.rank, slots * layout.rows, layout.columns
+        total += slots * (rank + PROBES) * rows  # through D
+        total += (2 * rank + PROBES + 2 * rank**2) * (rows + columns)  # with the step's factors and the kept ones
+        total += 4 * rank**2 * rows  # an orthonormal basis
+        total += rank * sum(block.columns for block in layout.blocks)  # the gradient
     dense = any(block.kind == "dense" for block in plan.own[v])
     if n and (dense or plan.full_jacobian(v) or wanted.input):
         total += 2 * n * forward  # one VJP per carry component

@@ -62,8 +62,8 @@ def trace_shapes(plan: Plan, batch: int) -> Traces:
         if own or band is not None:
             traces[plan.name(v, v)] = own if vertex.depth is None else DeepTraces(own, band)
         layout = plan.low_rank[v]
-        if layout is not None and plan.rank is not None:
-            traces[plan.low_rank_name(v)] = layout.shapes(plan.rank, batch, plan.dtype)
+        if layout is not None:
+            traces[plan.low_rank_name(v)] = layout.shapes(batch, plan.dtype)
     for (v, k), pair in plan.pairs.items():
         layers = () if plan.graph.nodes[v].depth is None else (pair.layers,)
         traces[plan.name(v, k)] = array(*layers, batch, plan.nodes[v].carry.size, pair.columns)

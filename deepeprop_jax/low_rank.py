@@ -64,6 +64,7 @@ class Layout(NamedTuple):
     """What the rows and columns of a node's S are.
 
     Attributes:
+      rank: R.
       blocks: the local blocks, one parameter leaf each, that S stands for.
       places: per block.
       deltas: per group of rows, the number of its variable among the program's cuts.
@@ -73,6 +74,7 @@ class Layout(NamedTuple):
       slots: K.
     """
 
+    rank: int
     blocks: tuple[Block, ...]
     places: tuple[Place, ...]
     deltas: tuple[int, ...]
@@ -92,18 +94,14 @@ class Layout(NamedTuple):
         """M."""
         return sum(self.column_widths)
 
-    def numbers(self, rank: int) -> int:
-        """Numbers in the state, for one example."""
-        return (rank + PROBES) * self.slots * self.rows + rank * self.columns
-
-    def shapes(self, rank: int, batch: int, dtype: jnp.dtype) -> LowRank:
+    def shapes(self, batch: int, dtype: jnp.dtype) -> LowRank:
         """Shapes and dtypes of the state."""
         rows = self.slots * self.rows
-        shapes = ((batch, rank, rows), (batch, rank, self.columns), (batch, PROBES, rows))
+        shapes = ((batch, self.rank, rows), (batch, self.rank, self.columns), (batch, PROBES, rows))
         return LowRank(*(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes))
 
 
-def layout_of(node: Node, program: VjpProgram, own: tuple[Block, ...]) -> Layout | None:
+def layout_of(node: Node, program: VjpProgram, own: tuple[Block, ...], rank: int) -> Layout | None:
     """Find the leaves whose immediate influence is an outer product as it stands; None where there is none."""
     cuts = program.cuts
     number = {variable: i for i, variable in enumerate(cuts.variables)}
@@ -130,6 +128,7 @@ def layout_of(node: Node, program: VjpProgram, own: tuple[Block, ...]) -> Layout
     row_slices = dict(zip(rows, _slices(widths), strict=True))
     column_slices = dict(zip(columns, _slices(list(columns.values())), strict=True))
     return Layout(
+        rank,
         tuple(block for block, *_ in found),
         tuple(Place(row_slices[delta], column_slices[z], first) for _, delta, z, first in found),
         tuple(index for index, _ in rows.values()),
@@ -156,7 +155,7 @@ def advance(layout: Layout, trace: LowRank, recurrence: jax.Array, deltas: jax.A
 
     Cost: O(R (C + R) (K N + M)) multiply-adds per example.
     """
-    rank, right = trace.left.shape[1], trace.right
+    rank, right = layout.rank, trace.right
     wide = spread(recurrence, layout.unit)
     left, probed = _through(wide, trace.left), _through(wide, trace.probed)
     signs, stray = _random(layout.columns, rank, right.dtype)
@@ -256,14 +255,12 @@ def _random(columns: int, rank: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.A
 
 def _unit_length(rows: jax.Array) -> jax.Array:
     """Rows over their norms, through their largest entry: squares of small numbers are none. Zero rows stay."""
-    for norm in (_largest, _norm):
-        size = norm(rows)
-        rows = rows / jnp.where(size > 0, size, 1)
-    return rows
+    rows = _over(rows, jnp.abs(rows).max(axis=-1, keepdims=True))
+    return _over(rows, _norm(rows))
 
 
-def _largest(rows: jax.Array) -> jax.Array:
-    return jnp.abs(rows).max(axis=-1, keepdims=True)
+def _over(rows: jax.Array, size: jax.Array) -> jax.Array:
+    return rows / jnp.where(size > 0, size, 1)
 
 
 def _norm(rows: jax.Array) -> jax.Array:
@@ -278,13 +275,14 @@ def orthonormal(rows: jax.Array) -> jax.Array:
 
     def body(index: jax.Array, basis: jax.Array) -> jax.Array:
         def outside(row: jax.Array) -> jax.Array:
-            inside = jnp.einsum("bqn,brn->bqr", row, basis, precision=lax.Precision.HIGHEST)
-            return row - jnp.einsum("bqr,brn->bqn", inside, basis, precision=lax.Precision.HIGHEST)
+            inside = jnp.einsum("bn,brn->br", row, basis, precision=lax.Precision.HIGHEST)
+            return row - jnp.einsum("br,brn->bn", inside, basis, precision=lax.Precision.HIGHEST)
 
-        once = _unit_length(outside(lax.dynamic_index_in_dim(rows, index, axis=1)))
-        twice = outside(once)
-        row = jnp.where(_norm(twice) > 0.5, _unit_length(twice), 0)
-        return lax.dynamic_update_slice_in_dim(basis, row, index, axis=1)
+        once = outside(lax.dynamic_index_in_dim(rows, index, axis=1, keepdims=False))
+        twice = outside(_over(once, _norm(once)))
+        size = _norm(twice)
+        row = jnp.where(size > 0.5, _over(twice, size), 0)
+        return lax.dynamic_update_index_in_dim(basis, row, index, axis=1)
 
     rows = _unit_length(rows)
     return lax.fori_loop(0, rows.shape[1], body, jnp.zeros_like(rows))

@@ -157,7 +157,8 @@ def make_plan(
 
 def with_rank(plan: Plan, programs: Sequence[VjpProgram], rank: int) -> Plan:
     """The plan with own traces of low rank, where weights' influences are outer products."""
-    layouts = tuple(map(layout_of, plan.nodes, programs, plan.own))
+    triples = zip(plan.nodes, programs, plan.own, strict=True)
+    layouts = tuple(layout_of(node, program, own, rank) for node, program, own in triples)
     gone = [set() if layout is None else {block.leaves for block in layout.blocks} for layout in layouts]
     own = tuple(
         tuple(block for block in blocks if block.leaves not in leaves)

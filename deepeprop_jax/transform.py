@@ -49,9 +49,9 @@ def deep_eprop(
       hops: how many recurrent layers upward a parameter's trace is carried: None for all; 0 for the own node only, with
         the instantaneous signal through the layers above (Zucchet et al. 2023).
       rank: R keeps a node's own trace of its weights as one product of that rank, R (K N + M) numbers for N rows and M
-        columns, the best that one step of subspace iteration per segment finds; biases, and weights of which an entry
-        reaches several units, keep theirs whole. ``trace_error`` tells from the state what was lost. Pays with batches
-        and long segments; a ``step`` costs as much as a segment.
+        columns, the best that one step of subspace iteration per segment finds. Biases, and whatever has dense rows
+        (all traces in exact mode, unless the node is element-wise), are kept whole. ``trace_error`` tells from the
+        state what was lost. Pays with batches and long segments: a ``step`` costs as much as a segment.
       trainable: booleans in the structure of params or a prefix of it, or a function of params' shapes that gives
         them; the others have no trace and a zero gradient.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -98,6 +99,6 @@ def _rows_of_product(
     return Lifted(_in_order(jnp.concatenate(parts, axis=1), np.concatenate(order)), "crb")
 
 
-def _in_order(rows: jnp.ndarray, order: np.ndarray) -> jnp.ndarray:
+def _in_order(rows: jax.Array, order: np.ndarray) -> jax.Array:
     """Rows along axis 1 that stand in another order, in that of the carry's components."""
     return rows if np.array_equal(order, np.arange(order.size)) else rows[:, np.argsort(order)]

@@ -103,52 +103,15 @@ def xor_task(
     batch: int,
     test_size: int,
     distractors: bool = False,
+    depth: int = 2,
     memory: float = 0.0,
+    angle: float = 0.0,
     bias_scale: float = 0.0,
 ) -> Task:
     """XOR-count: a feature formed in a layer with little or no memory, long before the loss."""
     sample = partial(xor_count.sample, cues=cues, gap=gap, delay=delay, width=width, distractors=distractors)
-    network = networks.xor_network(features, xor_count.CLASSES, decay, memory=memory, bias_scale=bias_scale)
-    return generated(network, sample, batch, test_size)
-
-
-def ladder_task(
-    *,
-    features: int,
-    depth: int,
-    width: int,
-    cues: int,
-    gap: int,
-    delay: int,
-    decay: float,
-    batch: int,
-    test_size: int,
-    distractors: bool = True,
-    bias_scale: float = 0.0,
-) -> Task:
-    """XOR-count through ``depth`` layers: dense relays between the feature and the memory."""
-    sample = partial(xor_count.sample, cues=cues, gap=gap, delay=delay, width=width, distractors=distractors)
-    network = networks.relay_ladder(features, xor_count.CLASSES, decay, depth=depth, bias_scale=bias_scale)
-    return generated(network, sample, batch, test_size)
-
-
-def mixing_task(
-    *,
-    features: int,
-    angle: float,
-    width: int,
-    cues: int,
-    gap: int,
-    delay: int,
-    decay: float,
-    batch: int,
-    test_size: int,
-    distractors: bool = True,
-    bias_scale: float = 0.0,
-) -> Task:
-    """XOR-count with a memory whose units mix."""
-    sample = partial(xor_count.sample, cues=cues, gap=gap, delay=delay, width=width, distractors=distractors)
-    network = networks.mixing_network(features, xor_count.CLASSES, decay, angle=angle, bias_scale=bias_scale)
+    options = {"depth": depth, "memory": memory, "angle": angle, "bias_scale": bias_scale}
+    network = networks.xor_network(features, xor_count.CLASSES, decay, **options)
     return generated(network, sample, batch, test_size)
 
 
@@ -177,9 +140,7 @@ def recall_task(
 
 TASKS: dict[str, Callable[..., Task]] = {
     "digits": digits_task,
-    "mixing": mixing_task,
     "motifs": motifs_task,
     "recall": recall_task,
-    "relay_ladder": ladder_task,
     "xor_count": xor_task,
 }

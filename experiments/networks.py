@@ -124,32 +124,32 @@ def rotated_integrator(features: int, decay: float, angle: float, gain: float = 
     return Cell(inner.init, apply)
 
 
-def xor_network(features: int, classes: int, decay: float, *, memory: float = 0.0, bias_scale: float = 0.0) -> Cell:
-    """A detector below an integrator without cross-talk, below a linear readout.
+def xor_network(
+    features: int,
+    classes: int,
+    decay: float,
+    *,
+    depth: int = 2,
+    memory: float = 0.0,
+    angle: float = 0.0,
+    bias_scale: float = 0.0,
+) -> Cell:
+    """``depth`` layers below a linear readout: a detector, depth − 2 relays, an integrator.
 
-    ``memory`` 0 is the detector without memory, anything above the leaky one.
-    """
-    detector = leaky_detector(features, memory, bias_scale) if memory else Detector(features, bias_scale)
-    return stack(detector, integrator(features, decay), nn.Dense(classes))
-
-
-def relay_ladder(features: int, classes: int, decay: float, *, depth: int, bias_scale: float = 0.0) -> Cell:
-    """``depth`` layers below a linear readout: a detector without memory, depth − 2 relays, an integrator.
-
-    Depth 2 is ``xor_network``.
+    Args:
+      memory: of the detector; at 0 it has none, and no carry.
+      angle: by which the integrator rotates; at 0 it does not, and is element-wise.
+      bias_scale: of the detector's initial biases.
 
     Raises:
       ValueError: ``depth`` below 2.
     """
     if depth < 2:
-        raise ValueError(f"A relay ladder has a detector and an integrator, so depth must be >= 2; seen {depth!r}.")
+        raise ValueError(f"There is a detector and an integrator, so depth must be >= 2; seen {depth!r}.")
+    detector = leaky_detector(features, memory, bias_scale) if memory else Detector(features, bias_scale)
     relays = [relay(features) for _ in range(depth - 2)]
-    return stack(Detector(features, bias_scale), *relays, integrator(features, decay), nn.Dense(classes))
-
-
-def mixing_network(features: int, classes: int, decay: float, *, angle: float, bias_scale: float = 0.0) -> Cell:
-    """``xor_network`` with its integrator rotated by ``angle`` at each step."""
-    return stack(Detector(features, bias_scale), rotated_integrator(features, decay, angle), nn.Dense(classes))
+    top = rotated_integrator(features, decay, angle) if angle else integrator(features, decay)
+    return stack(detector, *relays, top, nn.Dense(classes))
 
 
 def motif_network(features: int, classes: int) -> Cell:

@@ -23,6 +23,7 @@ from experiments import train
 ROOT = Path(__file__).parents[1]
 RESULTS, OUT = Path("results") / "sweeps", Path("docs") / "experiments"
 CONTROLS = ("BPTT", "deep e-prop", "hops = 0", "immediate only", "lower frozen")
+FEW = ("BPTT", "deep e-prop", "hops = 0", "lower frozen")
 
 
 class Sweep(NamedTuple):
@@ -56,6 +57,14 @@ class Sweep(NamedTuple):
 SEEDS = (0, 1, 2, 3, 4)
 # Detectors whose biases start at zero stay long on a plateau.
 XOR_30 = {"xor_count.delay": 30, "xor_count.bias_scale": 0.5, "batches": 800, "checkpoint_every": 400}
+XOR_20 = XOR_30 | {
+    "xor_count.cues": 3,
+    "xor_count.delay": 20,
+    "xor_count.distractors": True,
+    "learning_rate": 3e-3,
+    "batches": 1500,
+    "checkpoint_every": 500,
+}
 SWEEPS: dict[str, Sweep] = {
     "xor_count_30": Sweep(
         "XOR-count, silent delay of 30 steps",
@@ -69,21 +78,17 @@ SWEEPS: dict[str, Sweep] = {
         XOR_30 | {"xor_count.distractors": True},
         {"rule": CONTROLS, "seed": SEEDS},
     ),
-    "mixing": Sweep(
-        "XOR-count, a memory whose units mix",
-        "configs/mixing.py",
-        {},
-        {"mixing.angle": (0.02, 0.1, 0.5), "rule": ("BPTT", "deep e-prop", "hops = 0", "lower frozen"), "seed": SEEDS},
-    ),
     "relay_ladder": Sweep(
         "XOR-count through dense relays",
-        "configs/relay_ladder.py",
-        {},
-        {
-            "relay_ladder.depth": (2, 3, 4),
-            "rule": ("BPTT", "deep e-prop", "hops = 0", "lower frozen"),
-            "seed": SEEDS[:3],
-        },
+        "configs/xor_count.py",
+        XOR_20,
+        {"xor_count.depth": (2, 3, 4), "rule": FEW, "seed": SEEDS[:3]},
+    ),
+    "mixing": Sweep(
+        "XOR-count, a memory whose units mix",
+        "configs/xor_count.py",
+        XOR_20,
+        {"xor_count.angle": (0.02, 0.1, 0.5), "rule": FEW, "seed": SEEDS},
     ),
 }
 

@@ -14,9 +14,6 @@ from tests.gradients import FLOAT64, assert_same_gradient, relative_errors
 from tests.test_exact import SANDWICHES, library_gradient
 from tests.zoo import cells, networks, problem
 
-TOWERS = [name for name in networks() if name.startswith("tower")]
-"""Equal cells that are element-wise in their carry, one on the other."""
-
 
 def check_equals_oracle(name: str, exact: bool, hops: int | None) -> None:
     every, last = problem(name), problem(name, loss="last")
@@ -35,16 +32,9 @@ def test_deep_eprop(name):
     check_equals_oracle(name, exact=False, hops=None)
 
 
-@pytest.mark.parametrize("name", [name for name in networks() if name not in TOWERS])
+@pytest.mark.parametrize("name", list(networks()))
 @pytest.mark.parametrize("hops", [0, 1])
 def test_deep_eprop_with_few_hops(name, hops):
-    check_equals_oracle(name, exact=False, hops=hops)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", TOWERS)
-@pytest.mark.parametrize("hops", [0, 1])
-def test_deep_eprop_with_few_hops_in_towers(name, hops):
     check_equals_oracle(name, exact=False, hops=hops)
 
 

@@ -103,8 +103,7 @@ def test_more_rank_is_less_error_and_the_state_says_how_much():
             lost = sum(jnp.square(a - b).sum(axis=(1, 2)) for a, b in pairs)
             size = sum(jnp.square(a).sum(axis=(1, 2)) for a, _ in pairs)
             true, estimate = jnp.sqrt(lost / size), trace_error(state)[plan.low_rank_name(v)]
-            assert np.all(true < 4 * estimate + 1e-6), (rank, v, true, estimate)
-            assert np.all(true > estimate / 4 - 1e-6), (rank, v, true, estimate)
+            assert np.all(true < 2 * estimate) and np.all(estimate < 2 * true), (rank, v, true, estimate)
     assert 0.2 > gradient_errors[0] > 5 * gradient_errors[1] > 0, gradient_errors
 
 
@@ -133,15 +132,15 @@ def test_single_steps_are_segments_of_one():
 # --- the product itself, beside numpy ---------------------------------------------------------------------------------
 
 
-def random_layout(rows: int, columns: int) -> Layout:
-    return Layout((), (), (), (), (rows,), (columns,), np.arange(rows), 2)
+def random_layout(rank: int, rows: int, columns: int) -> Layout:
+    return Layout(rank, (), (), (), (), (rows,), (columns,), np.arange(rows), 2)
 
 
 def test_little_more_is_lost_than_the_best_product_of_that_rank_would():
     """Segments of 8 steps with a spectrum that falls: the exact S by numpy, its best approximation by its SVD."""
     rows, columns, batch, rank = 20, 30, 2, 5
-    layout, numbers = random_layout(rows, columns), np.random.default_rng(0)
-    trace = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), layout.shapes(rank, batch, jnp.dtype(float)))
+    layout, numbers = random_layout(rank, rows, columns), np.random.default_rng(0)
+    trace = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), layout.shapes(batch, jnp.dtype(float)))
     advance = jax.jit(lambda *arguments: low_rank.advance(layout, *arguments))
     mix = [numbers.normal(size=(n, n)) * 0.6 ** np.arange(n) for n in (2 * rows, columns)]
     exact = np.zeros((batch, 2 * rows, columns))
@@ -164,8 +163,8 @@ def test_little_more_is_lost_than_the_best_product_of_that_rank_would():
 
 def test_a_rank_that_collapsed_comes_back():
     """Steps all alike leave one direction; what comes after them is found again."""
-    layout, rank, numbers = random_layout(20, 30), 6, np.random.default_rng(1)
-    trace = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), layout.shapes(rank, 1, jnp.dtype(float)))
+    layout, numbers = random_layout(6, 20, 30), np.random.default_rng(1)
+    trace = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), layout.shapes(1, jnp.dtype(float)))
     advance = jax.jit(lambda *arguments: low_rank.advance(layout, *arguments))
     still = np.broadcast_to(np.eye(2)[None, :, :, None], (1, 2, 2, 20))
     alike = [np.broadcast_to(numbers.normal(size=(1, 1, n)), (1, 8, n)) for n in (40, 30)]

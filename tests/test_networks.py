@@ -50,8 +50,8 @@ def recurrences(network: Cell) -> list[str]:
 
 
 EXACT = {
-    "ladder": networks.relay_ladder(FEATURES, 2, decay=0.8, depth=4),
-    "rotated": networks.mixing_network(FEATURES, 2, decay=0.8, angle=0.5),
+    "ladder": networks.xor_network(FEATURES, 2, decay=0.8, depth=4),
+    "rotated": networks.xor_network(FEATURES, 2, decay=0.8, angle=0.5),
     "leaky": networks.xor_network(FEATURES, 2, decay=0.8, memory=0.5),
     "motif": networks.motif_network(FEATURES, 2),
 }
@@ -170,20 +170,20 @@ def test_a_rotated_integrator_rotates_the_state_and_nothing_else() -> None:
     np.testing.assert_allclose(rotated.apply(weight, h, x[0])[1], expected, rtol=SAME)
 
 
-def test_a_ladder_of_two_is_the_network_of_xor_count() -> None:
+def test_relays_stand_between_detector_and_integrator() -> None:
     x = jnp.zeros((BATCH, WIDTH))
-    ladder = networks.relay_ladder(FEATURES, 2, 0.9, depth=2).init(jax.random.key(0), x)
-    jax.tree.map(
-        np.testing.assert_array_equal, ladder, networks.xor_network(FEATURES, 2, 0.9).init(jax.random.key(0), x)
-    )
-    for depth in (3, 5):
-        params, _ = networks.relay_ladder(FEATURES, 2, 0.9, depth=depth).init(jax.random.key(0), x)
-        assert len(params) == depth + 1
+    for depth in (2, 3, 5):
+        params, _ = networks.xor_network(FEATURES, 2, 0.9, depth=depth).init(jax.random.key(0), x)
+        assert [isinstance(layer, dict) and "R" in layer for layer in params] == [
+            False,
+            *[True] * (depth - 2),
+            *[False] * 2,
+        ]
 
 
 def test_impossible_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match=r"depth must be >= 2; seen 1"):
-        networks.relay_ladder(FEATURES, 2, 0.9, depth=1)
+        networks.xor_network(FEATURES, 2, 0.9, depth=1)
     with pytest.raises(ValueError, match=r"memory must be in \[0, 1\); seen 1"):
         networks.leaky_detector(FEATURES, 1.0)
     with pytest.raises(ValueError, match=r"leak must be in \(0, 1\]; seen 0"):

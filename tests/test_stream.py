@@ -15,7 +15,7 @@ from deepeprop_jax.reference import bptt, localised, stop_gradient_oracle
 from tests.gradients import FLOAT64, SAME, assert_same_gradient, relative_errors
 from tests.zoo import problem
 
-NETWORKS = ["linen_lstm", "stack_2", "graph_two_outputs", "depth_4_between", "lru"]
+NETWORKS = ["linen_lstm", "stack_3", "graph_two_outputs", "depth_4_between", "lru"]
 MODES = [{"exact": True}, {"exact": False}, {"exact": False, "hops": 0}]
 
 
@@ -65,7 +65,7 @@ def test_steps_pieces_and_whole_agree(name, mode):
     assert_same_gradient(after_steps, after_whole, SAME, "going on")
 
 
-@pytest.mark.parametrize("name", ["linen_gru", "stack_2"])
+@pytest.mark.parametrize("name", ["linen_gru", "stack_3"])
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("moving", [False, True], ids=["fixed parameters", "optax between the steps"])
 def test_each_steps_gradient_is_that_of_its_own_parameters_shifted_together(name, exact, moving):
@@ -124,7 +124,7 @@ def test_gradient_is_linear_in_dy_repeatable_and_vmaps():
     assert_same_gradient(combined, by_hand, FLOAT64)
 
 
-@pytest.mark.parametrize("name", ["stack_2", "graph_two_outputs", "depth_4_between", "counter_and_key"])
+@pytest.mark.parametrize("name", ["stack_3", "graph_two_outputs", "depth_4_between", "counter_and_key"])
 @pytest.mark.parametrize("exact", [True, False])
 def test_resets_and_valid(name, exact):
     p = problem(name)

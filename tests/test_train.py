@@ -23,7 +23,7 @@ import pytest
 from configs import digits, xor_count
 from deepeprop_jax import OnlineLearner, deep_eprop, stack
 from experiments import settings, train
-from experiments.catalogue import TASKS, Task, bits_right, independent
+from experiments.catalogue import TASKS, Task, independent
 from experiments.loop import Learning, Loop, compare
 from experiments.refusal import Refused
 from experiments.rules import RULES
@@ -389,28 +389,3 @@ def test_a_process_killed_in_the_middle_goes_on_bit_for_bit(tmp_path: Path) -> N
     assert 20 <= batches(tmp_path / "killed", "timings")[-1] < 100
     assert start("killed").wait(timeout=300) == 0
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
-
-
-# --- tasks ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", sorted(TASKS))
-def test_every_task_has_a_configuration_with_which_it_trains(name):
-    """Network, data and loss fit together; shapes alone, nothing is compiled."""
-    setting = settings.make(settings.read([f"--config=configs/{name}.py"])[0])
-    loop = Loop(setting.task, setting.rule, setting.optimiser, setting.update_every, setting.config.evaluate_every)
-    learning = jax.eval_shape(loop.start, jax.random.key(0))
-    after, loss = jax.eval_shape(loop.advance, learning, jax.random.key(0), 0)
-    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
-        lambda leaf: (leaf.shape, leaf.dtype), learning
-    )
-    assert loss.shape == ()
-    xs, targets = jax.eval_shape(lambda: setting.task.sample(jax.random.key(0), 0))
-    test_xs, test_targets = jax.eval_shape(setting.task.test)
-    assert test_xs.shape[::2] == xs.shape[::2]
-    assert test_targets.label.shape[2:] == targets.label.shape[2:]
-
-
-def test_the_share_of_right_bits():
-    logits, label = jnp.array([[[1.0, -2.0, 3.0, -4.0]]]), jnp.array([[[1, 0, 0, 1]]])
-    assert float(bits_right(logits, label)[0, 0]) == 0.5
