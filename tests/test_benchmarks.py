@@ -154,6 +154,8 @@ def test_the_cost_model_by_hand() -> None:
     assert cost("BPTT", TINY) == (3 * 2 * weights, 8 * weights)
     assert cost("hops=0", TINY).multiply_adds == pytest.approx(2 * (3 * weights + own * (1 + 2 / 3)))
     assert cost("all hops", TINY).bytes == pytest.approx((12 * 2 * (own + cross) + 8 * weights) / 3)
+    inside, boundary = own + cross, 2 * (own + cross) / 3
+    assert cost("all hops", TINY).multiply_adds == pytest.approx(2 * (3 * weights + inside + boundary))
     dense = 3 * own + cross
     assert cost("exact, lattice", TINY).multiply_adds == pytest.approx(2 * (3 * weights + dense * (2 + 7)))
     with jax.enable_x64(False):

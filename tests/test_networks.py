@@ -174,11 +174,8 @@ def test_relays_stand_between_detector_and_integrator() -> None:
     x = jnp.zeros((BATCH, WIDTH))
     for depth in (2, 3, 5):
         params, _ = networks.xor_network(FEATURES, 2, 0.9, depth=depth).init(jax.random.key(0), x)
-        assert [isinstance(layer, dict) and "R" in layer for layer in params] == [
-            False,
-            *[True] * (depth - 2),
-            *[False] * 2,
-        ]
+        relays = [isinstance(layer, dict) and "R" in layer for layer in params]
+        assert relays == [False, *[True] * (depth - 2), False, False]
 
 
 def test_impossible_arguments_are_refused() -> None:

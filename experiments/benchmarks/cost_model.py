@@ -12,8 +12,9 @@ local rows (K carry slots), n_v |θ_k| for each pair of layers whose rows are de
 
 N is the length of all carries. In segments of exact mode, the cotangents of all N carry components go backward through
 every step (B P multiply-adds, as each reaches every weight once), and their outer products make the traces (B P more);
-at the boundary M · S_start takes N per trace number. Cross-node traces of e-prop are dense and cost the same inside a
-segment, but M is block-diagonal for them.
+at the boundary M · S_start takes N per trace number. Cross-node traces of e-prop are dense, but a unit vector stays in
+its unit until it meets the layer below, as a row of that layer's weights: they cost their outer products alone, and M is
+block-diagonal for them.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def cost(rival: str, problem: Problem) -> Cost | None:
     if mode == "exact" and slots is None:
         inside, boundary = 2 * (own + cross), (own + cross) * (components + 1)
     else:
-        inside, boundary = own + 2 * cross, (own + cross) * ((slots or 1) + 1)
+        inside, boundary = own + cross, (own + cross) * ((slots or 1) + 1)
     adds = 3 * forward + problem.batch * (inside + boundary / length)
     return Cost(adds, 3 * FLOAT_BYTES * problem.batch * (own + cross) / length + 2 * FLOAT_BYTES * weights / length)
 
