@@ -25,7 +25,7 @@ from matplotlib import pyplot
 
 PAGE = Path(__file__).parents[1] / "docs" / "experiments.md"
 SECTION = re.compile(r"(<!-- sweep (\w+): [^\n]*-->\n).*?(\n<!-- end of sweep \2 -->)", re.DOTALL)
-HEADER = ("rule", "test accuracy", "worst seed", "batches to {threshold}", "gap closed", "cosine", "norm ratio")
+HEADER = ("rule", "test accuracy", "worst to best seed", "batches to {threshold}", "gap closed", "cosine", "norm ratio")
 Run = dict[str, Any]
 
 
@@ -65,7 +65,7 @@ def row(rule: str, rules: dict[str, list[Run]], threshold: float) -> list[str]:
     return [
         rule,
         f"{statistics.mean(accuracies):.3f} ± {statistics.pstdev(accuracies):.3f}",
-        f"{min(accuracies):.3f}",
+        f"{min(accuracies):.3f} to {max(accuracies):.3f}",
         f"{middle:.0f}" if np.isfinite(middle) else f"> {runs[0]['batch'][-1]}",
         "–" if gap is None else f"{gap:.2f}",
         " ".join(_layers(runs, "cosine")),

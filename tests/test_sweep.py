@@ -75,9 +75,9 @@ def test_the_table_by_hand():
     ]
     ((setting, rules),) = sweep_report.groups(runs).items()
     assert setting == (("delay", 5),)
-    assert sweep_report.row("BPTT", rules, 0.9)[1:5] == ["0.990 ± 0.010", "0.980", "15", "1.00"]
+    assert sweep_report.row("BPTT", rules, 0.9)[1:5] == ["0.990 ± 0.010", "0.980 to 1.000", "15", "1.00"]
     assert sweep_report.row("rule", rules, 0.9) == [
-        *["rule", "0.750 ± 0.050", "0.700", "> 20", "0.51"],
+        *["rule", "0.750 ± 0.050", "0.700 to 0.800", "> 20", "0.51"],
         *["– 0.50", "2.00 2.00"],
     ]
     assert sweep_report.gap_closed(runs[:2], {"BPTT": runs[:2]}) is None

@@ -13,7 +13,7 @@ local rows (K carry slots), n_v |θ_k| for each pair of layers whose rows are de
 N is the length of all carries. In segments of exact mode, the cotangents of all N carry components go backward through
 every step (B P multiply-adds, as each reaches every weight once), and their outer products make the traces (B P more);
 at the boundary M · S_start takes N per trace number. Cross-node traces of e-prop are dense, but a unit vector stays in
-its unit until it meets the layer below, as a row of that layer's weights: they cost their outer products alone, and M is
+its unit until it meets the layer below, as a row of the weights: they cost their outer products alone, and M is
 block-diagonal for them.
 """
 
