@@ -201,11 +201,11 @@ def check_segments(segment_length: int | None, within_segment: str) -> None:
         )
 
 
-def check_no_depth(graph: Graph, what: str) -> None:
-    """What works on segments is not built for a ``stack(cell, depth=L)``."""
+def check_depth_hops(graph: Graph, hops: int | None, what: str) -> None:
+    """Segments of a ``stack(cell, depth=L)`` are built for all hops and for none."""
     deep = [vertex.name for vertex in graph.nodes if vertex.depth is not None]
-    if deep:
+    if deep and hops:
         raise ValueError(
-            f"{what} is not available for a stack(cell, depth=L); seen at node '{deep[0]}'. Write its layers out as "
-            f"stack(*[cell] * L)."
+            f"{what} with hops={hops} is not available for a stack(cell, depth=L); seen at node '{deep[0]}'. Take "
+            f"hops=None or hops=0, or write its layers out as stack(*[cell] * L)."
         )

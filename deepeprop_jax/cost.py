@@ -43,7 +43,8 @@ def trace_numbers(plan: Plan) -> int:
     own = sum(plan.depth(v) * sum(block.rows * block.columns for block in plan.own[v]) for v in range(len(plan.nodes)))
     bands = sum(plan.depth(v) * node.carry.size * plan.bands[v] * plan.columns[v] for v, node in enumerate(plan.nodes))
     cross = sum(pair.layers * plan.nodes[v].carry.size * pair.columns for (v, _), pair in plan.pairs.items())
-    return own + sum(map(_low_rank_numbers, plan.low_rank)) + bands + cross
+    low_rank = sum(plan.depth(v) * _low_rank_numbers(layout) for v, layout in enumerate(plan.low_rank))
+    return own + low_rank + bands + cross
 
 
 def _low_rank_numbers(layout: Layout | None) -> int:

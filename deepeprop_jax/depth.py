@@ -7,18 +7,20 @@ which is the window that starts at l * columns.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from deepeprop_jax import layer as one
+from deepeprop_jax import low_rank
 from deepeprop_jax.cut import Reals
 from deepeprop_jax.influence import Influence
 from deepeprop_jax.layer import LayerGradient, Moment, Past
-from deepeprop_jax.node import Node
+from deepeprop_jax.node import Node, to_grid
 from deepeprop_jax.plan import Plan
 from deepeprop_jax.real import Parts, PyTree
+from deepeprop_jax.trace import add_columns, contract
 
 
 class DeepTraces(NamedTuple):
@@ -160,7 +162,30 @@ def _batch_size(parts: Parts) -> int:
     return (parts.real + parts.other)[0].shape[1]
 
 
-def band_gradient(cotangent: jax.Array, band: jax.Array, depth: int, columns: int) -> jax.Array:
+def own_gradient(plan: Plan, k: int, cotangent: jax.Array, traces: dict[str, Any]) -> jax.Array:
+    """``lambda . S`` of all influences between a node's own layers, (L, columns).
+
+    Args:
+      cotangent: (L, batch, n).
+    """
+    node, depth, columns = plan.nodes[k], plan.depth(k), plan.columns[k]
+    own = traces.get(plan.name(k, k), DeepTraces((), None))
+    grads = [jnp.zeros((depth, *shape), plan.dtype) for shape in node.params.shapes]
+    for block, trace in zip(plan.own[k], own.own, strict=True):
+        part = jax.vmap(lambda c, s, block=block: contract(node, block, c, s))(cotangent, trace)
+        add_columns(node.params, grads, block.leaves, part)
+    layout = plan.low_rank[k]
+    if layout is not None:
+        grid = to_grid(cotangent, node.units)
+        parts = jax.vmap(lambda s, c: low_rank.contract(layout, s, c))(traces[plan.low_rank_name(k)], grid)
+        for block, part in zip(layout.blocks, parts, strict=True):
+            add_columns(node.params, grads, block.leaves, part.reshape(depth, -1))
+    nothing = [jnp.zeros((depth, 0), plan.dtype)]
+    total = jnp.concatenate([grads[i].reshape(depth, -1) for i in plan.trained[k]] or nothing, axis=-1)
+    return total if own.band is None else total + _band_gradient(cotangent, own.band, depth, columns)
+
+
+def _band_gradient(cotangent: jax.Array, band: jax.Array, depth: int, columns: int) -> jax.Array:
     """``lambda . S`` of the kept influences between layers, as a gradient per source layer, (L, columns).
 
     Args:

@@ -26,7 +26,7 @@ def hoisted_bptt(network: Any) -> Callable[..., Any]:
     through arrays of the whole sequence several times.
 
     Args:
-      network: as ``deep_eprop`` takes it, without a ``stack(cell, depth=L)``.
+      network: as ``deep_eprop`` takes it.
 
     Returns:
       ``value_and_grad(loss_fn, *, has_aux=False)`` and it
@@ -52,7 +52,6 @@ def hoisted_bptt(network: Any) -> Callable[..., Any]:
             raise TypeError(f"loss_fn must be a function (y_t, target_t) -> scalar; seen {type(loss_fn).__name__}.")
 
         def run(params, carry, xs, targets, resets=None, valid=None):
-            checks.check_no_depth(graph, "hoisted_bptt()")
             params, carry = (jax.tree.map(jnp.asarray, tree) for tree in (params, carry))
             length = checks.sequence_length(xs, targets)
             x = jax.tree.map(lambda leaf: leaf[0], xs)

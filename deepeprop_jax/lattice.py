@@ -63,7 +63,8 @@ def trace_shapes(plan: Plan, batch: int) -> Traces:
             traces[plan.name(v, v)] = own if vertex.depth is None else DeepTraces(own, band)
         layout = plan.low_rank[v]
         if layout is not None:
-            traces[plan.low_rank_name(v)] = layout.shapes(batch, plan.dtype)
+            shapes = layout.shapes(batch, plan.dtype)
+            traces[plan.low_rank_name(v)] = type(shapes)(*(array(*layers, *leaf.shape) for leaf in shapes))
     for (v, k), pair in plan.pairs.items():
         layers = () if plan.graph.nodes[v].depth is None else (pair.layers,)
         traces[plan.name(v, k)] = array(*layers, batch, plan.nodes[v].carry.size, pair.columns)
@@ -167,7 +168,7 @@ def gradient(
         columns = _own_gradient(plan, k, inside[k].carry, traces_tm1, grads)
         for v, source in plan.pairs:
             if source == k:
-                part = _cross_gradient(plan, v, k, inside[v].carry, traces_tm1)
+                part = cross_gradient(plan, v, k, inside[v].carry, traces_tm1)
                 columns = part if columns is None else columns + part
         if columns is not None:
             add_columns(node.params, grads, plan.trained[k], columns)
@@ -176,25 +177,19 @@ def gradient(
 
 
 def _own_gradient(plan: Plan, k: int, cotangent: jax.Array | None, traces: Traces, grads: Reals) -> jax.Array | None:
-    """Add lambda^k . S^{k,k} to ``grads``; return the part between the layers of a node with depth, (L, columns)."""
-    own = traces.get(plan.name(k, k))
-    if own is None or cotangent is None:
+    """Add lambda^k . S^{k,k} to ``grads``; of a node with depth, return it as (L, columns)."""
+    if plan.name(k, k) not in traces or cotangent is None:
         return None
-    node, depth = plan.nodes[k], plan.graph.nodes[k].depth
-    blocks = own.own if isinstance(own, DeepTraces) else own
-    for block, trace in zip(plan.own[k], blocks, strict=True):
-        if depth is None:
-            part = contract(node, block, cotangent, trace)[None]
-        else:
-            part = jax.vmap(lambda c, s, block=block: contract(node, block, c, s))(cotangent, trace)
-        add_columns(node.params, grads, block.leaves, part)
-    if isinstance(own, DeepTraces) and own.band is not None:
-        return deep.band_gradient(cotangent, own.band, depth or 1, plan.columns[k])
+    if plan.graph.nodes[k].depth is not None:
+        return deep.own_gradient(plan, k, cotangent, traces)
+    node = plan.nodes[k]
+    for block, trace in zip(plan.own[k], traces[plan.name(k, k)], strict=True):
+        add_columns(node.params, grads, block.leaves, contract(node, block, cotangent, trace))
     return None
 
 
-def _cross_gradient(plan: Plan, v: int, k: int, cotangent: jax.Array, traces: Traces) -> jax.Array:
-    """lambda^v . S^{v,k} as (layers of k, columns)."""
+def cross_gradient(plan: Plan, v: int, k: int, cotangent: jax.Array, traces: Traces) -> jax.Array:
+    """lambda^v . S^{v,k} as (layers of k, columns); the cotangent (batch, n), or (L, batch, n) where v has depth."""
     trace, pair = traces[plan.name(v, k)], plan.pairs[v, k]
     if plan.graph.nodes[v].depth is None:
         part = jnp.einsum("bn,bnp->p", cotangent, trace)

@@ -124,7 +124,7 @@ class ValueAndGrad(Protocol):
           loss_fn: ``loss_fn(y_t, target_t) -> scalar`` on the batched output of one step; with ``has_aux``,
             ``-> (scalar, aux)``.
           segment_length: C, steps per segment; the last one may be shorter. None chooses it from the analysis (with
-            "exact" it must be given); a ``stack(cell, depth=L)`` always runs step by step.
+            "exact" it must be given); a ``stack(cell, depth=L)`` with ``hops`` of one or more runs step by step.
           within_segment: "eprop" or "exact".
           has_aux: whether loss_fn returns an auxiliary output.
 
@@ -140,7 +140,8 @@ class ValueAndGrad(Protocol):
           Memory: constant in time, but for xs, targets and aux.
 
         Raises:
-          ValueError: "exact" with a ``stack(cell, depth=L)``; an option out of range; shapes that do not fit.
+          ValueError: "exact" with a ``stack(cell, depth=L)`` and ``hops`` >= 1; an option out of range; shapes
+            that do not fit.
         """
         ...
 

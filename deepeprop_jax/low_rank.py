@@ -221,7 +221,7 @@ def trace_error(state: Any) -> dict[str, jax.Array]:
 
     Returns:
       Per trace of low rank, by its name in the state, (batch,) estimates of the relative error ‖S - S_R‖ / ‖S‖ in the
-      Frobenius norm; nothing for a learner without rank.
+      Frobenius norm, (L, batch) where a node has depth; nothing for a learner without rank.
 
     Source: for random signs w, E‖X w‖² = ‖X‖² (Hutchinson 1990). The state carries S times fixed signs, exactly; they
     are independent of what the trace keeps. Cost: O(R (K N + M)) per example.
@@ -240,6 +240,8 @@ def trace_error(state: Any) -> dict[str, jax.Array]:
 
 
 def _error(trace: LowRank) -> jax.Array:
+    if trace.left.ndim == 4:  # of several layers
+        return jax.vmap(_error)(trace)
     signs, _ = _random(trace.right.shape[-1], trace.left.shape[1], trace.right.dtype)
     lost = trace.probed - jnp.einsum("brn,brp->bpn", trace.left, jnp.einsum("brm,pm->brp", trace.right, signs))
     norms = [jnp.sqrt(jnp.square(x).sum(axis=(1, 2))) for x in (lost, trace.probed)]

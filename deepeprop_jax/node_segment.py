@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from deepeprop_jax import labels as lb
 from deepeprop_jax import outer
 from deepeprop_jax.cut import Reals
+from deepeprop_jax.forward_loop import Run, leading_sizes
 from deepeprop_jax.jaxprs import Atom, Variable, backward_slice, bind, is_variable
 from deepeprop_jax.lifted import Lifted, Rule, Values, add, broadcast, elementwise, pull, union
 from deepeprop_jax.node import from_grid
-from deepeprop_jax.real import Parts, select_examples
+from deepeprop_jax.real import Parts
 from deepeprop_jax.through_time import Carry, Flags, Flow, Leaves, pull_local, through_time
 from deepeprop_jax.trace import spread
 from deepeprop_jax.vjp_program import Pull, VjpProgram
@@ -47,14 +47,14 @@ class NodeSegment:
 
     Args:
       program: of the node.
-      params: the node's; ``values`` is what depends on them alone.
-      start: (batch, ...) its carry before the segment; ``initial`` what a reset returns to.
+      params: the node's.
+      values: from ``with_inputs``.
+      run: from ``run_forward``.
       inputs: (C, batch, ...).
       flags: (C, batch).
       slots_wanted: whether ``slots`` will be asked for: they then share a loop with the loss's cotangents.
 
     Attributes:
-      carry_end: (batch, ...) its carry after the segment.
       outputs: (C, batch, ...) parts of its outputs.
     """
 
@@ -63,63 +63,25 @@ class NodeSegment:
         program: VjpProgram,
         params: Parts,
         values: Values,
-        start: Parts,
+        run: Run,
         inputs: Parts,
-        initial: Parts,
         flags: Flags,
         slots_wanted: bool,
     ):
         self.program, self.node, self.params, self.flags = program, program.node, params, flags
-        self.sizes = {"c": inputs_length(inputs), "b": inputs_batch(inputs)}
-        known = dict(values.known)
-        known |= {v: Lifted(a, "cb") for v, a in zip(program.input, inputs.real, strict=True)}
-        known |= {v: Lifted(a, "cb") for v, a in zip(program.input_other, inputs.other, strict=True)}
-        self.values = Values(program.program.equations, known)
-        self.input = inputs
-        self._forward(start, initial)
+        self.sizes = dict(zip("cb", leading_sizes(inputs), strict=True))
+        self.values, self.input, self.carry_tm1, self.carry_t = values, inputs, run.carry_tm1, run.new_carry()
+        self.values.known |= {v: Lifted(a, "cb") for v, a in zip(program.carry_tm1, run.carry_tm1.real, strict=True)}
+        self.values.known |= {v: Lifted(a, "cb") for v, a in zip(program.carry_other, run.carry_tm1.other, strict=True)}
+        self.values.known |= {v: Lifted(a, "cb") for v, a in zip(program.stored, run.stored, strict=True)}
+        self._run_output()
         self._coefficients: dict[Any, dict[int, Lifted]] = {}
         self._blocks: dict[tuple[int, int], Lifted] | None = None
         self._slots: list[tuple[Leaves, Leaves]] | None = None
         self._slots_wanted = slots_wanted
 
-    # --- forward -----------------------------------------------------------------------------------------------------
-
-    def _forward(self, start: Parts, initial: Parts) -> None:
-        program, flags = self.program, self.flags
-        before = dict(zip(program.before_loop, self.values.get(program.before_loop), strict=True))
-        moving = {v: x.value for v, x in before.items() if "c" in x.axes}
-        fixed = {v: x for v, x in self.values.known.items() if "c" not in x.axes}
-
-        def body(carry: Parts, slices: tuple[list[jax.Array], Flags]) -> tuple[Parts, Any]:
-            arrays, now = slices
-            if now.resets is not None:
-                carry = select_examples(now.resets, initial, carry)
-            known = fixed | {v: Lifted(a, "b") for v, a in zip(moving, arrays, strict=True)}
-            known |= {v: Lifted(a, "b") for v, a in zip(program.carry_tm1, carry.real, strict=True)}
-            known |= {v: Lifted(a, "b") for v, a in zip(program.carry_other, carry.other, strict=True)}
-            values = Values(program.loop, known)
-            batch = {"b": self.sizes["b"]}
-            new = Parts(
-                [broadcast(x, "b", batch) for x in values.get(program.carry_t)],
-                [broadcast(x, "b", batch) for x in values.get(program.carry_t_other)],
-            )
-            stored = [broadcast(x, "b", batch) for x in values.get(program.stored)]
-            held = new
-            if now.valid is not None:
-                held = select_examples(now.valid, new, carry)
-            plain = now.resets is None and now.valid is None
-            return held, (carry, stored, Parts([], new.other) if plain else new)
-
-        self.carry_end, (carry_tm1, stored, new) = lax.scan(
-            body, start, (list(moving.values()), flags), self.sizes["c"]
-        )
-        if not new.real and carry_tm1.real:  # the new carry is the next step's old one
-            pairs = zip(carry_tm1.real, self.carry_end.real, strict=True)
-            new = Parts([jnp.concatenate([old[1:], end[None]]) for old, end in pairs], new.other)
-        self.carry_tm1, self.carry_t = carry_tm1, new
-        self.values.known |= {v: Lifted(a, "cb") for v, a in zip(program.carry_tm1, carry_tm1.real, strict=True)}
-        self.values.known |= {v: Lifted(a, "cb") for v, a in zip(program.carry_other, carry_tm1.other, strict=True)}
-        self.values.known |= {v: Lifted(a, "cb") for v, a in zip(program.stored, stored, strict=True)}
+    def _run_output(self) -> None:
+        new, carry_tm1 = self.carry_t, self.carry_tm1
 
         def output_map(p: Reals, h_t: Reals, h_tm1: Reals, u: Reals) -> tuple[Reals, list]:
             every = jax.vmap(
@@ -376,13 +338,3 @@ class NodeSegment:
         if "r" in axes:
             every = jax.vmap(every, in_axes=(1, *(None,) * 6))
         return [Lifted(leaf, axes.replace("c", "")) for leaf in every(full, *arguments)]
-
-
-def inputs_length(inputs: Parts) -> int:
-    """C, from any leaf (C, batch, ...)."""
-    return (inputs.real + inputs.other)[0].shape[0]
-
-
-def inputs_batch(inputs: Parts) -> int:
-    """The batch size, from any leaf (C, batch, ...)."""
-    return (inputs.real + inputs.other)[0].shape[1]

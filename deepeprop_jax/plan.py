@@ -77,6 +77,11 @@ class Plan(NamedTuple):
         """Trained parameter entries of a node, all of its layers together."""
         return self.depth(k) * self.columns[k]
 
+    def leaf_shapes(self, v: int) -> list[tuple[int, ...]]:
+        """Shapes of a node's real parameter leaves, with a leading axis L where it has depth."""
+        layers = () if self.graph.nodes[v].depth is None else (self.depth(v),)
+        return [(*layers, *shape) for shape in self.nodes[v].params.shapes]
+
     def sources(self, v: int) -> list[int]:
         """Nodes below v whose influence arrives at v: kept there, or passed on."""
         return [k for k in range(v) if (v, k) in self.pairs or (v, k) in self.transmitted]
@@ -107,6 +112,10 @@ class Plan(NamedTuple):
     def low_rank_name(self, v: int) -> str:
         """The key of what of S^{v,v} is of low rank."""
         return f"{self.name(v, v)}, low rank"
+
+    def trace_names(self, v: int) -> list[str]:
+        """The keys of all that may be kept of influences on node v's carry."""
+        return [*(self.name(v, k) for k in range(v + 1)), self.low_rank_name(v)]
 
 
 def make_plan(

@@ -16,17 +16,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from deepeprop_jax import low_rank
 from deepeprop_jax.cell import PyTree, assemble, connect, parents, select
-from deepeprop_jax.lattice import Traces
+from deepeprop_jax.deep_segment import DeepBack, DeepSegment
+from deepeprop_jax.forward_loop import run_forward, with_inputs
 from deepeprop_jax.lifted import Lifted, Values, add, broadcast
-from deepeprop_jax.node import to_grid
 from deepeprop_jax.node_segment import Back, NodeSegment
 from deepeprop_jax.plan import Plan
 from deepeprop_jax.real import Parts, RealView
-from deepeprop_jax.slots import contract_slots, over_leaf
 from deepeprop_jax.through_time import Flags, Leaves
-from deepeprop_jax.trace import add_columns, contract
 from deepeprop_jax.unit_rows import back_units
 from deepeprop_jax.vjp_program import VjpProgram, parameter_values
 
@@ -50,7 +47,10 @@ class Prepared(NamedTuple):
 def prepare(plan: Plan, programs: tuple[VjpProgram, ...], params: PyTree) -> Prepared:
     """Compute what depends on the parameters alone."""
     parts = [node.params.split(select(params, v.path)) for node, v in zip(plan.nodes, plan.graph.nodes, strict=True)]
-    values = [parameter_values(program, p) for program, p in zip(programs, parts, strict=True)]
+    values = [
+        Values([], {}) if vertex.depth is not None else parameter_values(program, p)  # of a layer, at the layer
+        for program, p, vertex in zip(programs, parts, plan.graph.nodes, strict=True)
+    ]
     return Prepared(plan, programs, parts, values)
 
 
@@ -64,16 +64,27 @@ class Segment:
 
     def __init__(self, ready: Prepared, carry: PyTree, initial: PyTree, xs: PyTree, flags: Flags):
         plan = self.plan = ready.plan
-        self.ready, self.nodes = ready, []
+        self.nodes: list[NodeSegment | DeepSegment] = []
+        ends: list[PyTree] = []
         outputs: dict[int, PyTree] = {}
         for v, (node, vertex) in enumerate(zip(plan.nodes, plan.graph.nodes, strict=True)):
             start, origin = (node.carry.split(select(tree, vertex.path)) for tree in (carry, initial))
             u = node.input.split(connect(vertex.wire, xs, outputs))
-            local = plan.low_rank[v] is not None or any(block.kind == "local" for block in plan.own[v])
-            part = NodeSegment(ready.programs[v], ready.params[v], ready.values[v], start, u, origin, flags, local)
+            program, p = ready.programs[v], ready.params[v]
+            if vertex.depth is not None:
+                by_layer = [jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), tree) for tree in (start, origin)]
+                part: NodeSegment | DeepSegment = DeepSegment(
+                    program, p, by_layer[0], by_layer[1], u, flags, vertex.depth
+                )
+                end = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), part.carry_end)
+            else:
+                local = plan.low_rank[v] is not None or any(block.kind == "local" for block in plan.own[v])
+                values = with_inputs(program, ready.values[v], u)
+                run = run_forward(program, values, start, origin, u, flags)
+                part, end = NodeSegment(program, p, values, run, u, flags, local), run.carry_end
             self.nodes.append(part)
             outputs[v] = node.output.join(*part.outputs)
-        ends = [node.carry.join(*part.carry_end) for node, part in zip(plan.nodes, self.nodes, strict=True)]
+            ends.append(node.carry.join(*end))
         self.carry_end = assemble(plan.graph, ends)
         self.outputs = connect(plan.graph.output, xs, outputs)
         leaf = jax.tree.leaves(xs)[0]
@@ -107,13 +118,17 @@ class Segment:
         return {p: [Lifted(leaf, axes) for leaf in leaves] for p, leaves in found.items()}
 
 
+Arrived = Back | DeepBack | None
+"""What a flow finds in a node; None where nothing arrives."""
+
+
 class Flow:
     """Cotangents on their way down through a segment, from one place, for every set of nodes that a source may see.
 
     Args:
       segment: the network that ran.
       outputs: the cotangent of the network's outputs, per real leaf; empty for zero.
-      end: a node, and unit vectors on its last carry.
+      end: a node, and unit vectors on its last carry: ``Leaves``, or where it has depth ``deep_segment.unit_vectors``.
       rows: size of axis r.
       exact: whether carries go back through dF/dh everywhere; else as the lattice does.
     """
@@ -122,7 +137,7 @@ class Flow:
         self,
         segment: Segment,
         outputs: Leaves,
-        end: tuple[int, Leaves] | None = None,
+        end: tuple[int, Any] | None = None,
         rows: int = 1,
         exact: bool = False,
     ):
@@ -131,7 +146,7 @@ class Flow:
         self.end = end
         graph = self.plan.graph
         self._seeds = segment.distribute(graph.output, self.plan.output, outputs, self.sizes) if outputs else {}
-        self._found: dict[tuple[int, frozenset[int]], tuple[Back | None, dict[int, Leaves]]] = {}
+        self._found: dict[tuple[int, frozenset[int]], tuple[Arrived, dict[int, Leaves]]] = {}
         self._children: dict[int, list[int]] = {v: [] for v in range(len(graph.nodes))}
         self._above: list[frozenset[int]] = []
         for v, vertex in enumerate(graph.nodes):
@@ -143,17 +158,17 @@ class Flow:
             )
         self._above.reverse()
 
-    def through(self, v: int, kept: frozenset[int]) -> Back | None:
+    def through(self, v: int, kept: frozenset[int]) -> Arrived:
         """What arrives in node v, and leaves it, where only nodes in ``kept`` pass cotangents on through time."""
         reached = kept if self.end is None else kept & frozenset(range(self.end[0] + 1))
         return self._through(v, reached & self._above[v])[0]
 
-    def _through(self, v: int, kept: frozenset[int]) -> tuple[Back | None, dict[int, Leaves]]:
+    def _through(self, v: int, kept: frozenset[int]) -> tuple[Arrived, dict[int, Leaves]]:
         if (v, kept) not in self._found:
             self._found[v, kept] = self._compute(v, kept)
         return self._found[v, kept]
 
-    def _compute(self, v: int, kept: frozenset[int]) -> tuple[Back | None, dict[int, Leaves]]:
+    def _compute(self, v: int, kept: frozenset[int]) -> tuple[Arrived, dict[int, Leaves]]:
         dy: Leaves = list(self._seeds.get(v, []))
         for w in self._children[v]:
             part = self._through(w, kept & self._above[w])[1].get(v, [])
@@ -170,7 +185,11 @@ class Flow:
             recurrence = "none"
         wanted = bool(parents(vertex.wire))
         upto = "input" if wanted else "carry"
-        if recurrence == "local" and end:
+        back: Back | DeepBack
+        if isinstance(node, DeepSegment):
+            keep, climbing = "" if self.end is None else "rb", self.exact or self.plan.hops != 0
+            back = node.back(recurrence, dy, end, self.sizes, keep, climbing or recurrence == "none")
+        elif recurrence == "local" and end:
             back = back_units(node, upto)
         else:
             back = node.back(recurrence, dy, end, self.sizes["r"], upto)
@@ -183,60 +202,20 @@ def kept_by(plan: Plan, k: int) -> frozenset[int]:
     return frozenset({k} | {v for v, source in plan.pairs if source == k})
 
 
-def gradient(segment: Segment, traces: Traces, dy: PyTree, exact: bool) -> list[list[jax.Array]]:
-    """The gradient of the segment's losses, per node and real parameter leaf, in the traces' dtype.
-
-    Args:
-      dy: cotangent of the outputs at every step, in ``jax.grad``'s convention.
-      exact: whether credit inside the segment is exact.
-    """
-    plan = segment.plan
-    leaves: Leaves = [Lifted(leaf, "cb") for leaf in plan.output.split_cotangent(dy)]
-    flow = Flow(segment, leaves, exact=exact)
-    everything = frozenset(range(len(plan.nodes)))
-    found = []
-    for k, node in enumerate(plan.nodes):
-        kept = kept_by(plan, k)
-        seen = everything if exact else kept
-        back = flow.through(k, seen)
-        zeros = [jnp.zeros(shape, plan.dtype) for shape in node.params.shapes]
-        if back is None or not plan.trained[k]:
-            found.append(zeros)
-            continue
-        inside = segment.nodes[k].parameters(back, "", flow.sizes)
-        pairs = zip(zeros, inside, strict=True)
-        grads = [zero if x is None else x.value.astype(plan.dtype) for zero, x in pairs]
-        columns = jnp.zeros(plan.columns[k], plan.dtype)
-        for v in sorted(kept):
-            name, layout = plan.name(v, k), plan.low_rank[k] if v == k else None
-            through = flow.through(v, seen)
-            if (name not in traces and layout is None) or through is None or not through.start:
-                continue
-            start = vector(segment, v, through.start, "b", flow.sizes)
-            if v == k:
-                if layout is not None:
-                    parts = low_rank.contract(layout, traces[plan.low_rank_name(k)], to_grid(start, node.units))
-                    for block, part in zip(layout.blocks, parts, strict=True):
-                        add_columns(node.params, grads, block.leaves, part.ravel())
-                for block, trace in zip(plan.own[k], traces.get(name, ()), strict=True):
-                    if block.kind == "local":
-                        wide = over_leaf(to_grid(start, node.units), block, node.params.shapes[block.leaves[0]])
-                        part = contract_slots(wide, trace)
-                    else:
-                        part = contract(node, block, start, trace)
-                    add_columns(node.params, grads, block.leaves, part)
-            else:
-                columns = columns + jnp.einsum("bn,bnp->p", start, traces[name])
-        add_columns(node.params, grads, plan.trained[k], columns)
-        found.append([grad if i in plan.trained[k] else zeros[i] for i, grad in enumerate(grads)])
-    return found
+def start_of(segment: Segment, p: int, back: Back | DeepBack, axes: str, sizes: dict[str, int]) -> jax.Array:
+    """What a flow finds at the segment's start in node p: (*axes, n), behind an axis of layers where p has depth."""
+    view, dtype = segment.plan.nodes[p].carry, segment.plan.dtype
+    if isinstance(back, Back):
+        return vector(view, dtype, back.start, axes, sizes)
+    leaves = [leaf.reshape(*leaf.shape[: 1 + len(axes)], -1).astype(dtype) for leaf in back.start]
+    return jnp.concatenate(leaves, axis=-1)
 
 
-def vector(segment: Segment, v: int, ct: Leaves, axes: str, sizes: dict[str, int]) -> jax.Array:
-    """A cotangent of node v's carry as one array (*axes, n)."""
-    view, parts = segment.plan.nodes[v].carry, []
+def vector(view: RealView, dtype: jnp.dtype, ct: Leaves, axes: str, sizes: dict[str, int]) -> jax.Array:
+    """A cotangent of a carry as one array (*axes, n)."""
+    parts = []
     for leaf, size in zip(ct, view.sizes, strict=True):
         lead = tuple(sizes[axis] for axis in axes)
-        flat = jnp.zeros((*lead, size), segment.plan.dtype) if leaf is None else broadcast(leaf.flat(), axes, sizes)
-        parts.append(flat.astype(segment.plan.dtype))
+        flat = jnp.zeros((*lead, size), dtype) if leaf is None else broadcast(leaf.flat(), axes, sizes)
+        parts.append(flat.astype(dtype))
     return jnp.concatenate(parts, axis=-1)

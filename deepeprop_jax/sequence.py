@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepeprop_jax import checks, lattice, segment, segment_update, slots
+from deepeprop_jax import checks, lattice, segment, segment_gradient, segment_update, slots
 from deepeprop_jax.cell import PyTree, assemble
 from deepeprop_jax.plan import Plan
 from deepeprop_jax.real import select_examples
@@ -87,8 +87,8 @@ def choose_length(
       asked: as given by the user.
       within: the user's ``within_segment``.
     """
-    if any(vertex.depth is not None for vertex in plan.graph.nodes):
-        return Length(None, "a stack(cell, depth=L) runs step by step")
+    if plan.hops and any(vertex.depth is not None for vertex in plan.graph.nodes):
+        return Length(None, f"a stack(cell, depth=L) with hops={plan.hops} runs step by step")
     rows = [plan.nodes[v].carry.size for v in _with_dense_rows(plan)]
     if asked == 1 and rows and within == "eprop" and plan.rank is None:
         return Length(None, "segments of one step are the lattice, which moves dense rows faster")
@@ -96,7 +96,8 @@ def choose_length(
         return Length(asked, "as asked")
     if rows:
         widest = max(node.carry.size + node.input.size for node in plan.nodes)
-        room = _ROOM // (batch * max(rows) * widest * np.dtype(plan.dtype).itemsize)
+        layers = max(plan.depth(v) for v in range(len(plan.nodes)))
+        room = _ROOM // (batch * layers * max(rows) * widest * np.dtype(plan.dtype).itemsize)
         longest = int(np.clip(min(2 * max(rows), room), 8, 128))
         reason = f"a trace with dense rows moves once a segment, at {max(rows)} multiply-adds a number"
     else:
@@ -110,7 +111,7 @@ _ROOM = 2**27
 
 
 def _with_dense_rows(plan: Plan) -> list[int]:
-    own = [v for v, blocks in enumerate(plan.own) if any(block.kind == "dense" for block in blocks)]
+    own = [v for v, blocks in enumerate(plan.own) if plan.bands[v] or any(block.kind == "dense" for block in blocks)]
     return own + [v for v, _ in plan.pairs]
 
 
@@ -145,10 +146,10 @@ def by_segments(
             dy = keep_examples(flags.valid, dy)
         traces = stream.traces
         if flags.resets is not None:  # by where, so that nothing of what a trace held can spread
-            traces = slots.without_examples(flags.resets[0], traces)
-        found = segment.gradient(part, traces, dy, exact)
+            traces = slots.without_examples(plan, flags.resets[0], traces)
+        found = segment_gradient.gradient(part, traces, dy, exact)
         if flags.resets is not None:
-            traces = slots.without_examples(flags.resets.any(axis=0), traces)
+            traces = slots.without_examples(plan, flags.resets.any(axis=0), traces)
         new = Stream(part.carry_end, segment_update.update(part, traces))
         return (new, loss + values.sum(), jax.tree.map(jnp.add, grads, found)), aux
 
@@ -217,7 +218,7 @@ def _loss_and_dy(sequence: Sequence) -> Callable[[PyTree, PyTree], tuple[tuple[j
 
 
 def _zero_gradient(plan: Plan) -> list[list[jax.Array]]:
-    return [[jnp.zeros(shape, plan.dtype) for shape in _leaf_shapes(plan, v)] for v in range(len(plan.nodes))]
+    return [[jnp.zeros(shape, plan.dtype) for shape in plan.leaf_shapes(v)] for v in range(len(plan.nodes))]
 
 
 def as_params(plan: Plan, grads: list[list[jax.Array]]) -> PyTree:
@@ -227,11 +228,6 @@ def as_params(plan: Plan, grads: list[list[jax.Array]]) -> PyTree:
         join, depth = plan.nodes[v].params.join_gradient, plan.graph.nodes[v].depth
         found.append(join(node_grads) if depth is None else jax.vmap(join, axis_size=depth)(node_grads))
     return assemble(plan.graph, found)
-
-
-def _leaf_shapes(plan: Plan, v: int) -> list[tuple[int, ...]]:
-    layers = () if plan.graph.nodes[v].depth is None else (plan.depth(v),)
-    return [(*layers, *shape) for shape in plan.nodes[v].params.shapes]
 
 
 def keep_examples(where: jax.Array, dy: PyTree) -> PyTree:

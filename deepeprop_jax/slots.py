@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +21,24 @@ def split_slots(plan: Plan, traces: Traces) -> Traces:
     to find its unit.
     """
     split = dict(traces)
-    for v, blocks in enumerate(plan.own):
-        if plan.name(v, v) in traces:
-            pairs = zip(blocks, traces[plan.name(v, v)], strict=True)
-            split[plan.name(v, v)] = tuple(_split(plan, v, b, t) if b.kind == "local" else t for b, t in pairs)
+    for v, own in _whole(plan, traces).items():
+        shapes = plan.nodes[v].params.shapes
+        split[plan.name(v, v)] = tuple(
+            split_block(block, shapes[block.leaves[0]], trace) if block.kind == "local" else trace
+            for block, trace in zip(plan.own[v], own, strict=True)
+        )
     return split
 
 
-def _split(plan: Plan, v: int, block: Block, trace: jax.Array) -> list[jax.Array]:
-    (leaf,) = block.leaves
-    return [trace[:, k].reshape(-1, *plan.nodes[v].params.shapes[leaf]) for k in range(block.rows)]
+def _whole(plan: Plan, traces: Traces) -> dict[int, Any]:
+    """The own traces of nodes without depth; those with depth are held as they stand."""
+    names = {v: plan.name(v, v) for v, vertex in enumerate(plan.graph.nodes) if vertex.depth is None}
+    return {v: traces[name] for v, name in names.items() if name in traces}
+
+
+def split_block(block: Block, shape: tuple[int, ...], trace: jax.Array) -> list[jax.Array]:
+    """(batch, K, |leaf|) as one array (batch, *leaf) per slot."""
+    return [trace[:, k].reshape(-1, *shape) for k in range(block.rows)]
 
 
 def stack_slots(rows: list[jax.Array]) -> jax.Array:
@@ -40,16 +49,24 @@ def stack_slots(rows: list[jax.Array]) -> jax.Array:
 def join_slots(plan: Plan, traces: Traces) -> Traces:
     """The inverse of ``split_slots``."""
     joined = dict(traces)
-    for v, blocks in enumerate(plan.own):
-        if plan.name(v, v) in traces:
-            pairs = zip(blocks, traces[plan.name(v, v)], strict=True)
-            joined[plan.name(v, v)] = tuple(stack_slots(t) if b.kind == "local" else t for b, t in pairs)
+    for v, own in _whole(plan, traces).items():
+        pairs = zip(plan.own[v], own, strict=True)
+        joined[plan.name(v, v)] = tuple(stack_slots(t) if b.kind == "local" else t for b, t in pairs)
     return joined
 
 
-def without_examples(where: jax.Array, traces: Traces) -> Traces:
+def without_examples(plan: Plan, where: jax.Array, traces: Traces) -> Traces:
     """Traces, as ``split_slots`` gives them, that are zero for some examples: (batch,)."""
-    return jax.tree.map(lambda t: jnp.where(where.reshape(-1, *(1,) * (t.ndim - 1)), 0, t), traces)
+    deep = [plan.graph.nodes[v].depth is not None for v in range(len(plan.nodes))]
+    layers_first = {name for v, d in enumerate(deep) if d for name in plan.trace_names(v)}
+
+    def without(name: str, trace: Any) -> Any:
+        front = (1,) if name in layers_first else ()
+        return jax.tree.map(
+            lambda t: jnp.where(where.reshape(*front, -1, *(1,) * (t.ndim - 1 - len(front))), 0, t), trace
+        )
+
+    return {name: without(name, trace) for name, trace in traces.items()}
 
 
 WRITTEN_OUT = 32

@@ -23,6 +23,7 @@ from deepeprop_jax.lattice import Traces
 from deepeprop_jax.learner import Pending
 from deepeprop_jax.lifted import Lifted, broadcast
 from deepeprop_jax.node import to_grid
+from deepeprop_jax.node_segment import Back, NodeSegment
 from deepeprop_jax.outer import is_outer
 from deepeprop_jax.plan import Plan
 from deepeprop_jax.slots import WRITTEN_OUT
@@ -105,13 +106,13 @@ def gradient(step: sg.Segment, traces: Traces, dy: PyTree) -> list[list[jax.Arra
     for k, node in enumerate(plan.nodes):
         back = flow.through(k, frozenset({k}))
         grads = [jnp.zeros(shape, plan.dtype) for shape in node.params.shapes]
-        if back is not None and plan.trained[k]:
-            inside = step.nodes[k].parameters(back, "", sizes)
+        if isinstance(back, Back) and plan.trained[k]:
+            inside = _node(step, k).parameters(back, "", sizes)
             for i in plan.trained[k]:
                 x = inside[i]
                 grads[i] = grads[i] if x is None else x.value.astype(plan.dtype)
             if back.start and plan.name(k, k) in traces:
-                start = sg.vector(step, k, back.start, "b", sizes)
+                start = sg.start_of(step, k, back, "b", sizes)
                 by_unit = computed_once(to_grid(start, node.units))
                 for block, trace in zip(plan.own[k], traces[plan.name(k, k)], strict=True):
                     if block.kind == "local":
@@ -123,17 +124,23 @@ def gradient(step: sg.Segment, traces: Traces, dy: PyTree) -> list[list[jax.Arra
     return found
 
 
+def _node(step: sg.Segment, v: int) -> NodeSegment:
+    part = step.nodes[v]
+    assert isinstance(part, NodeSegment)  # see applies()
+    return part
+
+
 # --- what moves a trace ----------------------------------------------------------------------------------------------
 
 
 def _factors(step: sg.Segment, v: int, active: jax.Array) -> Factors:
     """D and dF/dtheta; where an example is not active, one and zero, whatever its pending step would give."""
-    plan, part, sizes = step.plan, step.nodes[v], step.sizes
+    plan, part, sizes = step.plan, _node(step, v), step.sizes
     node, program = plan.nodes[v], part.program
     recurrence, deltas, whole = [], [], []
     for slot in range(node.units.slots):
         back = part.back_slot(slot)
-        recurrence.append(to_grid(sg.vector(step, v, back.start, "b", sizes), node.units))
+        recurrence.append(to_grid(sg.start_of(step, v, back, "b", sizes), node.units))
         deltas.append(part.linear_values(program.to_params, back.steps))
         whole.append(part.parameters(back, "b", sizes))
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from deepeprop_jax import checks, lattice, segment, segment_update, slots, stream
+from deepeprop_jax import checks, lattice, segment_gradient, segment_update, slots, stream
 from deepeprop_jax.cell import PyTree, graph_of
 from deepeprop_jax.learner import LearnerState, OnlineLearner, Pending
 from deepeprop_jax.network import as_cell
@@ -79,7 +79,7 @@ def deep_eprop(
     cell = as_cell(network)
     graph = graph_of(cell)
     if rank is not None:
-        checks.check_no_depth(graph, f"rank={rank}")
+        checks.check_depth_hops(graph, hops, f"rank={rank}")
     planner = Planner(graph, exact, hops, trainable, rank)
     plan_of = planner.plan
 
@@ -146,7 +146,7 @@ def deep_eprop(
                 found = stream.gradient(now, state.traces, dy)
             else:
                 every = jax.tree.map(lambda leaf: leaf[None], dy)
-                found = segment.gradient(now, slots.split_slots(plan, state.traces), every, exact=False)
+                found = segment_gradient.gradient(now, slots.split_slots(plan, state.traces), every, exact=False)
         else:
             _, y, moments = lattice.forward(plan, pending.params, pending.carry, pending.x)
             dy = keep_examples(pending.active, checks.check_cotangent(dy, y))
@@ -173,7 +173,7 @@ def deep_eprop(
             sequence = make_sequence(plan, loss_fn, has_aux, state.initial_carry, xs, targets, resets, valid)
             start = Stream(state.carry, flush(plan, state))
             if within_segment == "exact":
-                checks.check_no_depth(graph, "within_segment='exact'")
+                checks.check_depth_hops(graph, hops, "within_segment='exact'")
             batch = checks.batch_size(state.carry, x)
             length = choose_length(plan, batch, steps, segment_length, within_segment).steps
             if length is None:

@@ -45,7 +45,13 @@ def run_both(name: str, hops: int | None, flags: Flags, rank: int = FULL, change
 
 
 @pytest.mark.parametrize(
-    ("name", "hops", "kind"), [("stack_2", None, "random"), ("alif_refractory", 0, "none"), ("lru", 0, "none")]
+    ("name", "hops", "kind"),
+    [
+        ("stack_2", None, "random"),
+        ("alif_refractory", 0, "none"),
+        ("lru", 0, "none"),
+        ("depth_4_below_recurrent", None, "random"),
+    ],
 )
 def test_full_rank_equals_no_rank(name, hops, kind):
     (needed, _), (seen, state) = run_both(name, hops, flags_of(kind), change=slow_gates)
@@ -54,7 +60,7 @@ def test_full_rank_equals_no_rank(name, hops, kind):
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize("name", list(cells()))
+@pytest.mark.parametrize("name", [*cells(), "depth_4_lstm", "depth_4_between"])
 def test_full_rank_equals_no_rank_for_every_cell(name):
     (needed, _), (seen, _) = run_both(name, 0, flags_of("random"), change=slow_gates)
     assert_same_gradient(seen, needed, FLOAT64, name)
@@ -224,6 +230,6 @@ def test_rank_is_checked(rank, error, message):
         deep_eprop(nn.GRUCell(features=2), rank=rank)
 
 
-def test_rank_with_depth_is_refused():
-    with pytest.raises(ValueError, match=r"rank=2 is not available for a stack\(cell, depth=L\)"):
-        deep_eprop(stack(nn.GRUCell(features=2), depth=3), rank=2)
+def test_rank_with_depth_and_few_hops_is_refused():
+    with pytest.raises(ValueError, match=r"rank=2 with hops=1 is not available for a stack\(cell, depth=L\)"):
+        deep_eprop(stack(nn.GRUCell(features=2), depth=3), rank=2, hops=1)

@@ -14,7 +14,7 @@ from tests.gradients import FLOAT64, SAME, assert_same_gradient, relative_errors
 from tests.zoo import problem
 
 STEPS = 20  # C = 3 gives six segments and a shorter one, C = 8 two and a shorter one
-FEW = ["linen_lstm", "lru", "alif_refractory", "gru_reset_before", "stack_3"]
+FEW = ["linen_lstm", "lru", "alif_refractory", "gru_reset_before", "stack_3", "depth_4_between"]
 
 
 def setup(name: str, exact: bool, hops: int | None, **options):
@@ -64,7 +64,12 @@ def test_segments_equal_the_lattice_in_every_mode(exact, hops):
     check_equals_lattice("graph_skip", exact, hops, (8,))
 
 
-@pytest.mark.parametrize("name", ["linen_lstm", "counter_and_key", "stack_3"])
+@pytest.mark.parametrize(("exact", "hops"), [(False, 0), (True, None)])
+def test_a_deep_node_in_every_mode(exact, hops):
+    check_equals_lattice("depth_4", exact, hops, (8,), "random")
+
+
+@pytest.mark.parametrize("name", ["linen_lstm", "counter_and_key", "depth_4_below_recurrent"])
 def test_resets_and_valid_at_any_step_of_a_segment(name):
     check_equals_lattice(name, False, None, (3,), "random")
 
@@ -80,7 +85,7 @@ def check_exact_inside(name: str, hops: int | None, lengths: tuple[int, ...]) ->
         assert_same_gradient(grads, needed, FLOAT64, f"{name}, hops={hops}, C={length}, exact inside")
 
 
-@pytest.mark.parametrize(("name", "hops"), [("linen_lstm", None), ("graph_skip", 0), ("stack_2", None)])
+@pytest.mark.parametrize(("name", "hops"), [("linen_lstm", None), ("graph_skip", 0), ("depth_4_between", None)])
 def test_exact_inside_a_segment_equals_its_oracle(name, hops):
     check_exact_inside(name, hops, (8,))
 
@@ -98,7 +103,7 @@ def test_longer_segments_with_exact_credit_come_closer_to_bptt():
     assert errors[2] < FLOAT64
 
 
-@pytest.mark.parametrize("name", ["linen_gru", "stack_2", "counter_and_key"])
+@pytest.mark.parametrize("name", ["linen_gru", "stack_2", "counter_and_key", "depth_4_lstm"])
 def test_hoisted_bptt_equals_bptt(name):
     p = problem(name, steps=STEPS)
     flags = flags_of("random")
@@ -150,8 +155,8 @@ def test_options_are_checked(options, message):
         learner.value_and_grad(lambda y, target: y.sum(), **options)
 
 
-def test_exact_inside_a_deep_node_is_refused_with_a_remedy():
-    p, learner, state = setup("depth_4", False, None)
+def test_exact_inside_a_deep_node_with_few_hops_is_refused_with_a_remedy():
+    p, learner, state = setup("depth_4", False, 1)
     run = learner.value_and_grad(p.loss_fn, segment_length=4, within_segment="exact")
-    with pytest.raises(ValueError, match="Write its layers out"):
+    with pytest.raises(ValueError, match=r"write its layers out as stack\(\*\[cell\] \* L\)"):
         run(p.params, state, p.xs, p.targets)

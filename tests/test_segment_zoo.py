@@ -9,7 +9,7 @@ from tests.zoo import cells, networks
 
 pytestmark = pytest.mark.sweep
 
-NETWORKS = [name for name in networks() if not name.startswith("depth")]
+NETWORKS = list(networks())
 FLAT = [*cells(), *NETWORKS]
 
 
@@ -42,4 +42,6 @@ def test_exact_inside_segments_equals_its_oracle(name):
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("hops", [0, 1])
 def test_exact_inside_segments_with_few_hops_equals_its_oracle(name, hops):
+    if hops and name.startswith("depth"):
+        pytest.skip("refused")
     check_exact_inside(name, hops, (3,))

@@ -1,0 +1,132 @@
+"""``stack(cell, depth=L)`` over the C steps of a segment: ``NodeSegment`` under one ``lax.scan`` over its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from deepeprop_jax.forward_loop import Run, leading_sizes, run_forward, with_inputs
+from deepeprop_jax.lifted import Lifted, broadcast
+from deepeprop_jax.node_segment import NodeSegment
+from deepeprop_jax.real import Parts, PyTree
+from deepeprop_jax.through_time import Flags, Leaves
+from deepeprop_jax.vjp_program import VjpProgram, parameter_values
+
+
+class DeepBack(NamedTuple):
+    """``node_segment.Back`` of all layers.
+
+    Attributes:
+      start: per real leaf of the carry, (L, [r,] batch, ...) the cotangent at the segment's start; empty where the past
+        is cut off.
+      params: per real parameter leaf, (L, [r, batch,] ...) what the steps of the segment add.
+      input: cotangent of the lowest layer's input at every step.
+    """
+
+    start: list[jax.Array]
+    params: list[jax.Array]
+    input: Leaves
+
+
+class DeepSegment:
+    """A node with depth that has run through a segment.
+
+    Args:
+      program: of one layer.
+      params: (L, ...).
+      start, initial: (L, batch, ...) the carry before the segment, and what a reset returns to.
+      inputs: (C, batch, ...) of the lowest layer.
+      flags: (C, batch).
+
+    Attributes:
+      carry_end: (L, batch, ...).
+      outputs: (C, batch, ...) of the highest layer.
+    """
+
+    def __init__(
+        self, program: VjpProgram, params: Parts, start: Parts, initial: Parts, inputs: Parts, flags: Flags, depth: int
+    ):
+        self.program, self.node, self.flags, self.depth = program, program.node, flags, depth
+        self.params = params
+        self.sizes = dict(zip("cb", leading_sizes(inputs), strict=True))
+
+        def body(u: Parts, layer: tuple[Parts, Parts, Parts]) -> tuple[Parts, tuple[Parts, Run]]:
+            params, start, initial = layer
+            values = with_inputs(program, parameter_values(program, params), u)
+            run = run_forward(program, values, start, initial, u, flags)
+            part = NodeSegment(program, params, values, run, u, flags, slots_wanted=False)
+            # Outputs of a layer are shaped as its inputs.
+            return self.node.input.split(self.node.output.join(*part.outputs)), (u, run)
+
+        top, (self._inputs, self._runs) = lax.scan(body, inputs, (params, start, initial), depth)
+        self.carry_end = self._runs.carry_end
+        self.outputs = self.node.output.split(self.node.input.join(*top))
+
+    def over_layers(
+        self, body: Callable[[Any, NodeSegment, Any], tuple[Any, Any]], start: Any, others: PyTree
+    ) -> tuple[Any, Any]:
+        """``lax.scan`` from the highest layer to the lowest: ``body(carry, layer, slice of others)``."""
+        program = self.program
+
+        def with_layer(carry: Any, slices: tuple[Parts, Parts, Run, Any]) -> tuple[Any, Any]:
+            params, u, run, other = slices
+            values = with_inputs(program, parameter_values(program, params), u)
+            return body(carry, NodeSegment(program, params, values, run, u, self.flags, slots_wanted=False), other)
+
+        layers = (self.params, self._inputs, self._runs, others)
+        return lax.scan(with_layer, start, layers, self.depth, reverse=True)
+
+    def back(
+        self, recurrence: str, output: Leaves, end: Sequence[jax.Array], sizes: dict[str, int], keep: str, hops: bool
+    ) -> DeepBack:
+        """Pull cotangents of the highest layer's output and of all last carries back through all layers and steps.
+
+        Args:
+          recurrence: as for ``NodeSegment.back``.
+          output: per real leaf of the output, its cotangent at every step; empty for zero.
+          end: per real leaf of the carry, (L, r, ...) the cotangent of the last one; empty for zero.
+          sizes: of the axes.
+          keep: the axes that the parameters' cotangents keep, "" or "rb".
+          hops: whether what a layer hands down has gone through its time; else only what its output owes to its own
+            step, and ``recurrence`` is for its own parameters.
+        """
+        axes = "crb" if "r" in keep else "cb"
+        kept_axes = axes[1:]
+        view = self.node.output
+
+        def full(ct: Leaves) -> list[jax.Array]:
+            zeros = [Lifted(jnp.zeros(shape, dtype)) for shape, dtype in zip(view.shapes, view.dtypes, strict=True)]
+            pairs = zip(ct or [None] * len(zeros), zeros, strict=True)
+            return [broadcast(zero if x is None else x, axes, sizes).astype(zero.value.dtype) for x, zero in pairs]
+
+        def body(dy: list[jax.Array], part: NodeSegment, end: list[jax.Array]) -> tuple[list[jax.Array], Any]:
+            arrived: Leaves = [Lifted(leaf, axes) for leaf in dy]
+            back = part.back(recurrence, arrived, [Lifted(leaf, "r") for leaf in end], sizes["r"])
+            below = back.input if hops else part.back("none", arrived, [], sizes["r"]).input
+            pairs = zip(back.start, self.node.carry.shapes, strict=True) if back.start else ()
+            start = [broadcast(Lifted(jnp.zeros(shape)) if x is None else x, kept_axes, sizes) for x, shape in pairs]
+            found = part.parameters(back, keep, sizes)
+            shapes = self.node.params.shapes
+            params = [
+                broadcast(Lifted(jnp.zeros(shape)) if x is None else x, keep, sizes)
+                for x, shape in zip(found, shapes, strict=True)
+            ]
+            return full(below), (start, params)
+
+        bottom, (start, params) = self.over_layers(body, full(output), list(end))
+        return DeepBack(start, params, [Lifted(leaf, axes) for leaf in bottom])
+
+
+def unit_vectors(part: DeepSegment, layer: jax.Array) -> list[jax.Array]:
+    """Per real leaf of the carry, every unit vector on one layer's carry, zero on the others': (L, n, ...)."""
+    view = part.node.carry
+    here = jnp.arange(part.depth) == layer
+    leaves = view.unflatten(jnp.eye(view.size))
+    return [
+        jnp.where(here.reshape(-1, *(1,) * leaf.ndim), leaf.astype(dtype), 0)
+        for leaf, dtype in zip(leaves, view.dtypes, strict=True)
+    ]

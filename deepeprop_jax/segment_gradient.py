@@ -1,0 +1,91 @@
+"""The gradient of a segment's losses: what its own steps give, and what the traces bring to its start."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from deepeprop_jax import depth as deep
+from deepeprop_jax import lattice, low_rank
+from deepeprop_jax.cell import PyTree
+from deepeprop_jax.deep_segment import DeepBack
+from deepeprop_jax.lattice import Traces
+from deepeprop_jax.lifted import Lifted
+from deepeprop_jax.node import to_grid
+from deepeprop_jax.node_segment import Back, NodeSegment
+from deepeprop_jax.plan import Plan
+from deepeprop_jax.segment import Flow, Segment, kept_by, start_of
+from deepeprop_jax.slots import contract_slots, over_leaf
+from deepeprop_jax.through_time import Leaves
+from deepeprop_jax.trace import add_columns, contract
+
+
+def gradient(segment: Segment, traces: Traces, dy: PyTree, exact: bool) -> list[list[jax.Array]]:
+    """``inside + sum over kept (v, k) of lambda^v_0 . S^{v,k}_start``, per node and real parameter leaf.
+
+    Args:
+      traces: at the segment's start.
+      dy: cotangent of the outputs at every step, in ``jax.grad``'s convention.
+      exact: whether credit inside the segment is exact.
+
+    Returns:
+      In the traces' dtype, with a leading axis of layers where a node has depth.
+    """
+    plan = segment.plan
+    leaves: Leaves = [Lifted(leaf, "cb") for leaf in plan.output.split_cotangent(dy)]
+    flow = Flow(segment, leaves, exact=exact)
+    everything = frozenset(range(len(plan.nodes)))
+    found = []
+    for k, node in enumerate(plan.nodes):
+        kept = kept_by(plan, k)
+        seen = everything if exact else kept
+        back = flow.through(k, seen)
+        zeros = [jnp.zeros(shape, plan.dtype) for shape in plan.leaf_shapes(k)]
+        if back is None or not plan.trained[k]:
+            found.append(zeros)
+            continue
+        grads = _inside(segment, k, back, zeros, flow.sizes)
+        columns = jnp.zeros((plan.depth(k), plan.columns[k]), plan.dtype)
+        for v in sorted(kept):
+            through = flow.through(v, seen)
+            known = plan.name(v, k) in traces or (v == k and plan.low_rank[k] is not None)
+            if not known or through is None or not through.start:
+                continue
+            start = start_of(segment, v, through, "b", flow.sizes)
+            if v != k:
+                columns = columns + lattice.cross_gradient(plan, v, k, start, traces)
+            elif plan.graph.nodes[k].depth is None:
+                _add_own(plan, k, start, traces, grads)
+            else:
+                columns = columns + deep.own_gradient(plan, k, start, traces)
+        add_columns(node.params, grads, plan.trained[k], columns)
+        found.append([grad if i in plan.trained[k] else zeros[i] for i, grad in enumerate(grads)])
+    return found
+
+
+def _inside(
+    segment: Segment, k: int, back: Back | DeepBack, zeros: list[jax.Array], sizes: dict[str, int]
+) -> list[jax.Array]:
+    """What the steps of the segment give."""
+    part, dtype = segment.nodes[k], segment.plan.dtype
+    if isinstance(back, DeepBack):
+        return [leaf.astype(dtype) for leaf in back.params]
+    assert isinstance(part, NodeSegment)
+    pairs = zip(zeros, part.parameters(back, "", sizes), strict=True)
+    return [zero if x is None else x.value.astype(dtype) for zero, x in pairs]
+
+
+def _add_own(plan: Plan, k: int, start: jax.Array, traces: Traces, grads: list[jax.Array]) -> None:
+    """Add ``lambda^k_0 . S^{k,k}_start``."""
+    node, layout = plan.nodes[k], plan.low_rank[k]
+    if layout is not None:
+        parts = low_rank.contract(layout, traces[plan.low_rank_name(k)], to_grid(start, node.units))
+        for block, part in zip(layout.blocks, parts, strict=True):
+            add_columns(node.params, grads, block.leaves, part.ravel())
+    for block, trace in zip(plan.own[k], traces.get(plan.name(k, k), ()), strict=True):
+        if block.kind == "local":
+            wide = over_leaf(to_grid(start, node.units), block, node.params.shapes[block.leaves[0]])
+            part = contract_slots(wide, trace)
+        else:
+            part = contract(node, block, start, trace)
+        add_columns(node.params, grads, block.leaves, part)

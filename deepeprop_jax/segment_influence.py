@@ -1,0 +1,129 @@
+"""Influences with a row per number of a carry, from a segment's start to its end.
+
+    S^{v,k}_end = sum over p of  dh^v_end/dh^p_start . S^{p,k}_start  +  dh^v_end/dtheta^k inside the segment
+
+Every unit vector on v's last carry is pulled back through the segment, to every p and to the parameters of k.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from deepeprop_jax import depth as deep
+from deepeprop_jax import lattice, low_rank
+from deepeprop_jax.deep_segment import DeepBack
+from deepeprop_jax.lattice import Traces
+from deepeprop_jax.lifted import Lifted, broadcast
+from deepeprop_jax.node_segment import Back, NodeSegment
+from deepeprop_jax.plan import Plan
+from deepeprop_jax.segment import Flow, Segment, kept_by, start_of
+from deepeprop_jax.segment_own import recurrence
+from deepeprop_jax.slots import stack_slots
+from deepeprop_jax.trace import Block, advance, push
+
+
+def influence(segment: Segment, flow: Flow, v: int, k: int, leaves: tuple[int, ...], traces: Traces) -> jax.Array:
+    """Rows of node v (of one of its layers), columns of node k's ``leaves``: (batch, n_v, columns).
+
+    Where k has depth, ``leaves`` are all that are trained, and the columns those of all layers, one after the other.
+
+    Args:
+      flow: from unit vectors on v's last carry.
+    """
+    plan, sizes, kept = segment.plan, flow.sizes, kept_by(segment.plan, k)
+    total = _inside(segment, flow, k, leaves)
+    for p in sorted(kept):
+        through = flow.through(p, kept) if p <= v else None
+        known = plan.name(p, k) in traces or (p == k and plan.low_rank[k] is not None)
+        if not known or through is None or not through.start:
+            continue
+        if isinstance(through, DeepBack) or plan.graph.nodes[k].depth is not None:
+            total = total + _by_example(plan, p, k, start_of(segment, p, through, "rb", sizes), traces)
+            continue
+        part = segment.nodes[p]
+        own_units = p == v and not plan.full_jacobian(v)
+        if own_units and isinstance(part, NodeSegment):
+            matrix = recurrence(part, plan.dtype)
+        else:
+            matrix = jnp.swapaxes(start_of(segment, p, through, "rb", sizes), 0, 1)  # (batch, rows, n_p)
+        times = advance if own_units else push
+        if p == k:
+            total = total + _own(plan, k, leaves, matrix, times, traces)
+        else:
+            every = Block("dense", leaves, None, plan.nodes[p].carry.size, total.shape[-1])
+            total = total + times(plan.nodes[p], every, matrix, traces[plan.name(p, k)])
+    return total
+
+
+def _inside(segment: Segment, flow: Flow, k: int, leaves: tuple[int, ...]) -> jax.Array:
+    """What the segment's own steps add, (batch, rows, columns)."""
+    plan, sizes, back = segment.plan, flow.sizes, flow.through(k, kept_by(segment.plan, k))
+    view, part, layers = plan.nodes[k].params, segment.nodes[k], plan.depth(k)
+    if back is None:
+        columns = layers * sum(view.sizes[i] for i in leaves)
+        return jnp.zeros((sizes["b"], sizes["r"], columns), plan.dtype)
+    if isinstance(back, Back) and isinstance(part, NodeSegment):
+        found = part.parameters(back, "rb", sizes)
+        return jnp.concatenate([_rows(found[i], view.sizes[i], sizes, plan.dtype) for i in leaves], axis=-1)
+    flat = [back.params[i].reshape(layers, sizes["r"], sizes["b"], -1) for i in leaves]
+    whole = jnp.concatenate(flat, axis=-1).transpose(2, 1, 0, 3)
+    return whole.reshape(sizes["b"], sizes["r"], -1).astype(plan.dtype)
+
+
+def _rows(x: Lifted | None, size: int, sizes: dict[str, int], dtype: Any) -> jax.Array:
+    """(batch, rows, size)."""
+    if x is None:
+        return jnp.zeros((sizes["b"], sizes["r"], size), dtype)
+    return jnp.swapaxes(broadcast(x.flat(), "rb", sizes), 0, 1).astype(dtype)
+
+
+def _own(plan: Plan, k: int, leaves: tuple[int, ...], matrix: jax.Array, times: Any, traces: Traces) -> jax.Array:
+    """``M S^{k,k}``, in the columns of ``leaves``."""
+    node = plan.nodes[k]
+    parts: dict[int, jax.Array] = {}
+    for block, rows in _own_rows(plan, k, traces):
+        if set(block.leaves) <= set(leaves):
+            part, start = times(node, block, matrix, rows), 0
+            for i in block.leaves:
+                parts[i] = part[..., start : start + node.params.sizes[i]]
+                start += node.params.sizes[i]
+    lead = (matrix.shape[0], node.carry.size if times is advance else matrix.shape[1])
+    zeros = {i: jnp.zeros((*lead, node.params.sizes[i]), plan.dtype) for i in leaves}
+    return jnp.concatenate([parts.get(i, zeros[i]) for i in leaves], axis=-1)
+
+
+def _own_rows(plan: Plan, k: int, traces: Traces) -> list[tuple[Block, jax.Array]]:
+    """Node k's own trace, (batch, rows, columns) per block."""
+    pairs = zip(plan.own[k], traces.get(plan.name(k, k), ()), strict=True)
+    found = [(block, stack_slots(trace) if block.kind == "local" else trace) for block, trace in pairs]
+    layout = plan.low_rank[k]
+    if layout is not None:
+        whole = low_rank.multiplied_out(layout, traces[plan.low_rank_name(k)])
+        found += zip(layout.blocks, whole, strict=True)
+    return found
+
+
+def _by_example(plan: Plan, p: int, k: int, start: jax.Array, traces: Traces) -> jax.Array:
+    """``M S^{p,k}`` where p or k has depth: what a gradient takes from the traces, row by row and example by example.
+
+    Args:
+      start: (rows, batch, n_p), behind an axis of layers where p has depth.
+
+    Returns:
+      (batch, rows, columns).
+    """
+    names = {plan.name(p, k), plan.low_rank_name(k) if p == k else plan.name(p, k)}
+    held = {name: traces[name] for name in names if name in traces}
+    example = 0 if plan.graph.nodes[p].depth is None else 1  # the axis of a trace that is the batch's
+
+    def row(start: jax.Array, held: Traces) -> jax.Array:
+        start, held = jax.tree.map(lambda leaf: jnp.expand_dims(leaf, example), (start, held))
+        own = deep.own_gradient if p == k else None
+        found = lattice.cross_gradient(plan, p, k, start, held) if own is None else own(plan, k, start, held)
+        return found.ravel()
+
+    rows = jax.vmap(row, (example, None))
+    return jax.vmap(rows, (example + 1, example))(start, held)
