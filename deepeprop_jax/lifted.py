@@ -21,6 +21,14 @@ AXES = "crb"
 
 Rule = Callable[..., list[Any]]
 
+_ELEMENT_BY_ELEMENT = frozenset(
+    [
+        "abs", "add", "add_any", "cos", "div", "exp", "expm1", "log", "log1p", "logistic", "max",
+        "min", "mul", "neg", "rsqrt", "sign", "sin", "sqrt", "square", "sub", "tan", "tanh",
+    ]
+)  # fmt: skip
+"""Primitives of operands of one shape, or scalars, without an axis among their parameters."""
+
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=["axes"])
 class Lifted:
@@ -34,7 +42,7 @@ class Lifted:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape behind the leading axes."""
-        return self.value.shape[len(self.axes) :]
+        return jnp.shape(self.value)[len(self.axes) :]
 
     def map(self, function: Callable[[Any], Any]) -> Lifted:
         """A function of the array that keeps the leading axes."""
@@ -75,11 +83,17 @@ def add(*terms: Lifted | None) -> Lifted | None:
 
 def apply(equation: Equation, operands: Sequence[Lifted], rule: Rule = bind) -> list[Lifted]:
     """An equation under ``vmap`` over those axes that any operand has."""
+    axes = union(*(x.axes for x in operands))
+    wide = [x for x in operands if jnp.ndim(x.value)]
+    if equation.name in _ELEMENT_BY_ELEMENT and all(x.shape == wide[0].shape for x in wide):
+        # What vmap would do, in a fraction of the time that it takes to trace.
+        sizes = {axis: size for x in wide for axis, size in zip(x.axes, x.value.shape, strict=False)}
+        full = [broadcast(x, axes, sizes) if jnp.ndim(x.value) and x.axes != axes else x.value for x in operands]
+        return [Lifted(value, axes) for value in bind(equation, *full)]
 
     def function(*values: Any) -> list[Any]:
         return rule(equation, *values)
 
-    axes = union(*(x.axes for x in operands))
     for axis in reversed(axes):
         function = jax.vmap(function, in_axes=tuple(0 if axis in x.axes else None for x in operands))
     return [Lifted(value, axes) for value in function(*(x.value for x in operands))]

@@ -231,7 +231,7 @@ def trace_error(state: Any) -> dict[str, jax.Array]:
     >>> learner = deep_eprop(nn.GRUCell(features=8), rank=2)
     >>> xs = jax.random.normal(jax.random.key(1), (12, 3, 4), jnp.float32)
     >>> params, carry = learner.network.init(jax.random.key(0), xs[0])
-    >>> run = learner.value_and_grad(lambda y, target: jnp.sum(y**2), segment_length=4)
+    >>> run = jax.jit(learner.value_and_grad(lambda y, target: jnp.sum(y**2), segment_length=4))
     >>> (_, state), _ = run(params, learner.init(params, carry, xs[0]), xs, jnp.zeros(12))
     >>> {name: error.shape for name, error in trace_error(state).items()}
     {'cell <- cell, low rank': (3,)}

@@ -51,6 +51,10 @@ class Setup:
         own = {"params": self.params, "state": self.state, "xs": self.xs, "targets": self.targets}
         return self.learner.value_and_grad(loss, has_aux=has_aux)(**own | given)
 
+    def after_a_sequence(self):
+        run = jax.jit(self.learner.value_and_grad(loss_fn))
+        return run(self.params, self.state, self.xs, self.targets)[0][1]
+
 
 @pytest.fixture(scope="module")
 def good():
@@ -124,7 +128,10 @@ VALUE_ERRORS = {
     "state of another hops": (r"traces", lambda s: s.run(state=Setup(hops=0).state)),
     # The gradient of a step, and losses.
     "gradient without a step": (r"learner.step first", lambda s: s.gradient(ones(BATCH, 2))),
-    "gradient after a sequence": (r"learner.step first", lambda s: s.gradient(ones(BATCH, 2), state=s.run()[0][1])),
+    "gradient after a sequence": (
+        r"learner.step first",
+        lambda s: s.gradient(ones(BATCH, 2), state=s.after_a_sequence()),
+    ),
     "dy of the wrong shape": (r"dy.*\[3, 2\]", lambda s: s.gradient(ones(BATCH, 9), state=s.step()[0])),
     "dy of the wrong structure": (r"structure", lambda s: s.gradient((ones(BATCH, 2),), state=s.step()[0])),
     "loss that is no scalar": (r"scalar", lambda s: s.run(lambda y, t: (y - t) ** 2)),

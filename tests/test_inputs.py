@@ -12,8 +12,6 @@ from deepeprop_jax.cells import leaky_rnn
 from deepeprop_jax.reference import bptt
 from tests.gradients import FLOAT64, assert_same_gradient
 
-pytestmark = pytest.mark.as_users
-
 STEPS, BATCH = 7, 3
 
 

@@ -8,13 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
-import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deepeprop_jax import deep_eprop, stack
 from tests.zoo import problem
-
-pytestmark = pytest.mark.as_users
 
 
 def first(tree):
