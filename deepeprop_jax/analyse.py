@@ -146,17 +146,20 @@ def analyse(
     """
     cell = network.network if isinstance(network, OnlineLearner) else network
 
-    def plan_of(exact: bool, hops: int | None, rank: int | None = None) -> Plan:
-        return deep_eprop(cell, exact=exact, hops=hops, rank=rank, trainable=trainable).plan(params, carry, x)
+    def learner(exact: bool, hops: int | None = None, rank: int | None = None) -> OnlineLearner:
+        return deep_eprop(cell, exact=exact, hops=hops, rank=rank, trainable=trainable)
 
-    local, exact, batch = plan_of(False, None), plan_of(True, None), jax.tree.leaves(x)[0].shape[0]
+    whole, batch = {exact: learner(exact) for exact in (False, True)}, jax.tree.leaves(x)[0].shape[0]
+    local, exact = (whole[is_exact].plan(params, carry, x) for is_exact in (False, True))
     nodes = tuple(_node_report(local, exact, v) for v in range(len(local.nodes)))
     hops = _useful_hops(local)
     modes = []
     ranks = [None] if rank is None else [None, rank]
     for is_exact, r, m in [(True, None, m) for m in hops] + [(False, r, m) for r in ranks for m in hops]:
-        plan = (exact if is_exact else local) if m is None and r is None else plan_of(is_exact, m, r)
-        cost = cost_of(plan, params, carry, x, batch)
+        mode = whole[is_exact] if m is None and r is None else learner(is_exact, m, r)
+        plan = mode.plan(params, carry, x)
+        pending = jax.eval_shape(mode.init, params, carry, x).pending
+        cost = cost_of(plan, params, pending, batch)
         modes.append(ModeReport(is_exact, m, r, cost, choose_length(plan, batch)))
     return Analysis(nodes, tuple(modes), batch)
 

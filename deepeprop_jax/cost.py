@@ -20,7 +20,7 @@ class Cost(NamedTuple):
 
     Attributes:
       trace_bytes: all traces in the learner's state.
-      pending_bytes: the last step as the state keeps it (parameters, carry and input), listed apart.
+      pending_bytes: the last step as the state keeps it (``learner.Pending``), listed apart.
       peak_bytes: estimate of the most that is alive within a step: traces before and after, the immediate influences,
         the widest influences between nodes, partial derivatives, and the gradient.
       multiply_adds: estimate for forward, gradient and trace update together.
@@ -52,19 +52,19 @@ def _low_rank_numbers(layout: Layout | None) -> int:
     return sum(leaf.size for leaf in shapes)
 
 
-def cost_of(plan: Plan, params: Any, carry: Any, x: Any, batch: int) -> Cost:
+def cost_of(plan: Plan, params: Any, pending: Any, batch: int) -> Cost:
     """The cost of a plan for a batch.
 
     Args:
-      params, carry, x: shapes and dtypes, carry and x with their batch axis.
+      params, pending: shapes and dtypes.
     """
     item = np.dtype(plan.dtype).itemsize
     traces = trace_numbers(plan) * batch * item
-    pending = tree_bytes(params) + tree_bytes(carry) + tree_bytes(x) + batch
+    held = tree_bytes(pending)
     temporary = batch * item * max((_temporary_numbers(plan, v) for v in range(len(plan.nodes))), default=0)
-    peak = 2 * traces + temporary + pending + 2 * tree_bytes(params)
+    peak = 2 * traces + temporary + held + 2 * tree_bytes(params)
     adds = sum(_multiply_adds(plan, v) for v in range(len(plan.nodes)))
-    return Cost(traces, pending, peak, batch * adds)
+    return Cost(traces, held, peak, batch * adds)
 
 
 def _widths(plan: Plan, v: int) -> tuple[int, int, int, int]:

@@ -14,14 +14,15 @@ class Pending(NamedTuple):
     """The last step, whose trace update waits until the next one.
 
     Attributes:
-      params, carry, x: all that determines its partial derivatives; the parameters are those of that step, so that the
-        traces never mix the parameters of two steps.
+      carry, x: what entered it.
+      update: what moves the traces, taken at the parameters of that step, so that they never mix the parameters of two:
+        per node the factors of the update, where all traces are own ones with local rows; else those parameters.
       active: (batch,) bool, whether there is such a step.
     """
 
-    params: PyTree
     carry: PyTree
     x: PyTree
+    update: PyTree
     active: jax.Array
 
 
@@ -87,7 +88,7 @@ class Gradient(Protocol):
         """``inst + sum of lambda_{t-1} . S_{t-1}``, linear in dy; call it as often as needed, also under ``vmap``.
 
         Args:
-          params: those given to the last ``step``. Their values are not read again: the state holds that step's own.
+          params: those given to the last ``step``: an update of them comes after the gradient.
           state: as returned by it, before any ``reset``, which drops the step of the examples that it resets.
           dy: dL_t/dy_t, shaped as the output, in ``jax.grad``'s convention where complex.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from deepeprop_jax import checks
+from deepeprop_jax import checks, stream
 from deepeprop_jax.cell import Graph, PyTree
 from deepeprop_jax.plan import Plan, make_plan, with_rank
 from deepeprop_jax.vjp_program import VjpProgram, vjp_program
@@ -24,6 +24,7 @@ class Planner:
         self.graph, self.exact, self.hops, self.trainable, self.rank = graph, exact, hops, trainable, rank
         self._plans: dict[Any, Plan] = {}
         self._programs: dict[Any, tuple[VjpProgram, ...]] = {}
+        self._updates: dict[Any, PyTree] = {}
 
     def plan(self, params: PyTree, carry: PyTree, x: PyTree) -> Plan:
         """The plan for arrays, or shapes, of a batch."""
@@ -50,6 +51,21 @@ class Planner:
             nodes = self.plan(params, carry, x).nodes
             self._programs[key] = tuple(known[id(node.cut)]._replace(node=node) for node in nodes)
         return self._programs[key]
+
+    def pending_update(self, params: PyTree, carry: PyTree, x: PyTree) -> PyTree:
+        """Shapes and dtypes of ``Pending.update``."""
+        plan = self.plan(params, carry, x)
+        if not stream.applies(plan):
+            return _avals(params)
+        key = _key(params, carry, x), checks.batch_size(carry, x)
+        if key not in self._updates:
+            programs = self.programs(params, carry, x)
+
+            def factors(params: PyTree, carry: PyTree, x: PyTree) -> PyTree:
+                return stream.factors_of(stream.run_step(plan, programs, params, carry, x))
+
+            self._updates[key] = jax.eval_shape(factors, _avals(params), _avals(carry), _avals(x))
+        return self._updates[key]
 
 
 def _avals(tree: PyTree, without_batch: bool = False) -> PyTree:

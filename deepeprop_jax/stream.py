@@ -3,7 +3,8 @@
     S_t  = D S_{t-1} + z (x) psi                          one read and one write of the trace
     grad = inst + sum of lambda_{t-1} . S_{t-1}           one read
 
-z is what a weight is multiplied by, psi the derivative of the new carry by that product: (x) is never held.
+z is what a weight is multiplied by, psi the derivative of the new carry by that product: (x) is never held. D, z and
+psi wait in the state until the next step, so that the traces never mix the parameters of two steps.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from deepeprop_jax import segment as sg
 from deepeprop_jax.cell import PyTree
 from deepeprop_jax.jaxprs import is_variable
 from deepeprop_jax.lattice import Traces
-from deepeprop_jax.learner import Pending
 from deepeprop_jax.lifted import Lifted, broadcast
 from deepeprop_jax.node import to_grid
 from deepeprop_jax.node_segment import Back, NodeSegment
@@ -28,7 +28,7 @@ from deepeprop_jax.outer import is_outer
 from deepeprop_jax.plan import Plan
 from deepeprop_jax.slots import WRITTEN_OUT
 from deepeprop_jax.through_time import Flags
-from deepeprop_jax.trace import Block, add_columns, computed_once, contract, fewest_parts, spread
+from deepeprop_jax.trace import Block, computed_once, fewest_parts, spread
 from deepeprop_jax.vjp_program import VjpProgram
 
 
@@ -44,7 +44,7 @@ class Factors(NamedTuple):
 
     Attributes:
       recurrence: D, (batch, K, K, units).
-      additions: per real parameter leaf dF/dtheta, as an outer product or as (batch, K, |leaf|).
+      additions: per block of the trace dF/dtheta, as an outer product or as (batch, K, |leaf|).
     """
 
     recurrence: jax.Array
@@ -52,42 +52,41 @@ class Factors(NamedTuple):
 
 
 def applies(plan: Plan) -> bool:
-    """Whether this is the faster way: nothing is kept across nodes, and something of the own traces is local and whole.
+    """Whether a step's trace update is kept as factors: all traces are own ones, local and whole.
 
-    A step with influences across nodes costs less on the lattice, which has their products only once.
+    A step with dense rows or influences across nodes costs less on the lattice, which has their products only once.
     """
-    local = any(block.kind == "local" for blocks in plan.own for block in blocks)
-    return local and plan.rank is None and not plan.pairs and all(vertex.depth is None for vertex in plan.graph.nodes)
+    blocks = [block for own in plan.own for block in own]
+    own_alone = plan.rank is None and not plan.pairs and all(vertex.depth is None for vertex in plan.graph.nodes)
+    return own_alone and bool(blocks) and all(block.kind == "local" for block in blocks)
 
 
-def pending_step(plan: Plan, programs: tuple[VjpProgram, ...], pending: Pending) -> sg.Segment:
-    """The pending step as a segment of length one."""
-    ready = sg.prepare(plan, programs, pending.params)
-    xs = jax.tree.map(lambda leaf: leaf[None], pending.x)
-    return sg.Segment(ready, pending.carry, pending.carry, xs, Flags(None, None))
+def run_step(plan: Plan, programs: tuple[VjpProgram, ...], params: PyTree, carry: PyTree, x: PyTree) -> sg.Segment:
+    """A step as a segment of length one."""
+    ready = sg.prepare(plan, programs, params)
+    return sg.Segment(ready, carry, carry, jax.tree.map(lambda leaf: leaf[None], x), Flags(None, None))
 
 
-def update(step: sg.Segment, active: jax.Array, traces: Traces, others: Traces | None) -> Traces:
+def update(plan: Plan, active: jax.Array, factors: list[Factors], traces: Traces) -> Traces:
     """The traces one step on, for the examples that are active: (batch,).
 
     Args:
-      step: the pending step.
-      active: elsewhere a trace stays as it is.
+      active: elsewhere a trace stays as it is, whatever the factors are.
+      factors: of the pending step, per node.
       traces: of the step before it.
-      others: the traces of this step, of which those that are not local are taken; None where all are local.
     """
-    plan, new = step.plan, {}
-    for v, blocks in enumerate(plan.own):
+    new = {}
+    for v, (blocks, (recurrence, additions)) in enumerate(zip(plan.own, factors, strict=True)):
         name = plan.name(v, v)
         if name not in traces:
             continue
-        factors = _factors(step, v, active)
-        own = list(traces[name] if others is None else others[name])
-        for i, (block, trace) in enumerate(zip(blocks, traces[name], strict=True)):
-            if block.kind == "local":
-                (leaf,) = block.leaves
-                shape, addition = plan.nodes[v].params.shapes[leaf], factors.additions[leaf]
-                own[i] = _advance(block, shape, factors.recurrence, addition, trace)
+        still = jnp.eye(plan.nodes[v].units.slots, dtype=plan.dtype)[None, :, :, None]
+        recurrence = jnp.where(active[:, None, None, None], recurrence, still)
+        own = []
+        for block, addition, trace in zip(blocks, additions, traces[name], strict=True):
+            added = jax.tree.map(lambda x: jnp.where(active.reshape(-1, *(1,) * (x.ndim - 1)), x, 0), addition)
+            shape = plan.nodes[v].params.shapes[block.leaves[0]]
+            own.append(_advance(block, shape, recurrence, added, trace))
         new[name] = tuple(own)
     return new
 
@@ -96,7 +95,7 @@ def gradient(step: sg.Segment, traces: Traces, dy: PyTree) -> list[list[jax.Arra
     """``inst + lambda_{t-1} . S_{t-1}`` per node and real parameter leaf, in the traces' dtype.
 
     Args:
-      step: the pending step.
+      step: the last one.
       traces: of the step before it.
       dy: (batch, ...) cotangent of the outputs, in ``jax.grad``'s convention.
     """
@@ -112,16 +111,20 @@ def gradient(step: sg.Segment, traces: Traces, dy: PyTree) -> list[list[jax.Arra
                 x = inside[i]
                 grads[i] = grads[i] if x is None else x.value.astype(plan.dtype)
             if back.start and plan.name(k, k) in traces:
-                start = sg.start_of(step, k, back, "b", sizes)
-                by_unit = computed_once(to_grid(start, node.units))
+                by_unit = computed_once(to_grid(sg.start_of(step, k, back, "b", sizes), node.units))
                 for block, trace in zip(plan.own[k], traces[plan.name(k, k)], strict=True):
-                    if block.kind == "local":
-                        (leaf,) = block.leaves
-                        grads[leaf] = grads[leaf] + _contract(block, node.params.shapes[leaf], by_unit, trace)
-                    else:
-                        add_columns(node.params, grads, block.leaves, contract(node, block, start, trace))
+                    (leaf,) = block.leaves
+                    grads[leaf] = grads[leaf] + _contract(block, node.params.shapes[leaf], by_unit, trace)
         found.append(grads)
     return found
+
+
+# --- what moves a trace ----------------------------------------------------------------------------------------------
+
+
+def factors_of(step: sg.Segment) -> list[Factors]:
+    """What a step adds to the traces and how it moves them, per node."""
+    return [_factors(step, v) for v in range(len(step.plan.nodes))]
 
 
 def _node(step: sg.Segment, v: int) -> NodeSegment:
@@ -130,32 +133,30 @@ def _node(step: sg.Segment, v: int) -> NodeSegment:
     return part
 
 
-# --- what moves a trace ----------------------------------------------------------------------------------------------
-
-
-def _factors(step: sg.Segment, v: int, active: jax.Array) -> Factors:
-    """D and dF/dtheta; where an example is not active, one and zero, whatever its pending step would give."""
+def _factors(step: sg.Segment, v: int) -> Factors:
     plan, part, sizes = step.plan, _node(step, v), step.sizes
     node, program = plan.nodes[v], part.program
     recurrence, deltas, whole = [], [], []
-    for slot in range(node.units.slots):
+    for slot in range(node.units.slots if plan.own[v] else 0):
         back = part.back_slot(slot)
         recurrence.append(to_grid(sg.start_of(step, v, back, "b", sizes), node.units))
         deltas.append(part.linear_values(program.to_params, back.steps))
         whole.append(part.parameters(back, "b", sizes))
-
-    def masked(x: jax.Array) -> jax.Array:
-        return jnp.where(active.reshape((-1,) + (1,) * (x.ndim - 1)), x.astype(plan.dtype), 0)
+    if not recurrence:
+        return Factors(jnp.zeros((sizes["b"], 0, 0, 0), plan.dtype), [])
 
     def vector(x: Lifted) -> jax.Array:
-        return masked(broadcast(x, "cb", sizes)[0])
+        return broadcast(x, "cb", sizes)[0].astype(plan.dtype)
 
     def flat(x: Lifted | None, size: int) -> jax.Array:
-        return jnp.zeros((sizes["b"], size), plan.dtype) if x is None else masked(broadcast(x.flat(), "b", sizes))
+        zeros = jnp.zeros((sizes["b"], size), plan.dtype)
+        return zeros if x is None else broadcast(x.flat(), "b", sizes).astype(plan.dtype)
 
     cut = {output: i for i, output in enumerate(program.cuts.variables)}
     additions: list[Outer | jax.Array] = []
-    for leaf, output in enumerate(program.cuts.outputs):
+    for block in plan.own[v]:
+        (leaf,) = block.leaves
+        output = program.cuts.outputs[leaf]
         found = cut.get(output) if is_variable(output) else None
         product = None if found is None else program.cuts.products[found]
         values = [] if found is None else [d[found] for d in deltas]
@@ -165,10 +166,8 @@ def _factors(step: sg.Segment, v: int, active: jax.Array) -> Factors:
             first_is_linear = (product.side == 0) != product.swapped
             additions.append(Outer(linear, other) if first_is_linear else Outer(other, linear))
         else:
-            rows = [flat(row[leaf], node.params.sizes[leaf]) for row in whole]
-            additions.append(jnp.stack(rows, axis=1))
-    still = jnp.eye(node.units.slots, dtype=plan.dtype)[None, :, :, None]
-    return Factors(jnp.where(active[:, None, None, None], jnp.stack(recurrence, axis=1), still), additions)
+            additions.append(jnp.stack([flat(row[leaf], node.params.sizes[leaf]) for row in whole], axis=1))
+    return Factors(jnp.stack(recurrence, axis=1), additions)
 
 
 def _advance(

@@ -88,12 +88,13 @@ def deep_eprop(
         if not isinstance(state, LearnerState):
             raise TypeError(f"state must be what learner.init or learner.step returned; seen {type(state).__name__}.")
         remedy = "Make the state with this learner's init, for these params and this batch size."
-        checks.check_same(params, state.pending.params, "params", "They must be those that the state was made for.")
         checks.check_same(x, state.pending.x, "x", "One step's input must be shaped as the x given to learner.init.")
         checks.check_same(state.carry, state.initial_carry, "the state's carry", remedy)
         plan = plan_of(params, state.carry, x)
         batch = checks.batch_size(state.carry, x)
         checks.check_same(state.traces, lattice.trace_shapes(plan, batch), "the state's traces", remedy)
+        update = planner.pending_update(params, state.carry, x)
+        checks.check_same(state.pending.update, update, "the state's pending update", remedy)
         return plan
 
     def init(params: PyTree, carry: PyTree, x: PyTree) -> LearnerState:
@@ -101,62 +102,59 @@ def deep_eprop(
         plan = plan_of(params, carry, x)
         batch = checks.batch_size(carry, x)
         traces = jax.tree.map(lambda aval: jnp.zeros(aval.shape, aval.dtype), lattice.trace_shapes(plan, batch))
-        pending = Pending(_own_copy(params), _own_copy(carry), _own_copy(x), jnp.zeros(batch, bool))
+        update = _own_copy(params)
+        if stream.applies(plan):
+            update = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), planner.pending_update(params, carry, x))
+        pending = Pending(_own_copy(carry), _own_copy(x), update, jnp.zeros(batch, bool))
         return LearnerState(_own_copy(carry), traces, pending, _own_copy(carry))
 
-    def pending_step(plan: Plan, pending: Pending) -> Segment:
-        return stream.pending_step(plan, planner.programs(pending.params, pending.carry, pending.x), pending)
+    def run_step(plan: Plan, params: PyTree, carry: PyTree, x: PyTree) -> Segment:
+        return stream.run_step(plan, planner.programs(params, carry, x), params, carry, x)
 
-    def flush(plan: Plan, state: LearnerState, once: bool = False) -> lattice.Traces:
-        """Apply the pending trace update, at the parameters of its step.
-
-        Args:
-          once: for a whole sequence: by what compiles in less time, rather than runs in less.
-        """
-        pending = state.pending
-
-        def by_lattice() -> lattice.Traces:
-            moments = lattice.forward(plan, pending.params, pending.carry, pending.x)[2]
-            moved = lattice.update(plan, moments, lattice.local_blocks(plan, moments), state.traces)
-            return lattice.select_examples(pending.active, moved, state.traces)
-
+    def flush(plan: Plan, state: LearnerState) -> lattice.Traces:
+        """Apply the pending trace update."""
+        carry, x, update, active = state.pending
+        if stream.applies(plan):
+            return stream.update(plan, active, update, state.traces)
         if plan.rank is not None:
-            moved = segment_update.update(pending_step(plan, pending), slots.split_slots(plan, state.traces))
-            return lattice.select_examples(pending.active, slots.join_slots(plan, moved), state.traces)
-        if once or not stream.applies(plan):
-            return by_lattice()
-        dense = any(block.kind == "dense" for blocks in plan.own for block in blocks)
-        others = by_lattice() if dense else None
-        return stream.update(pending_step(plan, pending), pending.active, state.traces, others)
+            moved = segment_update.update(run_step(plan, update, carry, x), slots.split_slots(plan, state.traces))
+            moved = slots.join_slots(plan, moved)
+        else:
+            moments = lattice.forward(plan, update, carry, x)[2]
+            moved = lattice.update(plan, moments, lattice.local_blocks(plan, moments), state.traces)
+        return lattice.select_examples(active, moved, state.traces)
 
     def step(params: PyTree, state: LearnerState, x: PyTree) -> tuple[LearnerState, PyTree]:
         plan = plan_for(params, state, x)
         traces = flush(plan, state)
-        carry_t, y_t, _ = lattice.forward(plan, params, state.carry, x)
-        active = jnp.ones_like(state.pending.active)
-        pending = Pending(_own_copy(params), state.carry, _own_copy(x), active)
+        if stream.applies(plan):
+            now = run_step(plan, params, state.carry, x)
+            carry_t, update, y_t = now.carry_end, stream.factors_of(now), _at_its_step(now.outputs)
+        else:
+            carry_t, y_t, _ = lattice.forward(plan, params, state.carry, x)
+            update = _own_copy(params)
+        pending = Pending(state.carry, _own_copy(x), update, jnp.ones_like(state.pending.active))
         return LearnerState(carry_t, traces, pending, state.initial_carry), y_t
 
     def gradient(params: PyTree, state: LearnerState, dy: PyTree) -> PyTree:
         plan = plan_for(params, state, state.pending.x)
-        pending = state.pending
-        if not isinstance(pending.active, jax.core.Tracer) and not pending.active.any():
+        carry, x, update, active = state.pending
+        if not isinstance(active, jax.core.Tracer) and not active.any():
             raise ValueError("No step is pending in this state. Call learner.step first, then learner.gradient.")
-        if stream.applies(plan) or plan.rank is not None:
-            now = pending_step(plan, pending)
-            y = jax.tree.map(lambda leaf: leaf[0], now.outputs)
-            dy = keep_examples(pending.active, checks.check_cotangent(dy, y))
-            if plan.rank is None:
-                found = stream.gradient(now, state.traces, dy)
-            else:
-                every = jax.tree.map(lambda leaf: leaf[None], dy)
-                found = segment_gradient.gradient(now, slots.split_slots(plan, state.traces), every, exact=False)
+        if stream.applies(plan):
+            now = run_step(plan, params, carry, x)
+            dy = keep_examples(active, checks.check_cotangent(dy, _at_its_step(now.outputs)))
+            found = stream.gradient(now, state.traces, dy)
+        elif plan.rank is not None:
+            now = run_step(plan, update, carry, x)
+            dy = keep_examples(active, checks.check_cotangent(dy, _at_its_step(now.outputs)))
+            every = jax.tree.map(lambda leaf: leaf[None], dy)
+            found = segment_gradient.gradient(now, slots.split_slots(plan, state.traces), every, exact=False)
         else:
-            _, y, moments = lattice.forward(plan, pending.params, pending.carry, pending.x)
-            dy = keep_examples(pending.active, checks.check_cotangent(dy, y))
+            _, y, moments = lattice.forward(plan, update, carry, x)
+            dy = keep_examples(active, checks.check_cotangent(dy, y))
             found = lattice.gradient(plan, moments, lattice.local_blocks(plan, moments), state.traces, dy)
-        pending_at_all = pending.active.any()
-        found = [[jnp.where(pending_at_all, leaf, jnp.nan) for leaf in leaves] for leaves in found]
+        found = [[jnp.where(active.any(), leaf, jnp.nan) for leaf in leaves] for leaves in found]
         return as_params(plan, found)
 
     def value_and_grad(
@@ -175,7 +173,7 @@ def deep_eprop(
             x = jax.tree.map(lambda leaf: leaf[0], xs)
             plan = plan_for(params, state, x)
             sequence = make_sequence(plan, loss_fn, has_aux, state.initial_carry, xs, targets, resets, valid)
-            start = Stream(state.carry, flush(plan, state, once=True))
+            start = Stream(state.carry, flush(plan, state))
             if within_segment == "exact":
                 checks.check_depth_hops(graph, hops, "within_segment='exact'")
             batch = checks.batch_size(state.carry, x)
@@ -202,6 +200,11 @@ def deep_eprop(
         )
 
     return OnlineLearner(init, step, gradient, value_and_grad, reset, cell, plan_of)
+
+
+def _at_its_step(outputs: PyTree) -> PyTree:
+    """The outputs of a segment of one step."""
+    return jax.tree.map(lambda leaf: leaf[0], outputs)
 
 
 def _own_copy(tree: PyTree) -> PyTree:

@@ -65,11 +65,11 @@ def test_a_batch_sharded_over_devices_gives_the_same_gradient():
 
     run = jax.jit(learner.value_and_grad(loss_fn))
     needed = run(params, state, xs, targets)
-    # The batch is the first axis of every carry and trace of a node without depth; the parameters are on all devices.
+    # The batch is the first axis of every carry and trace of a node without depth; parameters are on all devices.
     everywhere, by_batch = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("batch",)))
     placed = jax.tree.map(lambda _: by_batch, state)
-    on_all = jax.tree.map(lambda _: everywhere, state.pending.params)
-    sharded = jax.device_put(state, placed._replace(pending=placed.pending._replace(params=on_all)))
+    on_all = jax.tree.map(lambda _: everywhere, state.pending.update)
+    sharded = jax.device_put(state, placed._replace(pending=placed.pending._replace(update=on_all)))
     by_time_and_batch = NamedSharding(mesh, PartitionSpec(None, "batch"))
     seen = run(jax.device_put(params, everywhere), sharded, *jax.device_put((xs, targets), by_time_and_batch))
     chex.assert_trees_all_close(seen, needed, rtol=1e-4, atol=1e-6)
