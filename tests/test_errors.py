@@ -122,8 +122,11 @@ VALUE_ERRORS = {
     "params of another network": (r"params.*tuple of 3", lambda s: s.init(params=other_setup().params)),
     "params without the stack's tuple": (r"tuple of 3.*dict", lambda s: s.init(params=s.params[0])),
     "layers swapped": (r"Node '0'", lambda s: s.init(params=swapped(s.params))),
-    "layers swapped after init": (r"params at", lambda s: s.run(params=swapped(s.params))),
-    "state of another network": (r"params", lambda s: s.run(state=other_setup().state)),
+    "layers swapped after init": (
+        r"Node .0. could not be applied.*its params",
+        lambda s: s.run(params=swapped(s.params)),
+    ),
+    "state of another network": (r"carry.*another network", lambda s: s.run(state=other_setup().state)),
     "state of another mode": (r"traces", lambda s: s.run(state=Setup(exact=True).state)),
     "state of another hops": (r"traces", lambda s: s.run(state=Setup(hops=0).state)),
     # The gradient of a step, and losses.
