@@ -82,7 +82,7 @@ def settings() -> Iterator[tuple[str, Setting]]:
             yield dial, Setting(**({"depth": DEEP} if dial == "cell" else {}) | {dial: value})
 
 
-def measure(setting: Setting, seeds: int = SEEDS) -> dict[str, list[dict[str, float]]]:
+def measure(setting: Setting, seeds: int = SEEDS) -> dict[str, list[dict[str, float | None]]]:
     """Per rule and layer, from bottom to top, the mean cosine and norm ratio."""
     network = stack(*(CELLS[setting.cell](setting.width) for _ in range(setting.depth)), nn.Dense(OUTPUTS))
     steps = NOISE + setting.delay
@@ -111,10 +111,10 @@ def measure(setting: Setting, seeds: int = SEEDS) -> dict[str, list[dict[str, fl
     return {rule: [_mean(layer) for layer in zip(*by_seed, strict=True)] for rule, by_seed in found.items()}
 
 
-def _mean(seeds: tuple[dict[str, float | None], ...]) -> dict[str, float]:
-    """Seeds on which a figure is undefined, a gradient of zero, do not count; all such: NaN is not written, but 0."""
+def _mean(seeds: tuple[dict[str, float | None], ...]) -> dict[str, float | None]:
+    """Over the seeds on which a figure is defined (the cosine of a zero gradient is not); None where there is none."""
     values = {name: [seed[name] for seed in seeds if seed[name] is not None] for name in ("cosine", "norm_ratio")}
-    return {name: statistics.mean(known) if known else 0.0 for name, known in values.items()}
+    return {name: statistics.mean(known) if known else None for name, known in values.items()}
 
 
 def table(result: dict[str, Any], dial: str) -> str:
@@ -127,13 +127,19 @@ def table(result: dict[str, Any], dial: str) -> str:
             for rule in RULES:
                 layers = row["layers"][rule]
                 cells.append(" ".join(_cosine(layer["cosine"]) for layer in layers))
-                cells.append(" ".join(f"{layer['norm_ratio']:.2f}" for layer in layers))
+                cells.append(" ".join(_ratio(layer["norm_ratio"]) for layer in layers))
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _cosine(value: float) -> str:
+def _cosine(value: float | None) -> str:
+    if value is None:
+        return "–"
     return "1" if value > 1 - 1e-6 else f"{min(value, 0.999):.3f}"
+
+
+def _ratio(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 def markdown(result: dict[str, Any]) -> str:

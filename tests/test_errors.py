@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -51,9 +53,10 @@ class Setup:
         own = {"params": self.params, "state": self.state, "xs": self.xs, "targets": self.targets}
         return self.learner.value_and_grad(loss, has_aux=has_aux)(**own | given)
 
-    def after_a_sequence(self):
-        run = jax.jit(self.learner.value_and_grad(loss_fn))
-        return run(self.params, self.state, self.xs, self.targets)[0][1]
+    @functools.cached_property
+    def result(self):
+        """Of a sequence with the right arguments, compiled."""
+        return jax.jit(self.learner.value_and_grad(loss_fn))(self.params, self.state, self.xs, self.targets)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +136,7 @@ VALUE_ERRORS = {
     "gradient without a step": (r"learner.step first", lambda s: s.gradient(ones(BATCH, 2))),
     "gradient after a sequence": (
         r"learner.step first",
-        lambda s: s.gradient(ones(BATCH, 2), state=s.after_a_sequence()),
+        lambda s: s.gradient(ones(BATCH, 2), state=s.result[0][1]),
     ),
     "dy of the wrong shape": (r"dy.*\[3, 2\]", lambda s: s.gradient(ones(BATCH, 9), state=s.step()[0])),
     "dy of the wrong structure": (r"structure", lambda s: s.gradient((ones(BATCH, 2),), state=s.step()[0])),
@@ -208,7 +211,7 @@ def test_errors_come_at_trace_time(good):
 
 
 def test_good_input_passes(good):
-    (loss, state), grads = good.run()
+    (loss, state), grads = good.result
     assert isinstance(state, LearnerState)
     assert jnp.isfinite(loss)
     assert jax.tree.structure(grads) == jax.tree.structure(good.params)

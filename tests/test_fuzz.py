@@ -13,11 +13,10 @@ RTOL = 1e-9
 
 @pytest.mark.parametrize("seed", range(1000, 1020))
 def test_random_networks_equal_their_oracles(seed):
-    """Exact, deep e-prop and hops=0 in turn; the long run takes every problem in all modes."""
     problem = random_problem(seed)
-    exact, hops = modes(seed)[seed % 3]
-    error = check(problem, exact, hops)
-    assert error < RTOL, f"exact={exact}, hops={hops}: error {error:.1e} in\n{problem.description}"
+    for exact, hops in modes(seed)[:3]:  # the others belong to the long run
+        error = check(problem, exact, hops)
+        assert error < RTOL, f"exact={exact}, hops={hops}: error {error:.1e} in\n{problem.description}"
 
 
 def test_a_wrong_mode_is_seen():

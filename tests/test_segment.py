@@ -69,7 +69,7 @@ def test_a_deep_node_in_every_mode(exact, hops):
     check_equals_lattice("depth_4", exact, hops, (8,), "random")
 
 
-@pytest.mark.parametrize("name", ["linen_lstm", "counter_and_key", "depth_4_below_recurrent"])
+@pytest.mark.parametrize("name", ["linen_lstm", "counter_and_key", "stack_3", "depth_4_below_recurrent"])
 def test_resets_and_valid_at_any_step_of_a_segment(name):
     check_equals_lattice(name, False, None, (3,), "random")
 
@@ -85,7 +85,9 @@ def check_exact_inside(name: str, hops: int | None, lengths: tuple[int, ...]) ->
         assert_same_gradient(grads, needed, FLOAT64, f"{name}, hops={hops}, C={length}, exact inside")
 
 
-@pytest.mark.parametrize(("name", "hops"), [("linen_lstm", None), ("graph_skip", 0), ("depth_4_between", None)])
+@pytest.mark.parametrize(
+    ("name", "hops"), [("linen_lstm", None), ("graph_skip", 0), ("stack_2", None), ("depth_4_between", None)]
+)
 def test_exact_inside_a_segment_equals_its_oracle(name, hops):
     check_exact_inside(name, hops, (8,))
 

@@ -41,9 +41,10 @@ def check(network, xs, tolerance=FLOAT64):
     _, grads = jax.jit(learner.value_and_grad(loss_fn, segment_length=3))(params, state, xs, targets)
     assert_same_gradient(grads, needed, tolerance, "segments")
     total = jax.tree.map(jnp.zeros_like, needed)
+    step, gradient, loss_gradient = jax.jit(learner.step), jax.jit(learner.gradient), jax.jit(jax.grad(loss_fn))
     for t in range(len(targets)):
-        state, y = learner.step(params, state, jax.tree.map(lambda leaf, t=t: leaf[t], xs))
-        total = jax.tree.map(jnp.add, total, learner.gradient(params, state, jax.grad(loss_fn)(y, 0.0)))
+        state, y = step(params, state, jax.tree.map(lambda leaf, t=t: leaf[t], xs))
+        total = jax.tree.map(jnp.add, total, gradient(params, state, loss_gradient(y, 0.0)))
     assert_same_gradient(total, needed, tolerance, "steps")
 
 

@@ -140,10 +140,7 @@ def test_resets_and_valid(name, exact):
     resets, valid = jnp.asarray(random.random((12, 3)) < 0.2), jnp.asarray(random.random((12, 3)) < 0.7)
     resets = resets.at[0, 1].set(True)
     state = learner.init(p.params, p.carry, first(p.xs))
-    nothing = {"resets": jnp.zeros_like(resets), "valid": jnp.ones_like(valid)}
-    fill = {} if name == "graph_two_outputs" else nothing  # flags that are left out are another program
-    for given in ({"resets": resets}, {"valid": valid}, {"resets": resets, "valid": valid}):
-        flags = fill | given
+    for flags in ({"resets": resets}, {"valid": valid}, {"resets": resets, "valid": valid}):
         (loss, _), grads = run(p.params, state, p.xs, p.targets, **flags)
         (loss_needed, _), needed = reference(p.params, p.carry, p.xs, p.targets, **flags)
         assert jnp.allclose(loss, loss_needed, rtol=FLOAT64)

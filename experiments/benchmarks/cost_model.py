@@ -81,7 +81,8 @@ def _trace_numbers(problem: Problem, mode: str) -> tuple[int, int, int | None]:
         leaves = jax.tree.leaves(value)
         size = sum(leaf.size for leaf in leaves)
         if node == source:
-            own, rows = own + size, rows + [leaf.shape[1] for leaf in leaves]
+            # (batch, rows, columns), behind an axis of layers where the node has depth
+            own, rows = own + size, rows + [leaf.shape[-2] for leaf in leaves]
         else:
             cross += size
     slots = max(rows, default=0)

@@ -63,6 +63,7 @@ class Problem(NamedTuple):
       segment: C, steps of a segment.
       inputs: numbers that enter the first layer per step.
       gate_bias: added to the bias of update and forget gates: 3 makes a memory of some 20 steps.
+      scanned: whether the layers are one ``stack(cell, depth=L)``, which takes as many inputs as it has units.
     """
 
     cell: str
@@ -73,13 +74,17 @@ class Problem(NamedTuple):
     segment: int = 64
     inputs: int = 32
     gate_bias: float = 0
+    scanned: bool = False
 
     def __str__(self) -> str:
         sizes = f"H = {self.features}, L = {self.layers}, batch {self.batch}, T = {self.steps}, C = {self.segment}"
-        return f"{self.cell}, {sizes}" + (f", gate bias +{self.gate_bias:g}" if self.gate_bias else "")
+        more = f", gate bias +{self.gate_bias:g}" if self.gate_bias else ""
+        return f"{self.cell}, {sizes}{more}" + (", stack(cell, depth=L)" if self.scanned else "")
 
     def network(self) -> Cell:
         """The stack of cells."""
+        if self.scanned:
+            return stack(stack(CELLS[self.cell](self.features), depth=self.layers))
         return stack(*[CELLS[self.cell](self.features) for _ in range(self.layers)])
 
     def data(self) -> tuple[Any, Any, jax.Array, jax.Array]:

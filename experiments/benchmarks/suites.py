@@ -95,6 +95,22 @@ def _stream() -> tuple[Comparison, ...]:
     )
 
 
+def _depth() -> tuple[Comparison, ...]:
+    rivals = (REFERENCE, HOISTED, *ENGINE, "hops=0, lattice")
+    base = Problem("GRU", 64, steps=256, layers=4, inputs=64)
+    return (
+        Comparison(base._replace(scanned=True), rivals),
+        Comparison(base, rivals),
+        *(
+            Comparison(
+                base._replace(features=16, inputs=16, batch=4, segment=32, scanned=scanned),
+                rivals=(REFERENCE, "all hops", "all hops, lattice"),
+            )
+            for scanned in (True, False)
+        ),
+    )
+
+
 def _sweep() -> tuple[Comparison, ...]:
     base = Problem("leaky tanh", 128, steps=256)
     changes: dict[str, tuple[int, ...]] = {
@@ -127,6 +143,7 @@ SUITES: dict[str, Suite] = {
     "exact": Suite("Exact mode and all hops against the lattice and forward mode", _exact()),
     "rank": Suite("Own-node traces of low rank, against whole ones", _rank()),
     "stream": Suite("A gradient after every step", _stream()),
+    "depth": Suite("Layers as one stack(cell, depth=L), and written out", _depth()),
     "sweep": Suite("Time against the sizes, one changed at a time", _sweep(), "ratio", SWEPT),
     "length": Suite("Temporary memory against the length of the sequence", _length(), "temporary_bytes", ("steps",)),
     "compile": Suite("Compile time", _compile(), "compile_cpu"),
