@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 
 import jax
 
-from deepeprop_jax.cell import PyTree
+from deepeprop_jax import checks
+from deepeprop_jax.cell import PyTree, graph_of
 from deepeprop_jax.cost import Cost, cost_of
-from deepeprop_jax.learner import OnlineLearner
+from deepeprop_jax.learner import OnlineLearner, Pending
+from deepeprop_jax.network import as_cell
 from deepeprop_jax.plan import Plan
+from deepeprop_jax.planner import Planner
 from deepeprop_jax.sequence import Length, choose_length
-from deepeprop_jax.transform import deep_eprop
 
 
 class LeafReport(NamedTuple):
@@ -137,6 +139,7 @@ def analyse(
       ValueError: as ``deep_eprop`` and ``learner.init`` do.
 
     >>> import flax.linen as nn, jax.numpy as jnp
+    >>> from deepeprop_jax import deep_eprop
     >>> cell = nn.SimpleCell(features=4)
     >>> x = jnp.ones((2, 3), jnp.float32)
     >>> params, carry = deep_eprop(cell).network.init(jax.random.key(0), x)
@@ -144,21 +147,27 @@ def analyse(
     >>> analysis.nodes[0].recurrence, [leaf.rows for leaf in analysis.nodes[0].leaves]
     ('localised', [1, 1, 1])
     """
-    cell = network.network if isinstance(network, OnlineLearner) else network
+    checks.check_options(False, None, rank)
+    graph = graph_of(as_cell(network.network if isinstance(network, OnlineLearner) else network))
+    exactly = Planner(graph, True, None, trainable)
 
-    def learner(exact: bool, hops: int | None = None, rank: int | None = None) -> OnlineLearner:
-        return deep_eprop(cell, exact=exact, hops=hops, rank=rank, trainable=trainable)
+    def planner(exact: bool, hops: int | None = None, rank: int | None = None) -> Planner:
+        return Planner(graph, exact, hops, trainable, rank, like=exactly)
 
-    whole, batch = {exact: learner(exact) for exact in (False, True)}, jax.tree.leaves(x)[0].shape[0]
-    local, exact = (whole[is_exact].plan(params, carry, x) for is_exact in (False, True))
+    params, carry, x = jax.eval_shape(lambda *trees: trees, params, carry, x)
+    batch = checks.batch_size(carry, x)
+    has_depth = any(vertex.depth is not None for vertex in graph.nodes)
+    local, exact = (planner(is_exact).plan(params, carry, x) for is_exact in (False, True))
     nodes = tuple(_node_report(local, exact, v) for v in range(len(local.nodes)))
     hops = _useful_hops(local)
     modes = []
     ranks = [None] if rank is None else [None, rank]
     for is_exact, r, m in [(True, None, m) for m in hops] + [(False, r, m) for r in ranks for m in hops]:
-        mode = whole[is_exact] if m is None and r is None else learner(is_exact, m, r)
+        if r is not None and m and has_depth:
+            continue  # refused by deep_eprop
+        mode = planner(is_exact, m, r)
         plan = mode.plan(params, carry, x)
-        pending = jax.eval_shape(mode.init, params, carry, x).pending
+        pending = Pending(carry, x, mode.pending_update(params, carry, x), jax.ShapeDtypeStruct((batch,), bool))
         cost = cost_of(plan, params, pending, batch)
         modes.append(ModeReport(is_exact, m, r, cost, choose_length(plan, batch)))
     return Analysis(nodes, tuple(modes), batch)

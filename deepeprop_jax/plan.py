@@ -119,20 +119,27 @@ class Plan(NamedTuple):
 
 
 def make_plan(
-    graph: Graph, params: PyTree, carry: PyTree, x: PyTree, exact: bool, hops: int | None, trainable: PyTree | None
+    graph: Graph,
+    params: PyTree,
+    carry: PyTree,
+    x: PyTree,
+    exact: bool,
+    hops: int | None,
+    trainable: PyTree | None,
+    known: dict[Any, Node],
 ) -> Plan:
     """Analyse every node and decide which influences are kept.
 
     Args:
       params, carry, x: shapes and dtypes, of one example where there is a batch axis.
       trainable: None, booleans shaped as ``params`` or as a prefix of it, or a function of params' shapes giving them.
+      known: nodes that were analysed before, in any mode; takes those of this graph.
 
     Raises:
       ValueError: a node that does not fit its params, carry or input; named.
     """
     nodes: list[Node] = []
     outputs: dict[int, PyTree] = {}
-    known: dict[Any, Node] = {}
     for index, vertex in enumerate(graph.nodes):
         u = _carried(vertex.name, vertex.wire, x, outputs)
         node_params, node_carry = (

@@ -8,6 +8,7 @@ import jax
 
 from deepeprop_jax import checks, stream
 from deepeprop_jax.cell import Graph, PyTree
+from deepeprop_jax.node import Node
 from deepeprop_jax.plan import Plan, make_plan, with_rank
 from deepeprop_jax.vjp_program import VjpProgram, vjp_program
 
@@ -18,10 +19,21 @@ class Planner:
     Args:
       graph: the network.
       exact, hops, trainable, rank: as given to ``deep_eprop``.
+      like: a planner of the same network in another mode, whose analyses of nodes are used and added to.
     """
 
-    def __init__(self, graph: Graph, exact: bool, hops: int | None, trainable: Any, rank: int | None = None):
+    def __init__(
+        self,
+        graph: Graph,
+        exact: bool,
+        hops: int | None,
+        trainable: Any,
+        rank: int | None = None,
+        like: Planner | None = None,
+    ):
         self.graph, self.exact, self.hops, self.trainable, self.rank = graph, exact, hops, trainable, rank
+        self._nodes: dict[Any, Node] = {} if like is None else like._nodes
+        self._of_cut: dict[int, VjpProgram] = {} if like is None else like._of_cut
         self._plans: dict[Any, Plan] = {}
         self._programs: dict[Any, tuple[VjpProgram, ...]] = {}
         self._updates: dict[Any, PyTree] = {}
@@ -34,7 +46,7 @@ class Planner:
         key = _key(params, carry, x)
         if key not in self._plans:
             carry_aval, x_aval = _avals(carry, without_batch=True), _avals(x, without_batch=True)
-            arguments = (_avals(params), carry_aval, x_aval, self.exact, self.hops, self.trainable)
+            arguments = (_avals(params), carry_aval, x_aval, self.exact, self.hops, self.trainable, self._nodes)
             plan = self._plans[key] = make_plan(self.graph, *arguments)
             if self.rank is not None:
                 self._plans[key] = with_rank(plan, self.programs(params, carry, x), self.rank)
@@ -44,12 +56,11 @@ class Planner:
         """Every node's step and VJP, split; nodes alike share theirs."""
         key = _key(params, carry, x)
         if key not in self._programs:
-            known: dict[int, VjpProgram] = {}
-            for node in self.plan(params, carry, x).nodes:
-                if id(node.cut) not in known:
-                    known[id(node.cut)] = vjp_program(node)
             nodes = self.plan(params, carry, x).nodes
-            self._programs[key] = tuple(known[id(node.cut)]._replace(node=node) for node in nodes)
+            for node in nodes:
+                if id(node.cut) not in self._of_cut:
+                    self._of_cut[id(node.cut)] = vjp_program(node)
+            self._programs[key] = tuple(self._of_cut[id(node.cut)]._replace(node=node) for node in nodes)
         return self._programs[key]
 
     def pending_update(self, params: PyTree, carry: PyTree, x: PyTree) -> PyTree:

@@ -21,11 +21,10 @@ from tests.fuzz_cells import BATCH, Grown, PyTree, choose, grow_cell
 from tests.fuzz_grammar import SIZES
 
 # XLA:CPU without its costly passes compiles these programs in a fifth of the time. The arithmetic is the same.
-COMPILER_OPTIONS = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": 1,
-}
+COMPILER_OPTIONS = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
+if jax.__version_info__ < (0, 11):
+    # The older code generator, which later versions no longer have.
+    COMPILER_OPTIONS["xla_cpu_use_fusion_emitters"] = False
 
 
 class Problem(NamedTuple):
@@ -191,7 +190,7 @@ def reference(problem: Problem, exact: bool, hops: int | None) -> tuple[jax.Arra
 def candidate(problem: Problem, exact: bool, hops: int | None) -> tuple[jax.Array, PyTree]:
     """Loss and gradient of a problem by the library."""
     learner = deepeprop_jax.deep_eprop(problem.network, exact=exact, hops=hops)
-    state = learner.init(problem.params, problem.carry, problem.xs[0])
+    state = jax.jit(learner.init)(problem.params, problem.carry, problem.xs[0])
     # Three segments or more, the last one shorter where T is 7 or 11.
     segment_length = {6: 2, 7: 3, 8: 2, 9: 3, 10: 2, 11: 4, 12: 4}.get(problem.xs.shape[0], 2)
     (value, _), grads = _run(learner.value_and_grad(problem.loss_fn, segment_length=segment_length), problem, state)

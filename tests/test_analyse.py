@@ -91,7 +91,11 @@ def test_which_path_an_odd_cell_takes(name):
     assert (node.recurrence, " ".join(leaf.name for leaf in node.leaves if leaf.kind == "dense")) == PATHS[name]
 
 
-@pytest.mark.parametrize("name", [*cells(), *networks()])
+FEW = ["stack_2", "stack_3_spiking", "stack_5_recurrent", "graph_feed_forward", "graph_two_outputs", "depth_4_between"]
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in networks() if name not in FEW]
+
+
+@pytest.mark.parametrize("name", [*cells(), *FEW, *OTHERS])
 def test_bytes_agree_with_the_arrays(name):
     p = problem(name)
     for mode in analyse(p.network, p.params, p.carry, first(p)).modes:
@@ -180,3 +184,12 @@ def test_one_function_of_several_layers_is_pointed_out():
     params = {"low": jnp.eye(3), "high": jnp.eye(3)}
     carry = (jnp.zeros((2, 3)),) * 2
     assert "one node" in str(analyse(two_layers, params, carry, jnp.zeros((2, 3))))
+
+
+def test_ranks_are_listed_for_the_modes_that_have_them():
+    p = problem("depth_4")
+    modes = analyse(p.network, p.params, p.carry, first(p), rank=2).modes
+    assert [(mode.exact, mode.hops) for mode in modes if mode.rank is None] == [
+        (e, h) for e in (True, False) for h in (None, 1, 0)
+    ]
+    assert [(mode.exact, mode.hops) for mode in modes if mode.rank == 2] == [(False, None), (False, 0)]

@@ -9,18 +9,26 @@ import pytest
 from deepeprop_jax import deep_eprop
 from deepeprop_jax.reference import bptt, forward_rtrl
 from tests.gradients import FLOAT64, assert_same_gradient
-from tests.zoo import cells, find, networks, problem
+from tests.zoo import cells, networks, problem
 
 SANDWICHES = [f"sandwich/{name}" for name, cell in cells().items() if len(cell.input_shape) == 1]
 
 
+SHORT_TOWERS = [f"tower_{cell}_{depth}" for cell in ("lru", "indrnn", "lif_no_lateral") for depth in (1, 2)]
+NETWORKS = [pytest.param(name, marks=[pytest.mark.slow] if name in SHORT_TOWERS else []) for name in networks()]
+ALL = [*cells(), *NETWORKS]
 SEGMENT = 4  # of 12 steps: three segments, and one program for all of them
+
+
+def start(learner, p):
+    """The learner's state, by one program: ``init`` alone would compile one for every shape."""
+    return jax.jit(learner.init)(p.params, p.carry, jax.tree.map(lambda leaf: leaf[0], p.xs))
 
 
 def library_gradient(p, segment_length: int | None = SEGMENT, within_segment: str = "eprop", **options):
     """Loss and gradient of the library, for any targets; as one segment it would compare BPTT with itself."""
     learner = deep_eprop(p.network, **options)
-    state = learner.init(p.params, p.carry, jax.tree.map(lambda leaf: leaf[0], p.xs))
+    state = start(learner, p)
     segments = {"segment_length": segment_length, "within_segment": within_segment}
     run = jax.jit(learner.value_and_grad(p.loss_fn, **segments))
 
@@ -43,7 +51,7 @@ def check_equals_bptt(name: str, tolerance: float = FLOAT64, dtype=jnp.float64, 
         assert_same_gradient(grads, grads_bptt, tolerance, f"{name}, {where}")
 
 
-@pytest.mark.parametrize("name", [*cells(), *networks()])
+@pytest.mark.parametrize("name", ALL)
 def test_exact_equals_bptt(name):
     check_equals_bptt(name, exact=True)
 
@@ -52,11 +60,6 @@ def test_exact_equals_bptt(name):
 @pytest.mark.parametrize("name", SANDWICHES)
 def test_exact_equals_bptt_between_recurrent_layers(name):
     check_equals_bptt(name, exact=True)
-
-
-@pytest.mark.parametrize("name", [name for name in (*cells(), *networks()) if find(name).elementwise])
-def test_deep_eprop_equals_bptt_where_all_carries_are_elementwise(name):
-    check_equals_bptt(name, exact=False)
 
 
 @pytest.mark.parametrize("name", ["linen_gru", "stack_3", "graph_diamond"])

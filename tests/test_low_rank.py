@@ -50,7 +50,7 @@ def run_both(name: str, hops: int | None, flags: Flags, rank: int = FULL, change
         ("stack_2", None, "random"),
         ("alif_refractory", 0, "none"),
         ("lru", 0, "none"),
-        ("depth_4_below_recurrent", None, "random"),
+        ("depth_4", None, "random"),
     ],
 )
 def test_full_rank_equals_no_rank(name, hops, kind):
@@ -60,7 +60,7 @@ def test_full_rank_equals_no_rank(name, hops, kind):
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize("name", [*cells(), "depth_4_lstm", "depth_4_between"])
+@pytest.mark.parametrize("name", [*cells(), "depth_4_lstm", "depth_4_between", "depth_4_below_recurrent"])
 def test_full_rank_equals_no_rank_for_every_cell(name):
     (needed, _), (seen, _) = run_both(name, 0, flags_of("random"), change=slow_gates)
     assert_same_gradient(seen, needed, FLOAT64, name)

@@ -11,16 +11,17 @@ from deepeprop_jax.reference import bptt, segment_oracle
 from deepeprop_jax.sequence import Sequence, Stream, as_params, by_steps
 from deepeprop_jax.through_time import Flags
 from tests.gradients import FLOAT64, SAME, assert_same_gradient, relative_errors
+from tests.test_exact import start
 from tests.zoo import problem
 
 STEPS = 20  # C = 3 gives six segments and a shorter one, C = 8 two and a shorter one
-FEW = ["linen_lstm", "lru", "alif_refractory", "gru_reset_before", "stack_3", "depth_4_between"]
+FEW = ["linen_lstm", "lru", "alif_refractory", "gru_reset_before", "stack_3", "depth_4"]
 
 
 def setup(name: str, exact: bool, hops: int | None, **options):
     p = problem(name, steps=STEPS, **options)
     learner = deep_eprop(p.network, exact=exact, hops=hops)
-    return p, learner, learner.init(p.params, p.carry, jax.tree.map(lambda leaf: leaf[0], p.xs))
+    return p, learner, start(learner, p)
 
 
 def flags_of(kind: str) -> Flags:
@@ -69,7 +70,7 @@ def test_a_deep_node_in_every_mode(exact, hops):
     check_equals_lattice("depth_4", exact, hops, (8,), "random")
 
 
-@pytest.mark.parametrize("name", ["linen_lstm", "counter_and_key", "stack_3", "depth_4_below_recurrent"])
+@pytest.mark.parametrize("name", ["linen_lstm", "counter_and_key", "graph_skip", "depth_4_below_recurrent"])
 def test_resets_and_valid_at_any_step_of_a_segment(name):
     check_equals_lattice(name, False, None, (3,), "random")
 
@@ -86,14 +87,14 @@ def check_exact_inside(name: str, hops: int | None, lengths: tuple[int, ...]) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "hops"), [("linen_lstm", None), ("graph_skip", 0), ("stack_2", None), ("depth_4_between", None)]
+    ("name", "hops"), [("linen_lstm", None), ("graph_skip", 0), ("stack_2", None), ("depth_4_lstm", None)]
 )
 def test_exact_inside_a_segment_equals_its_oracle(name, hops):
     check_exact_inside(name, hops, (8,))
 
 
 def test_longer_segments_with_exact_credit_come_closer_to_bptt():
-    p, learner, state = setup("stack_5_recurrent", False, 0)
+    p, learner, state = setup("graph_skip", False, 0)
     _, needed = jax.jit(bptt(p.network, p.loss_fn))(p.params, p.carry, p.xs, p.targets)
 
     def error(length: int, within: str) -> float:
@@ -124,8 +125,8 @@ def test_a_stream_of_pieces_in_segments_equals_the_whole():
     (loss, whole), grads = jax.jit(run)(p.params, state, p.xs, p.targets)
     total = jax.tree.map(jnp.zeros_like, grads)
     seen_loss = 0.0
-    for start, stop in ((0, 7), (7, 9), (9, STEPS)):
-        xs, targets = jax.tree.map(lambda leaf, a=start, b=stop: leaf[a:b], (p.xs, p.targets))
+    for a, b in ((0, 7), (7, 9), (9, STEPS)):
+        xs, targets = jax.tree.map(lambda leaf, a=a, b=b: leaf[a:b], (p.xs, p.targets))
         (part_loss, state), part = jax.jit(run)(p.params, state, xs, targets)
         total, seen_loss = jax.tree.map(jnp.add, total, part), seen_loss + part_loss
     assert jnp.allclose(seen_loss, loss, rtol=SAME)

@@ -18,7 +18,6 @@ from tests.zoo_cells import (
     lstm,
     mgu,
     mlp,
-    optimized_lstm,
     readout,
     simple,
     spiking,
@@ -84,7 +83,7 @@ def _graph(name: str, nodes: dict[str, tuple[ZooCell, object]], outputs: str | t
 
 
 def _nested() -> ZooNetwork:
-    inner = stacked("inner", gru(3), linear_recurrent(2, 3))
+    inner = stacked("inner", simple(3), linear_recurrent(2, 3))
     top = leaky(2)
     nodes = {"encoder": (squash().make(), "input"), "core": (inner.make(), "encoder")}
     nodes["top"] = (top.make(), ("core", "encoder"))
@@ -132,7 +131,7 @@ def topologies() -> list[ZooNetwork]:
         stacked("stack_3", gru(3), lstm(2), dense(1)),
         stacked("stack_3_encoder", mlp(3), leaky(5), mgu(2)),
         stacked("stack_3_spiking", spiking("alif", 5), spiking("lif", 3), readout(2)),
-        stacked("stack_5", optimized_lstm(2), squash(), linear_recurrent(3, 2), leaky(1), dense(2)),
+        stacked("stack_5", simple(2), squash(), linear_recurrent(3, 2), leaky(1), dense(2)),
         stacked("stack_5_recurrent", leaky(2), independent(3), gru(2), simple(1), leaky(2)),
         *towers,
         _graph("graph_skip", {"low": (gru(3), "input"), "high": (leaky(2), ("low", "input"))}, "high"),
@@ -140,7 +139,7 @@ def topologies() -> list[ZooNetwork]:
             "graph_diamond",
             {
                 "low": (leaky(2), "input"),
-                "left": (gru(3), "low"),
+                "left": (independent(3), "low"),
                 "right": (lstm(2), "low"),
                 "top": (simple(2), ("left", "right")),
             },
@@ -153,7 +152,7 @@ def topologies() -> list[ZooNetwork]:
                 "encoder": (mlp(3), "input"),
                 "low": (simple(2), "encoder"),
                 "between": (dense(3), ("low", "encoder")),
-                "high": (gru(2), "between"),
+                "high": (leaky(2), "between"),
                 "readout": (dense(1), ("high", "low")),
             },
             "readout",

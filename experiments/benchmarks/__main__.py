@@ -32,17 +32,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--rounds", "--runs", type=int, default=7, help="timed runs of every rival, in turn (default 7)"
     )
+    parser.add_argument("--only", default="", help="only the comparisons whose title holds this text ('GRU, H = 128')")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder for the results")
     options = parser.parse_args(arguments)
     fix_threads(options.threads)
     from experiments.benchmarks.run import run_suites
-    from experiments.benchmarks.suites import SUITES
+    from experiments.benchmarks.suites import SUITES, only
 
     wanted = list(SUITES) if "all" in options.suite else options.suite
     if unknown := [name for name in wanted if name not in SUITES]:
         parser.error(f"no suite {', '.join(unknown)}; there are: all, {', '.join(SUITES)}")
-    return run_suites({name: SUITES[name] for name in wanted}, options.rounds, options.out)
+    suites = {name: only(SUITES[name], options.only) for name in wanted}
+    if options.only and not any(suite.comparisons for suite in suites.values()):
+        titles = [str(comparison.problem) for name in wanted for comparison in SUITES[name].comparisons]
+        parser.error(f"no comparison's title holds {options.only!r}; there are:\n  " + "\n  ".join(titles))
+    return run_suites(suites, options.rounds, options.out)
 
 
 if __name__ == "__main__":

@@ -132,6 +132,13 @@ def _compile() -> tuple[Comparison, ...]:
     return tuple(Comparison(problem, rivals, timed=False, compiles=5) for problem in problems)
 
 
+def _gpu() -> tuple[Comparison, ...]:
+    # Few: a program takes half a minute to compile there.
+    sizes = [("leaky tanh", 128, 16), ("GRU", 128, 16), ("GRU", 512, 64)]
+    problems = [Problem(cell, features, batch=batch) for cell, features, batch in sizes]
+    return tuple(Comparison(problem, (REFERENCE, HOISTED, *ENGINE)) for problem in problems)
+
+
 def _million() -> tuple[Comparison, ...]:
     million = Problem("leaky tanh", 64, steps=1_000_000, batch=1, inputs=8)
     return (Comparison(million, ENGINE[:1], rounds=1),)
@@ -144,9 +151,15 @@ SUITES: dict[str, Suite] = {
     "rank": Suite("Own-node traces of low rank, against whole ones", _rank()),
     "stream": Suite("A gradient after every step", _stream()),
     "depth": Suite("Layers as one stack(cell, depth=L), and written out", _depth()),
+    "gpu": Suite("For a GPU", _gpu()),
     "sweep": Suite("Time against the sizes, one changed at a time", _sweep(), "ratio", SWEPT),
     "length": Suite("Temporary memory against the length of the sequence", _length(), "temporary_bytes", ("steps",)),
     "compile": Suite("Compile time", _compile(), "compile_cpu"),
     "million": Suite("A million steps", _million()),
     "machine": Suite("The machine", ()),
 }
+
+
+def only(suite: Suite, text: str) -> Suite:
+    """The comparisons of a suite whose title holds ``text``."""
+    return suite._replace(comparisons=tuple(found for found in suite.comparisons if text in str(found.problem)))
