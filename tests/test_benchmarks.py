@@ -11,13 +11,13 @@ import pytest
 
 from deepeprop_jax import compare_to_bptt, deep_eprop
 from deepeprop_jax.reference import bptt
-from experiments.benchmarks import document, machine, rivals, run
+from experiments.benchmarks import document, kernels, machine, rivals, run
 from experiments.benchmarks.cost_model import cost
 from experiments.benchmarks.measure import REFERENCE, Comparison, calls_of, compare, layer_errors
 from experiments.benchmarks.problems import CELLS, Problem, squared_error
 from experiments.benchmarks.report import HEADER, markdown, ratio
 from experiments.benchmarks.rivals import RIVALS
-from experiments.benchmarks.suites import SUITES, Suite
+from experiments.benchmarks.suites import SUITES, Suite, only
 
 ROOT = Path(__file__).parents[1]
 TINY = Problem("leaky tanh", 3, steps=7, batch=2, segment=3, inputs=2)
@@ -171,6 +171,27 @@ def test_suites_name_cells_and_rivals_that_exist() -> None:
             assert set(comparison.rivals) <= set(RIVALS) and comparison.problem.cell in CELLS
             assert comparison.problem.steps % comparison.problem.segment == 0
     assert {comparison.problem.cell for comparison in SUITES["acceptance"].comparisons} == set(CELLS)
+
+
+def test_only_some_comparisons() -> None:
+    some = only(SUITES["acceptance"], "LRU")
+    assert [comparison.problem.cell for comparison in some.comparisons] == ["LRU", "LRU"]
+    assert not only(SUITES["gpu"], "perceptron").comparisons
+
+
+def test_kernels_are_those_on_a_gpus_streams() -> None:
+    def name(kind: str, process: int, thread: int, value: str) -> dict:
+        return {"ph": "M", "name": kind, "pid": process, "tid": thread, "args": {"name": value}}
+
+    events = [
+        name("process_name", 1, 0, "/device:GPU:0"),
+        name("process_name", 2, 0, "/host:CPU"),
+        name("thread_name", 1, 7, "Stream #7(Compute)"),
+        name("thread_name", 1, 8, "XLA Ops"),
+        *({"ph": "X", "pid": p, "tid": t, "name": "dot", "dur": 1.5} for p, t in ((1, 7), (1, 7), (1, 8), (2, 7))),
+    ]
+    assert kernels.on_device(events) == {"dot": (2, 3.0)}
+    assert kernels.main([]) == 1  # no GPU where tests run
 
 
 def test_the_performance_page_holds_the_stored_figures() -> None:
