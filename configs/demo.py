@@ -13,7 +13,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Two GRU layers, small enough for exact RTRL: its traces hold n × |θ| numbers for each example.
     config.digits = ml_collections.ConfigDict()
-    config.digits.features = 16
+    config.digits.features = 14
     config.digits.blank = 8
     config.digits.batch = 16
     config.digits.learning_rate = 2e-2
@@ -27,9 +27,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.xor_count.gap = 3
     config.xor_count.delay = 10
     config.xor_count.decay = 0.99
+    # Detectors whose biases start at zero stay long on a plateau.
+    config.xor_count.bias_scale = 0.5
     config.xor_count.batch = 64
     config.xor_count.learning_rate = 1e-2
-    config.xor_count.updates = 800
+    config.xor_count.updates = 400
     config.xor_count.updates_per_call = 50
     config.xor_count.test_size = 1000
     return config

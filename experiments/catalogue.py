@@ -18,7 +18,7 @@ from experiments import networks
 from experiments.cells import CELLS
 from experiments.refusal import Refused, check_name
 from experiments.rules import LossFn
-from experiments.tasks import digits, motifs, recall, xor_count
+from experiments.tasks import digits, evidence, motifs, recall, series, xor_count
 from experiments.tasks.targets import Targets, bit_cross_entropy, cross_entropy
 
 PyTree = Any
@@ -138,9 +138,29 @@ def recall_task(
     return generated(network, sample, batch, test_size, loss_fn=bit_cross_entropy, right=bits_right)
 
 
+def evidence_task(
+    *, features: int, layers: str, cues: int, delay: int, recall: int, batch: int, test_size: int
+) -> Task:
+    """Evidence accumulation by spiking neurons, ``layers`` a key of ``networks.SPIKING``."""
+    network = networks.spiking_network(features, evidence.CLASSES, layers, evidence.DT)
+    return generated(network, partial(evidence.sample, cues=cues, delay=delay, recall=recall), batch, test_size)
+
+
+def series_task(*, name: str, features: int, batch: int, cell: str = "GRUCell", layers: int = 2) -> Task:
+    """Recordings of many channels: JapaneseVowels or BasicMotions."""
+    train, test, classes = series.load(name)
+    return Task(
+        network=layers_below_readout(cell, layers, features, classes),
+        sample=independent(partial(series.sample, recordings=train, batch=batch)),
+        test=lambda: series.sequences(test),
+    )
+
+
 TASKS: dict[str, Callable[..., Task]] = {
     "digits": digits_task,
+    "evidence": evidence_task,
     "motifs": motifs_task,
     "recall": recall_task,
+    "series": series_task,
     "xor_count": xor_task,
 }

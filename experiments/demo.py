@@ -24,11 +24,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from configs.demo import get_config
 from experiments.catalogue import TASKS, Task
 from experiments.report import Result, draw_curves, markdown_table, rich_table
-from experiments.trainer import Trainer, make_measure
+from experiments.trainer import Start, Trainer, make_measure, make_start
 
 TASK_OPTIONS = {
     "digits": ("features", "blank", "batch"),
-    "xor_count": ("features", "width", "cues", "gap", "delay", "decay", "batch", "test_size"),
+    "xor_count": ("features", "width", "cues", "gap", "delay", "decay", "batch", "test_size", "bias_scale"),
 }
 
 
@@ -45,10 +45,9 @@ class Demo:
         self._jobs = []
         for title, name in titles.items():
             task = TASKS[name](**{option: config[name][option] for option in TASK_OPTIONS[name]})
-            measure = make_measure(task)
-            self._jobs += [(title, rule, task, measure, config[name]) for rule in config.rules]
+            start, measure = make_start(task, tuple(config.seeds), config[name]), make_measure(task)
+            self._jobs += [(title, rule, task, start, measure, config[name]) for rule in config.rules]
         self._trainers: dict[tuple[str, str], Trainer] = {}
-        self._seeds = tuple(config.seeds)
         self._stop = threading.Event()
 
     def run(self, progress: Progress) -> None:
@@ -74,11 +73,12 @@ class Demo:
         title: str,
         rule: str,
         task: Task,
+        start: Start,
         measure: Callable,
         config: ml_collections.ConfigDict,
     ) -> None:
         bar = progress.add_task(f"{title.split(',')[0].split(' ')[0]}: {rule}", total=config.updates, note="compiling")
-        trainer = self._trainers[title, rule] = Trainer(task, rule, self._seeds, measure, config)
+        trainer = self._trainers[title, rule] = Trainer(task, rule, start, measure, config)
         result = self.results[title][rule]
         result.trace_bytes = trainer.trace_bytes()
         for record in trainer.records():

@@ -12,6 +12,8 @@ import numpy as np
 import scipy.linalg
 
 from deepeprop_jax import Cell, linen_cell, stack
+from deepeprop_jax.cells import alif, leaky_readout, lif
+from experiments.refusal import check_name
 
 PyTree = Any
 
@@ -155,3 +157,26 @@ def xor_network(
 def motif_network(features: int, classes: int) -> Cell:
     """Two dense leaky tanh layers, a fast one (leak 0.5) below a slow one (leak 0.05), and a linear readout."""
     return stack(relay(features, leak=0.5), relay(features, leak=0.05), nn.Dense(classes))
+
+
+def _adaptive(features: int, dt: float) -> Cell:
+    """Membranes forget in 20 ms, thresholds adapt for 2 s."""
+    return alif(features, tau=20, tau_adaptation=2000, beta=0.07, dt=dt, threshold=0.5)
+
+
+SPIKING = {
+    "ALIF": lambda features, dt: [_adaptive(features, dt)],
+    "LIF, ALIF": lambda features, dt: [lif(features, tau=20, dt=dt, threshold=0.5), _adaptive(features, dt)],
+    "ALIF, tanh": lambda features, dt: [_adaptive(features, dt), Detector(features)],
+}
+"""Layers from bottom to top, below the readout."""
+
+
+def spiking_network(features: int, classes: int, layers: str, dt: float) -> Cell:
+    """Spiking layers of equal size below a leaky readout of 20 ms.
+
+    Raises:
+      Refused: ``layers`` is not a key of ``SPIKING``.
+    """
+    check_name("choice of layers", layers, SPIKING)
+    return stack(*SPIKING[layers](features, dt), leaky_readout(classes, tau=20, dt=dt))

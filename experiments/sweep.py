@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from experiments import train
 
+INTERRUPTED = 130
 ROOT = Path(__file__).parents[1]
 RESULTS, OUT = Path("results") / "sweeps", Path("docs") / "experiments"
 CONTROLS = ("BPTT", "deep e-prop", "hops = 0", "immediate only", "lower frozen")
@@ -65,6 +66,7 @@ XOR_20 = XOR_30 | {
     "batches": 1500,
     "checkpoint_every": 500,
 }
+XOR_300 = XOR_30 | {"xor_count.delay": 300, "xor_count.decay": 0.999}
 SWEEPS: dict[str, Sweep] = {
     "xor_count_30": Sweep(
         "XOR-count, silent delay of 30 steps",
@@ -78,6 +80,24 @@ SWEEPS: dict[str, Sweep] = {
         XOR_30 | {"xor_count.distractors": True},
         {"rule": CONTROLS, "seed": SEEDS},
     ),
+    "xor_count_300": Sweep(
+        "XOR-count, silent delay of 300 steps, λ = 0.999",
+        "configs/xor_count.py",
+        XOR_300,
+        {"rule": FEW, "seed": SEEDS[:3]},
+    ),
+    "xor_count_30_memory": Sweep(
+        "XOR-count, silent delay of 30 steps, a detector that remembers",
+        "configs/xor_count.py",
+        XOR_30,
+        {"xor_count.memory": (0.5, 0.9), "rule": FEW, "seed": SEEDS[:3]},
+    ),
+    "xor_count_30_sgd": Sweep(
+        "XOR-count, silent delay of 30 steps, plain gradient descent",
+        "configs/xor_count.py",
+        XOR_30 | {"optimiser": "sgd", "clip": 1.0, "batches": 1600},
+        {"learning_rate": (0.1, 0.3, 1.0), "rule": FEW, "seed": SEEDS[:3]},
+    ),
     "relay_ladder": Sweep(
         "XOR-count through dense relays",
         "configs/xor_count.py",
@@ -89,6 +109,36 @@ SWEEPS: dict[str, Sweep] = {
         "configs/xor_count.py",
         XOR_20,
         {"xor_count.angle": (0.02, 0.1, 0.5), "rule": FEW, "seed": SEEDS},
+    ),
+    "motifs": Sweep(
+        "Classify three motifs, then count, delay of 12 steps",
+        "configs/motifs.py",
+        {"evaluate_every": 10},
+        {"rule": CONTROLS, "seed": SEEDS},
+    ),
+    "digits_blank_32": Sweep(
+        "Digits by rows, then 32 blank steps",
+        "configs/digits.py",
+        {"digits.blank": 32},
+        {"rule": CONTROLS, "seed": SEEDS},
+    ),
+    "japanese_vowels": Sweep(
+        "Japanese vowels, nine speakers, answer at the last of 25 steps",
+        "configs/series.py",
+        {},
+        {"rule": (*CONTROLS[:1], "exact RTRL", *CONTROLS[1:], "readout only"), "seed": SEEDS},
+    ),
+    "recall": Sweep(
+        "Delayed recall of 140 bits: a loss at 20 steps",
+        "configs/recall.py",
+        {},
+        {"rule": CONTROLS, "seed": SEEDS[:3]},
+    ),
+    "evidence": Sweep(
+        "Evidence accumulation by one layer of adaptive spiking neurons",
+        "configs/evidence.py",
+        {},
+        {"rule": ("BPTT", "deep e-prop", "immediate only", "readout only"), "seed": SEEDS[:3]},
     ),
 }
 
@@ -140,16 +190,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(arguments)
+    refused = 0
     for name in SWEEPS if options.name == "all" else [options.name]:
         sweep, folder = SWEEPS[name], options.results / name
         runs = list(sweep.runs())
         for number, run in enumerate(runs, 1):
             print(f"{name}, run {number} of {len(runs)}: {slug(run)}", flush=True)
             status = train.main(sweep.arguments(run, folder))
-            if status:
+            if status == INTERRUPTED:
                 return status
-        store(name, sweep, collect(sweep, folder), options.out)
-    return 0
+            if status:
+                # Data that are not there, say: the other sweeps go on.
+                refused = status
+                break
+        else:
+            store(name, sweep, collect(sweep, folder), options.out)
+    return refused
 
 
 def store(name: str, sweep: Sweep, runs: list[dict[str, Any]], out: Path) -> None:

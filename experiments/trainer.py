@@ -73,56 +73,77 @@ def make_measure(task: Task) -> Callable[[PyTree, LastUpdate, jax.Array], tuple[
     return jax.jit(jax.vmap(measure))
 
 
+class Start(NamedTuple):
+    """Where all rules start on a task; arrays have one entry per seed."""
+
+    keys: jax.Array
+    params: PyTree
+    optimiser_state: PyTree
+
+
+def make_optimiser(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """Adam, its learning rate decayed to zero by a cosine over all updates."""
+    return optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.updates))
+
+
+def make_start(task: Task, seeds: tuple[int, ...], config: ml_collections.ConfigDict) -> Start:
+    """Made once for all rules: an initialiser takes as long to compile as a rule."""
+    xs, _ = jax.eval_shape(task.sample, jax.random.key(0), 0)
+    x = jnp.zeros(xs.shape[1:], xs.dtype)
+
+    def start(key: jax.Array) -> tuple[PyTree, PyTree]:
+        params, _ = task.network.init(jax.random.fold_in(key, 0), x)
+        return params, make_optimiser(config).init(params)
+
+    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
+    return Start(keys, *jax.jit(jax.vmap(start))(keys))
+
+
 class Trainer:
     """A rule at work on a task: iterate over ``records()``; afterwards ask ``milliseconds_per_step()``.
 
     Args:
       task: what is to be learnt.
       rule: a name from ``RULES``.
-      seeds: trained side by side.
+      start: from ``make_start``; its seeds are trained side by side.
       measure: from ``make_measure``.
-      config: ``learning_rate`` of Adam, decayed to zero by a cosine over all ``updates``; ``updates_per_call``, the
-        updates between two records, a divisor of ``updates``.
+      config: as for ``make_optimiser``, and ``updates_per_call``, the updates between two records, a divisor of
+        ``updates``.
     """
 
     def __init__(
-        self, task: Task, rule: str, seeds: tuple[int, ...], measure: Callable, config: ml_collections.ConfigDict
+        self, task: Task, rule: str, start: Start, measure: Callable, config: ml_collections.ConfigDict
     ) -> None:
-        self.task, self._measure, self._config = task, measure, config
-        self._keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
-        xs, _ = jax.eval_shape(task.sample, self._keys[0], 0)
+        self.task, self._start, self._measure, self._config = task, start, measure, config
+        xs, _ = jax.eval_shape(task.sample, jax.random.key(0), 0)
         self._length, self._x = len(xs), jnp.zeros(xs.shape[1:], xs.dtype)
         self._rule = RULES[rule](task.network, cross_entropy)
-        self._optimiser = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.updates))
+        self._optimiser = make_optimiser(config)
         # Seeds one after the other, so that the traces of one batch stay in the processor's cache.
         self._train = jax.jit(
             lambda start, *of_seeds: jax.lax.map(lambda of_seed: self._updates(start, *of_seed), of_seeds)
         )
-        self._start = jax.jit(jax.vmap(lambda key: (self._init(key), self._optimiser.init(self._init(key)))))
 
     def records(self) -> Iterator[Record]:
         """Train, and report after every ``updates_per_call`` updates."""
-        params, optimiser_state = self._start(self._keys)
+        keys, params, optimiser_state = self._start
         for start in range(0, self._config.updates, self._config.updates_per_call):
-            params, optimiser_state, last = self._train(start, params, optimiser_state, self._keys)
-            measured = self._measure(params, last, self._keys)
+            params, optimiser_state, last = self._train(start, params, optimiser_state, keys)
+            measured = self._measure(params, last, keys)
             yield Record(start + self._config.updates_per_call, *(np.asarray(value) for value in measured))
 
     def milliseconds_per_step(self) -> float:
         """Wall time per time step of one batch: gradient, optimiser, data. Ask after training, on an idle machine."""
-        inputs = jax.block_until_ready((0, *self._start(self._keys), self._keys))
+        keys, *given = self._start
         start = time.perf_counter()
-        jax.block_until_ready(self._train(*inputs))
-        steps = len(self._keys) * self._config.updates_per_call * self._length
+        jax.block_until_ready(self._train(0, *given, keys))
+        steps = len(keys) * self._config.updates_per_call * self._length
         return 1e3 * (time.perf_counter() - start) / steps
 
     def trace_bytes(self) -> int | None:
         """Bytes of traces for one batch; None for BPTT."""
-        params = jax.eval_shape(self._init, self._keys[0])
+        params = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], self._start.params))
         return self._rule.trace_bytes(params, make_carry(self.task, len(self._x)), self._x)
-
-    def _init(self, key: jax.Array) -> PyTree:
-        return self.task.network.init(jax.random.fold_in(key, 0), self._x)[0]
 
     def _updates(
         self, start: jax.Array, params: PyTree, optimiser_state: PyTree, key: jax.Array

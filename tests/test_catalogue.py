@@ -9,9 +9,11 @@ import pytest
 from experiments import settings
 from experiments.catalogue import TASKS, bits_right
 from experiments.loop import Loop
+from tests.test_series import recordings  # noqa: F401 - a fixture
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
+@pytest.mark.usefixtures("recordings")
 def test_every_task_has_a_configuration_with_which_it_trains(name):
     """Network, data and loss fit together; shapes alone, nothing is compiled."""
     setting = settings.make(settings.read([f"--config=configs/{name}.py"])[0])

@@ -10,8 +10,6 @@ from configs.demo import get_config
 from experiments import demo, readme
 from experiments.report import Result
 
-pytestmark = pytest.mark.as_users
-
 
 @pytest.fixture
 def small():

@@ -9,8 +9,8 @@ import pytest
 from deepeprop_jax import deep_eprop
 from deepeprop_jax.reference import bptt, stop_gradient_oracle
 from tests.gradients import FLOAT64, assert_same_gradient, relative_errors
-from tests.test_exact import ALL, NETWORKS, SANDWICHES, library_gradient
-from tests.zoo import cells, find, problem
+from tests.test_exact import ALL, SANDWICHES, library_gradient
+from tests.zoo import cells, find, networks, problem
 
 
 def check_equals_oracle(name: str, exact: bool, hops: int | None) -> None:
@@ -28,7 +28,11 @@ def check_equals_oracle(name: str, exact: bool, hops: int | None) -> None:
         assert_same_gradient(grads, grads_oracle, FLOAT64, f"{name}, exact={exact}, hops={hops}, {where}")
 
 
-@pytest.mark.parametrize("name", ALL)
+NNX = [name for name in cells() if name.startswith("nnx")]  # the Linen cells' equations, and compared with BPTT
+MOST = [param for param in ALL if param.values[0] not in NNX]
+
+
+@pytest.mark.parametrize("name", [*MOST, *(pytest.param(name, marks=pytest.mark.slow) for name in NNX)])
 def test_deep_eprop(name):
     """Where every carry is element-wise, at any depth, the gradient is that of BPTT."""
     check_equals_oracle(name, exact=False, hops=None)
@@ -39,7 +43,14 @@ def plan_of(name: str, **options):
     return deep_eprop(p.network, **options).plan(p.params, p.carry, jax.tree.map(lambda leaf: leaf[0], p.xs))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+FEW = [
+    *("stack_2", "stack_3", "stack_5_recurrent", "tower_lru_3", "graph_diamond", "graph_two_outputs", "depth_4"),
+    *("graph_skip", "graph_feed_forward", "graph_dict_input"),
+]
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in networks() if name not in FEW]
+
+
+@pytest.mark.parametrize("name", [*FEW, *OTHERS])
 @pytest.mark.parametrize("hops", [0, 1])
 def test_deep_eprop_with_few_hops(name, hops):
     """No compilation where so many hops are all: then the plan is that of ``test_deep_eprop``."""
@@ -51,7 +62,7 @@ def test_deep_eprop_with_few_hops(name, hops):
 
 
 @pytest.mark.parametrize(
-    ("name", "hops"), [("stack_3", 0), ("graph_diamond", 1), ("depth_4_between", 0), ("depth_4_between", 1)]
+    ("name", "hops"), [("graph_two_outputs", 0), ("graph_diamond", 1), ("depth_4", 0), ("depth_4_between", 1)]
 )
 def test_exact_with_few_hops(name, hops):
     check_equals_oracle(name, exact=True, hops=hops)

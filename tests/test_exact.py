@@ -14,9 +14,12 @@ from tests.zoo import cells, networks, problem
 SANDWICHES = [f"sandwich/{name}" for name, cell in cells().items() if len(cell.input_shape) == 1]
 
 
-SHORT_TOWERS = [f"tower_{cell}_{depth}" for cell in ("lru", "indrnn", "lif_no_lateral") for depth in (1, 2)]
-NETWORKS = [pytest.param(name, marks=[pytest.mark.slow] if name in SHORT_TOWERS else []) for name in networks()]
-ALL = [*cells(), *NETWORKS]
+# Like others in the suite, but for one thing; `make slow` has them too.
+ALIKE = [
+    *(f"tower_{cell}_{depth}" for cell in ("lru", "indrnn", "lif_no_lateral") for depth in (1, 2)),
+    *("stack_3_encoder", "stack_5", "graph_nested_stack", "depth_4_lstm", "depth_4_below_recurrent"),
+]
+ALL = [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in (*cells(), *networks())]
 SEGMENT = 4  # of 12 steps: three segments, and one program for all of them
 
 

@@ -14,15 +14,13 @@ from tests.gradients import FLOAT64, SAME, assert_same_gradient, relative_errors
 from tests.test_exact import start
 from tests.zoo import problem
 
+EXACT, DEEP, OWN = {"exact": True}, {"exact": False}, {"exact": False, "hops": 0}
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("stack_3", "depth_4_between")]
-NETWORKS = [
-    "linen_lstm",
-    "graph_two_outputs",
-    "depth_4",
-    "lru",
-    *SLOW,
+CASES = [
+    *((name, mode) for name in ("linen_lstm", "graph_two_outputs") for mode in (EXACT, DEEP, OWN)),
+    *(("depth_4", DEEP), ("depth_4", OWN), ("lru", DEEP)),
+    *(pytest.param(*param.values, mode, marks=pytest.mark.slow) for param in SLOW for mode in (EXACT, DEEP, OWN)),
 ]
-MODES = [{"exact": True}, {"exact": False}, {"exact": False, "hops": 0}]
 
 
 def first(tree):
@@ -37,8 +35,7 @@ def add(a, b):
     return jax.tree.map(jnp.add, a, b)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("mode", MODES, ids=str)
+@pytest.mark.parametrize(("name", "mode"), CASES, ids=str)
 def test_steps_pieces_and_whole_agree(name, mode):
     p = problem(name)
     learner = deep_eprop(p.network, **mode)

@@ -8,6 +8,7 @@ import pytest
 
 from experiments import settings, sweep, sweep_report
 from experiments.sweep import SWEEPS, Sweep
+from tests.test_series import recordings  # noqa: F401 - a fixture
 
 TINY = Sweep(
     "tiny",
@@ -45,6 +46,7 @@ def test_a_sweep_runs_what_is_missing_and_stores_all(tmp_path, monkeypatch, caps
     assert (tmp_path / "tiny.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.usefixtures("recordings")
 @pytest.mark.parametrize("name", sorted(SWEEPS))
 def test_every_combination_of_every_sweep_is_accepted(name):
     for run in SWEEPS[name].runs():

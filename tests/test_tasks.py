@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.tasks import digits, motifs, pictures, recall
+from experiments.tasks import digits, evidence, motifs, pictures, recall
 from experiments.tasks.targets import Targets, at_last_step, bit_cross_entropy, cross_entropy
 from tests.chance import five_standard_errors, linear_accuracy
 
@@ -218,6 +218,34 @@ def test_recall_is_sampled_by_key_alone() -> None:
 def test_recall_refuses_impossible_arguments(name: str, value: int, least: int) -> None:
     with pytest.raises(ValueError, match=f"{name} must be an integer >= {least}; seen {value}"):
         recall.sample(jax.random.key(0), **{"batch": 4, name: value})
+
+
+def test_evidence_is_on_the_side_of_more_cues() -> None:
+    xs, targets = evidence.sample(jax.random.key(0), 2000)
+    xs, label = np.asarray(xs), np.asarray(targets.label[-1])
+    assert xs.shape == (225, 2000, 40) and set(np.unique(xs)) == {0, 1}
+    left, right, asking, noise = np.split(xs, 4, axis=-1)
+    # A cue is on one side, for 10 steps of 15.
+    sides = np.stack([part[:105].sum(-1).reshape(7, 15, -1) for part in (left, right)])
+    assert (sides[:, :, 10:] == 0).all() and (left[105:].sum(), right[105:].sum()) == (0, 0)
+    shown = sides.sum(2)
+    assert (shown.min(0) == 0).all() and (shown.max(0) > 0).all()
+    assert (((shown[1] > 0).sum(0) > 3) == label).all()
+    for spikes, rate in ((asking[-15:], 0.4), (noise, 0.1), (left[:10, shown[0, 0] > 0], 0.4)):
+        assert abs(spikes.mean() - rate) < five_standard_errors(rate, spikes.size)
+    assert asking[:-15].sum() == 0
+    assert abs(label.mean() - 0.5) < five_standard_errors(0.5, 2000)
+    # Likelier sides: of two cues of a trial, 0.7² + 0.3² are on the same one.
+    same = ((shown[0, 0] > 0) == (shown[0, 1] > 0)).mean()
+    assert abs(same - 0.58) < five_standard_errors(0.58, 2000)
+    np.testing.assert_allclose(targets.weight.sum(0), 1, rtol=1e-6)
+    assert (targets.weight[:-15] == 0).all()
+
+
+@pytest.mark.parametrize(("name", "value"), [("batch", 0), ("cues", 6), ("delay", -1), ("recall", 0)])
+def test_evidence_refuses(name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=name):
+        evidence.sample(jax.random.key(0), **{"batch": 4, name: value})
 
 
 def test_every_task_has_its_picture(tmp_path: Path) -> None:

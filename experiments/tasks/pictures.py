@@ -17,7 +17,7 @@ import jax
 import matplotlib
 import numpy as np
 
-from experiments.tasks import digits, motifs, recall, xor_count
+from experiments.tasks import digits, evidence, motifs, recall, series, xor_count
 from experiments.tasks.targets import Targets
 
 matplotlib.use("Agg")
@@ -29,6 +29,12 @@ def _digits(pixels_per_step: int) -> tuple[jax.Array, Targets]:
     return digits.sequences(jax.tree.map(lambda part: part[:1], test), 32, pixels_per_step)
 
 
+def _series(name: str) -> tuple[jax.Array, Targets]:
+    train, _, _ = series.load(name)
+    xs, targets = series.sequences(jax.tree.map(lambda part: part[:1], train))
+    return xs / 3, targets
+
+
 PICTURES: dict[str, tuple[str, Callable[[], tuple[jax.Array, Targets]]]] = {
     "xor_count": ("XOR-count, silent delay", partial(xor_count.sample, jax.random.key(0), 1, delay=30)),
     "xor_count_distractors": (
@@ -37,6 +43,9 @@ PICTURES: dict[str, tuple[str, Callable[[], tuple[jax.Array, Targets]]]] = {
     ),
     "motifs": ("classify, then count", partial(motifs.sample, jax.random.key(0), 1)),
     "recall": ("delayed recall", partial(recall.sample, jax.random.key(0), 1)),
+    "evidence": ("evidence accumulation", partial(evidence.sample, jax.random.key(0), 1)),
+    "japanese_vowels": ("Japanese vowels, ±3 standard deviations", partial(_series, "JapaneseVowels")),
+    "basic_motions": ("basic motions, ±3 standard deviations", partial(_series, "BasicMotions")),
     "digits_rows": ("digits by rows, then 32 blank steps", partial(_digits, 8)),
     "digits_pixels": ("digits by pixels, then 32 blank steps", partial(_digits, 1)),
 }
@@ -52,7 +61,8 @@ def draw(title: str, xs: jax.Array, targets: Targets, path: Path) -> None:
     image = above.imshow(inputs.T, aspect="auto", interpolation="nearest", cmap="RdBu_r", vmin=-1, vmax=1)
     figure.colorbar(image, ax=above, ticks=(-1, 0, 1))
     above.set_ylabel("input")
-    above.set_yticks(range(inputs.shape[1]) if inputs.shape[1] < 4 else range(0, inputs.shape[1], 2))
+    channels = inputs.shape[1]
+    above.set_yticks(range(0, channels, 1 if channels < 4 else 2 if channels < 20 else 10))
     above.set_title(f"{title}: T = {len(inputs)}", loc="left", fontsize=10)
     below.bar(np.arange(len(inputs)), weight, color="#222222")
     for step in np.flatnonzero(weight):
@@ -75,7 +85,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/tasks"), help="folder for <task>.png")
     out = parser.parse_args(arguments).out
     for task, (title, example) in PICTURES.items():
-        draw(title, *example(), out / f"{task}.png")
+        try:
+            draw(title, *example(), out / f"{task}.png")
+        except ImportError as error:
+            print(f"{task} is left out: {error}")
 
 
 if __name__ == "__main__":
