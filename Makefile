@@ -5,7 +5,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 VENV := .venv
 RUN := $(VENV)/bin/python
-PIP := $(RUN) -m pip --disable-pip-version-check install --quiet
+PIP := $(RUN) -m pip --disable-pip-version-check install --quiet --no-compile
 SOURCES := deepeprop_jax tests experiments configs
 
 # One thread for each test worker: two workers on two cores otherwise wait for each other's threads.
@@ -22,7 +22,7 @@ QUICKLY = $(ONE_THREAD) XLA_FLAGS="$(XLA) $(OLD_EMITTERS)" $(RUN) -m pytest -n $
 help:
 	@echo 'make demo     train a 2-layer GRU online on handwritten digits, every rule side by side (3 minutes)'
 	@echo 'make test     lint, types, tests, docstring examples, README code'
-	@echo 'make slow     the tests that take minutes'
+	@echo 'make slow     the tests that take minutes, and those that are like others'
 	@echo 'make sweep    segments of every length and mode against the lattice, over the whole zoo (an hour)'
 	@echo 'make format   rewrite the sources in the house style'
 	@echo 'make figures  the demo's tables and the pictures of the README again'

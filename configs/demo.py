@@ -1,4 +1,4 @@
-"""The demo: two tasks, five rules, two minutes."""
+"""The demo: two tasks, five rules, three minutes."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.evaluate_every = 25
     config.checkpoint_every = 100
     config.evidence = ml_collections.ConfigDict()
-    config.evidence.layers = "ALIF"
+    config.evidence.cells = "ALIF"
     config.evidence.features = 50
     config.evidence.cues = 7
     config.evidence.delay = 105

@@ -138,11 +138,9 @@ def recall_task(
     return generated(network, sample, batch, test_size, loss_fn=bit_cross_entropy, right=bits_right)
 
 
-def evidence_task(
-    *, features: int, layers: str, cues: int, delay: int, recall: int, batch: int, test_size: int
-) -> Task:
-    """Evidence accumulation by spiking neurons, ``layers`` a key of ``networks.SPIKING``."""
-    network = networks.spiking_network(features, evidence.CLASSES, layers, evidence.DT)
+def evidence_task(*, features: int, cells: str, cues: int, delay: int, recall: int, batch: int, test_size: int) -> Task:
+    """Evidence accumulation by spiking neurons, ``cells`` a key of ``networks.SPIKING``."""
+    network = networks.spiking_network(features, evidence.CLASSES, cells, evidence.DT)
     return generated(network, partial(evidence.sample, cues=cues, delay=delay, recall=recall), batch, test_size)
 
 

@@ -42,20 +42,17 @@ class Demo:
         }
         self.threshold = config.threshold
         self.results = {title: {rule: Result() for rule in config.rules} for title in titles}
-        self._jobs = []
-        for title, name in titles.items():
-            task = TASKS[name](**{option: config[name][option] for option in TASK_OPTIONS[name]})
-            start, measure = make_start(task, tuple(config.seeds), config[name]), make_measure(task)
-            self._jobs += [(title, rule, task, start, measure, config[name]) for rule in config.rules]
+        self._config, self._titles = config, titles
         self._trainers: dict[tuple[str, str], Trainer] = {}
         self._stop = threading.Event()
 
     def run(self, progress: Progress) -> None:
         """Train everything, then time each rule while nothing else runs."""
         # Compiling and small matrix products use one core each: as many rules at once as there are cores.
-        pool = ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, len(self._jobs)))
+        pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1)
         try:
-            futures = [pool.submit(self._train, progress, *job) for job in self._jobs]
+            jobs = [job for jobs in pool.map(self._jobs_of, self._titles) for job in jobs]
+            futures = [pool.submit(self._train, progress, *job) for job in jobs]
             while wait(futures, timeout=0.2).not_done:
                 if any(future.done() and future.exception() for future in futures):
                     break
@@ -66,6 +63,13 @@ class Demo:
             pool.shutdown(wait=False, cancel_futures=True)
         for (title, rule), trainer in self._trainers.items():
             self.results[title][rule].milliseconds_per_step = trainer.milliseconds_per_step()
+
+    def _jobs_of(self, title: str) -> list[tuple]:
+        """The arguments of ``_train`` for every rule on a task."""
+        config, name = self._config, self._titles[title]
+        task = TASKS[name](**{option: config[name][option] for option in TASK_OPTIONS[name]})
+        start, measure = make_start(task, tuple(config.seeds), config[name]), make_measure(task)
+        return [(title, rule, task, start, measure, config[name]) for rule in config.rules]
 
     def _train(
         self,

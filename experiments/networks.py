@@ -172,11 +172,11 @@ SPIKING = {
 """Layers from bottom to top, below the readout."""
 
 
-def spiking_network(features: int, classes: int, layers: str, dt: float) -> Cell:
+def spiking_network(features: int, classes: int, cells: str, dt: float) -> Cell:
     """Spiking layers of equal size below a leaky readout of 20 ms.
 
     Raises:
-      Refused: ``layers`` is not a key of ``SPIKING``.
+      Refused: ``cells`` is not a key of ``SPIKING``.
     """
-    check_name("choice of layers", layers, SPIKING)
-    return stack(*SPIKING[layers](features, dt), leaky_readout(classes, tau=20, dt=dt))
+    check_name("choice of spiking cells", cells, SPIKING)
+    return stack(*SPIKING[cells](features, dt), leaky_readout(classes, tau=20, dt=dt))

@@ -1,9 +1,12 @@
 """Exact claims need float64; two devices let a test shard; most programs here are compiled once and run once."""
 
 import gc
+from pathlib import Path
 
 import jax
 import pytest
+
+from experiments.tasks import series
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 2)
@@ -18,3 +21,19 @@ def quick_compilation(request):
     jax.config.update("jax_disable_most_optimizations", quick)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+HEAD = "# a comment\n@problemName small\n@equalLength true\n@classLabel true low high\n@data\n"
+TRAIN = HEAD + "1,2,3:0,0,6:low\n3,4,5:6,0,0:high\n5,6,7:0,6,0:high\n\n"
+TEST = HEAD + "1,2,3:0,0,6:high\n"
+
+
+@pytest.fixture
+def recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of files as aeon has them, each three recordings of two channels and three steps."""
+    for name, stem in series.SETS.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{stem}_TRAIN.ts").write_text(TRAIN)
+        (tmp_path / name / f"{stem}_TEST.ts").write_text(TEST)
+    monkeypatch.setattr(series, "folder", lambda: tmp_path)
+    return tmp_path

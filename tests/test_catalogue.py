@@ -9,7 +9,6 @@ import pytest
 from experiments import settings
 from experiments.catalogue import TASKS, bits_right
 from experiments.loop import Loop
-from tests.test_series import recordings  # noqa: F401 - a fixture
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))

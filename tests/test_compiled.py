@@ -76,7 +76,16 @@ def test_compile_time_does_not_grow_with_depth():
 
 
 @pytest.mark.parametrize(
-    ("name", "mode"), [("gru", {"exact": True}), ("gru", {"exact": False}), ("alif", {"hops": 0})], ids=str
+    ("name", "mode"),
+    [
+        ("gru", {"exact": False}),
+        ("alif", {"hops": 0}),
+        pytest.param("gru", {"exact": True}, marks=pytest.mark.slow),
+        pytest.param("gru", {"hops": 0}, marks=pytest.mark.slow),
+        pytest.param("alif", {"exact": True}, marks=pytest.mark.slow),
+        pytest.param("alif", {"exact": False}, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_memory_does_not_grow_with_time(name, mode):
     found = {}
@@ -94,7 +103,9 @@ def test_memory_does_not_grow_with_time(name, mode):
     [
         ({"hops": 0}, 1, (256, 65_536)),
         ({"hops": 0}, 3, (193, 65_537)),
-        ({"hops": 0, "rank": 2}, 3, (256, 65_536)),
+        pytest.param({"exact": False}, 3, (256, 65_536), marks=pytest.mark.slow),
+        pytest.param({"exact": True}, 3, (256, 65_536), marks=pytest.mark.slow),
+        pytest.param({"hops": 0, "rank": 2}, 3, (256, 65_536), marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -9,23 +9,18 @@ import pytest
 from deepeprop_jax import deep_eprop
 from deepeprop_jax.reference import bptt, forward_rtrl
 from tests.gradients import FLOAT64, assert_same_gradient
-from tests.zoo import cells, networks, problem
+from tests.zoo import cells, networks, problem, start
 
 SANDWICHES = [f"sandwich/{name}" for name, cell in cells().items() if len(cell.input_shape) == 1]
 
 
-# Like others in the suite, but for one thing; `make slow` has them too.
+# Like others but for one thing, and left to `make slow`.
 ALIKE = [
     *(f"tower_{cell}_{depth}" for cell in ("lru", "indrnn", "lif_no_lateral") for depth in (1, 2)),
-    *("stack_3_encoder", "stack_5", "graph_nested_stack", "depth_4_lstm", "depth_4_below_recurrent"),
+    *("stack_3_encoder", "stack_5", "depth_4_lstm", "depth_4_below_recurrent"),
 ]
 ALL = [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in (*cells(), *networks())]
 SEGMENT = 4  # of 12 steps: three segments, and one program for all of them
-
-
-def start(learner, p):
-    """The learner's state, by one program: ``init`` alone would compile one for every shape."""
-    return jax.jit(learner.init)(p.params, p.carry, jax.tree.map(lambda leaf: leaf[0], p.xs))
 
 
 def library_gradient(p, segment_length: int | None = SEGMENT, within_segment: str = "eprop", **options):

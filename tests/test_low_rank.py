@@ -51,6 +51,8 @@ def run_both(name: str, hops: int | None, flags: Flags, rank: int = FULL, change
         ("alif_refractory", 0, "none"),
         ("lru", 0, "none"),
         ("depth_4", None, "random"),
+        pytest.param("depth_4_below_recurrent", None, "random", marks=pytest.mark.slow),
+        pytest.param("stack_3", None, "random", marks=pytest.mark.slow),
     ],
 )
 def test_full_rank_equals_no_rank(name, hops, kind):

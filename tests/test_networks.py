@@ -10,6 +10,8 @@ import pytest
 from deepeprop_jax import Cell, analyse, deep_eprop, linen_cell
 from deepeprop_jax.reference import bptt
 from experiments import networks
+from experiments.refusal import Refused
+from experiments.tasks import evidence
 from experiments.tasks.targets import cross_entropy
 from experiments.tasks.xor_count import sample
 from tests.gradients import FLOAT64, SAME, assert_same_gradient, relative_errors
@@ -176,6 +178,18 @@ def test_relays_stand_between_detector_and_integrator() -> None:
         params, _ = networks.xor_network(FEATURES, 2, 0.9, depth=depth).init(jax.random.key(0), x)
         relays = [isinstance(layer, dict) and "R" in layer for layer in params]
         assert relays == [False, *[True] * (depth - 2), False, False]
+
+
+@pytest.mark.parametrize(("cells", "layers"), [("ALIF", 2), ("LIF, ALIF", 3), ("ALIF, tanh", 3)])
+def test_spiking_layers_below_a_readout(cells: str, layers: int) -> None:
+    network = networks.spiking_network(5, 2, cells, dt=10.0)
+    xs, _ = evidence.sample(jax.random.key(0), 3)
+    params, carry = jax.eval_shape(network.init, jax.random.key(1), xs[0])
+    assert len(params) == layers
+    _, y = jax.eval_shape(jax.vmap(network.apply, (None, 0, 0)), params, carry, xs[0])
+    assert y.shape == (3, 2)
+    with pytest.raises(Refused, match="Did you mean 'LIF, ALIF'"):
+        networks.spiking_network(5, 2, "LIF, ALF", dt=10.0)
 
 
 def test_impossible_arguments_are_refused() -> None:

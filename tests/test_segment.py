@@ -11,8 +11,7 @@ from deepeprop_jax.reference import bptt, segment_oracle
 from deepeprop_jax.sequence import Sequence, Stream, as_params, by_steps
 from deepeprop_jax.through_time import Flags
 from tests.gradients import FLOAT64, SAME, assert_same_gradient, relative_errors
-from tests.test_exact import start
-from tests.zoo import problem
+from tests.zoo import problem, start
 
 STEPS = 20  # C = 3 gives six segments and a shorter one, C = 8 two and a shorter one
 FEW = ["linen_lstm", "lru", "alif_refractory", "gru_reset_before", "stack_3", "depth_4"]

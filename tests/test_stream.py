@@ -11,8 +11,7 @@ import pytest
 from deepeprop_jax import deep_eprop
 from deepeprop_jax.reference import bptt, localised, stop_gradient_oracle
 from tests.gradients import FLOAT64, SAME, assert_same_gradient, relative_errors
-from tests.test_exact import start
-from tests.zoo import problem
+from tests.zoo import problem, start
 
 EXACT, DEEP, OWN = {"exact": True}, {"exact": False}, {"exact": False, "hops": 0}
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("stack_3", "depth_4_between")]
@@ -147,7 +146,7 @@ def test_resets_and_valid(name, exact):
     resets, valid = jnp.asarray(random.random((12, 3)) < 0.2), jnp.asarray(random.random((12, 3)) < 0.7)
     resets = resets.at[0, 1].set(True)
     state = start(learner, p)
-    alone = ({"resets": resets}, {"valid": valid}) if name == "counter_and_key" else ()
+    alone = () if name in ("graph_two_outputs", "depth_4") else ({"resets": resets}, {"valid": valid})
     for flags in (*alone, {"resets": resets, "valid": valid}):
         (loss, _), grads = run(p.params, state, p.xs, p.targets, **flags)
         (loss_needed, _), needed = reference(p.params, p.carry, p.xs, p.targets, **flags)

@@ -8,7 +8,6 @@ import pytest
 
 from experiments import settings, sweep, sweep_report
 from experiments.sweep import SWEEPS, Sweep
-from tests.test_series import recordings  # noqa: F401 - a fixture
 
 TINY = Sweep(
     "tiny",

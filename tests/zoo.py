@@ -10,13 +10,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deepeprop_jax import LearnerState, OnlineLearner
 from deepeprop_jax.cell import Cell, PyTree, assemble, graph_of, select
 from deepeprop_jax.reference import Pair, is_differentiable
 from tests.zoo_cells import ZooCell, stock
 from tests.zoo_networks import ZooNetwork, alone, sandwich, topologies
 from tests.zoo_odd import odd
 
-__all__ = ["Problem", "ZooCell", "ZooNetwork", "cells", "find", "margin", "networks", "problem", "squared_error"]
+__all__ = [
+    "Problem",
+    "ZooCell",
+    "ZooNetwork",
+    "cells",
+    "find",
+    "margin",
+    "networks",
+    "problem",
+    "squared_error",
+    "start",
+]
 
 
 @functools.cache
@@ -167,6 +179,11 @@ def _spiking_carry(draw: np.random.Generator, carry: PyTree) -> PyTree:
     left = [np.where(z > 0, 2, draw.integers(0, 2, size=v.shape)).astype(np.int32)]
     filled = (draw.uniform(-1, 1.5, size=v.shape), *(draw.random(leaf.shape) for leaf in adaptation), z)
     return (*filled, *left[: len(carry) - len(filled)])
+
+
+def start(learner: OnlineLearner, p: Problem) -> LearnerState:
+    """The learner's state, by one program: ``init`` alone would compile one for every shape."""
+    return jax.jit(learner.init)(p.params, p.carry, jax.tree.map(lambda leaf: leaf[0], p.xs))
 
 
 def margin(problem: Problem) -> float:

@@ -12,6 +12,8 @@ import os
 import sys
 from pathlib import Path
 
+STORED = Path(__file__).parents[2] / "docs" / "benchmarks"
+
 
 def fix_threads(threads: int) -> None:
     """Let this process compute with so many threads; before JAX is imported, which reads it once.
@@ -37,14 +39,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder for the results")
     options = parser.parse_args(arguments)
     fix_threads(options.threads)
+    import jax
+
     from experiments.benchmarks.run import run_suites
     from experiments.benchmarks.suites import SUITES, only
 
     wanted = list(SUITES) if "all" in options.suite else options.suite
     if unknown := [name for name in wanted if name not in SUITES]:
         parser.error(f"no suite {', '.join(unknown)}; there are: all, {', '.join(SUITES)}")
-    suites = {name: only(SUITES[name], options.only) for name in wanted}
-    if options.only and not any(suite.comparisons for suite in suites.values()):
+    if "all" in options.suite and jax.default_backend() != "gpu":
+        wanted.remove("gpu")  # its stored figures are a GPU's
+    if not options.only:
+        return run_suites({name: SUITES[name] for name in wanted}, options.rounds, options.out)
+    if options.out.resolve() == STORED:
+        parser.error(
+            "--only makes a part of a suite, and what is stored in docs/benchmarks is whole: give another --out"
+        )
+    suites = {name: suite for name in wanted if (suite := only(SUITES[name], options.only)).comparisons}
+    if not suites:
         titles = [str(comparison.problem) for name in wanted for comparison in SUITES[name].comparisons]
         parser.error(f"no comparison's title holds {options.only!r}; there are:\n  " + "\n  ".join(titles))
     return run_suites(suites, options.rounds, options.out)

@@ -96,7 +96,8 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"{comparison.problem}, {name}: {wall:.1f} µs a step, busy {busy:.1f}, {launches:.1f} launches")
     options.out.mkdir(parents=True, exist_ok=True)
     device = jax.devices()[0].device_kind.replace(" ", "_")
-    (options.out / f"{device}.json").write_text(json.dumps(rows, indent=1) + "\n")
+    found = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "programs": rows}
+    (options.out / f"{device}.json").write_text(json.dumps(found, indent=1) + "\n")
     return 0
 
 

@@ -23,7 +23,8 @@ thresholds adapt for 2 s.
 *A perfect solver*: nearly 1.0: a cue is 10 neurons in 10 steps at 40 Hz, some 40 spikes, where the other side has none.
 
 *Source*: G. Bellec et al., "A solution to the learning dilemma for recurrent networks of spiking neurons", Nature
-Communications 11, 3625 (2020), after A. Morcos and C. Harvey, Nature Neuroscience 19, 1672 (2016); here at dt = 10 ms.
+Communications 11, 3625 (2020), after A. Morcos and C. Harvey, Nature Neuroscience 19, 1672 (2016); here at dt = 10 ms,
+and with a delay of one length.
 """
 
 from __future__ import annotations

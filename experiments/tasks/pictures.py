@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
     for task, (title, example) in PICTURES.items():
         try:
             draw(title, *example(), out / f"{task}.png")
-        except ImportError as error:
+        except series.NoRecordings as error:
             print(f"{task} is left out: {error}")
 
 

@@ -15,7 +15,7 @@ step only.
 
 *Chance level*: 1/9 and 1/4 (0.24 of JapaneseVowels' test set, where the classes are not balanced, are of the largest).
 
-*A perfect solver*: 1.0. Classifiers that see the whole recording at once get 0.97 to 0.99, and 1.0.
+*A perfect solver*: 1.0.
 
 *Source*: M. Kudo, J. Toyama, M. Shimbo, "Multidimensional curve classification using passing-through regions", Pattern
 Recognition Letters 20 (1999); A. Bagnall et al., "The UEA multivariate time series classification archive, 2018",
@@ -40,6 +40,10 @@ SETS = {"JapaneseVowels": "JapaneseVowels_eq", "BasicMotions": "BasicMotions"}
 """The names here, and the files' there (of equal length)."""
 
 
+class NoRecordings(ImportError):
+    """The files are not there."""
+
+
 class Recordings(NamedTuple):
     """Values (count, T, channels) and classes (count,)."""
 
@@ -51,12 +55,12 @@ def folder() -> Path:
     """Where aeon keeps its data.
 
     Raises:
-      ImportError: it is not installed.
+      NoRecordings: it is not installed.
     """
     found = importlib.util.find_spec("aeon")
     if found is None or not found.submodule_search_locations:
-        raise ImportError(
-            "The recordings are files of the package aeon, which is not installed: pip install --no-deps aeon "
+        raise NoRecordings(
+            "The recordings are files of the package aeon, which is not installed: pip install --no-deps aeon==1.6.0 "
             "(its files are all that is needed)."
         )
     return Path(found.submodule_search_locations[0]) / "datasets" / "data"
@@ -92,12 +96,12 @@ def load(name: str) -> tuple[Recordings, Recordings, int]:
 
     Raises:
       Refused: another name.
-      ImportError: aeon's files are not there.
+      NoRecordings: aeon's files are not there.
     """
     check_name("set of recordings", name, SETS)
     files = [folder() / name / f"{SETS[name]}_{part}.ts" for part in ("TRAIN", "TEST")]
     if missing := [path.name for path in files if not path.exists()]:
-        raise ImportError(f"The installed aeon has no {' and no '.join(missing)}: pip install --no-deps aeon==1.6.0")
+        raise NoRecordings(f"The installed aeon has no {' and no '.join(missing)}: pip install --no-deps aeon==1.6.0")
     (train, train_label, classes), (test, test_label, _) = (read(path) for path in files)
     mean, scale = train.mean((0, 1)), train.std((0, 1))
 
