@@ -150,14 +150,11 @@ def analyse(
     checks.check_options(False, None, rank)
     graph = graph_of(as_cell(network.network if isinstance(network, OnlineLearner) else network))
     exactly = Planner(graph, True, None, trainable)
-
-    def planner(exact: bool, hops: int | None = None, rank: int | None = None) -> Planner:
-        return Planner(graph, exact, hops, trainable, rank, like=exactly)
-
+    whole = {True: exactly, False: Planner(graph, False, None, trainable, like=exactly)}
     params, carry, x = jax.eval_shape(lambda *trees: trees, params, carry, x)
     batch = checks.batch_size(carry, x)
     has_depth = any(vertex.depth is not None for vertex in graph.nodes)
-    local, exact = (planner(is_exact).plan(params, carry, x) for is_exact in (False, True))
+    local, exact = (whole[is_exact].plan(params, carry, x) for is_exact in (False, True))
     nodes = tuple(_node_report(local, exact, v) for v in range(len(local.nodes)))
     hops = _useful_hops(local)
     modes = []
@@ -165,7 +162,9 @@ def analyse(
     for is_exact, r, m in [(True, None, m) for m in hops] + [(False, r, m) for r in ranks for m in hops]:
         if r is not None and m and has_depth:
             continue  # refused by deep_eprop
-        mode = planner(is_exact, m, r)
+        mode = whole[is_exact]
+        if m is not None or r is not None:
+            mode = Planner(graph, is_exact, m, trainable, r, like=exactly)
         plan = mode.plan(params, carry, x)
         pending = Pending(carry, x, mode.pending_update(params, carry, x), jax.ShapeDtypeStruct((batch,), bool))
         cost = cost_of(plan, params, pending, batch)

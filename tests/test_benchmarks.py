@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -193,6 +195,24 @@ def test_kernels_are_those_on_a_gpus_streams(monkeypatch: pytest.MonkeyPatch) ->
     assert kernels.on_device(events) == {"dot": (2, 3.0)}
     monkeypatch.setattr(kernels.jax, "default_backend", lambda: "cpu")
     assert kernels.main([]) == 1
+
+
+def test_the_page_says_what_the_kernels_took() -> None:
+    page = document.PAGE.read_text()
+    (path,) = (ROOT / "docs" / "benchmarks" / "kernels").glob("*.json")
+    for program in json.loads(path.read_text())["programs"]:
+        wall, busy, launches = (program[key] / program["steps"] for key in ("wall_us", "busy_us", "launches"))
+        profiled = " (profiled)" if busy > wall + 1 else ""
+        assert f"| {program['rival']} | {wall:.0f} | {busy:.0f}{profiled} | {launches:.0f} |" in page, program[
+            "problem"
+        ]
+
+
+def test_a_part_of_a_suite_is_not_stored_as_the_whole() -> None:
+    """In a process of its own: the program holds its process to one processor."""
+    command = ["-m", "experiments.benchmarks", "--suite", "gpu", "--only", "GRU", "--out", "docs/benchmarks"]
+    run = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 2 and "give another --out" in run.stderr
 
 
 def test_the_performance_page_holds_the_stored_figures() -> None:

@@ -93,3 +93,6 @@ def test_the_speeds_are_those_that_were_measured():
         f"segments take {small[0]} (tanh) and {small[1]} (GRU) times the time of BPTT at these sizes, and {large}"
         in text
     )
+    cases = (("leaky tanh", 128, 16), ("GRU", 128, 16), ("GRU", 512, 64))
+    hoisted = [ratio(cell, features, "BPTT, hoisted", "gpu", batch) for cell, features, batch in cases]
+    assert f"hoisted BPTT takes {hoisted[0]}, {hoisted[1]} and {hoisted[2]} (`make bench SUITE=gpu`)" in text

@@ -45,6 +45,16 @@ def test_a_sweep_runs_what_is_missing_and_stores_all(tmp_path, monkeypatch, caps
     assert (tmp_path / "tiny.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_refused_sweep_does_not_stop_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "SWEEPS", {"refused": TINY._replace(config="configs/absent.py"), "tiny": TINY})
+    monkeypatch.setattr(sweep.train, "main", lambda arguments: 2 * ("--config=configs/absent.py" in arguments))
+    assert sweep.main(["all", "--results", str(tmp_path / "runs"), "--out", str(tmp_path)]) == 2
+    assert [path.name for path in tmp_path.glob("*.json")] == ["tiny.json"]
+    monkeypatch.setattr(sweep.train, "main", lambda arguments: sweep.INTERRUPTED)
+    assert sweep.main(["all", "--results", str(tmp_path / "runs"), "--out", str(tmp_path / "none")]) == 130
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.usefixtures("recordings")
 @pytest.mark.parametrize("name", sorted(SWEEPS))
 def test_every_combination_of_every_sweep_is_accepted(name):
