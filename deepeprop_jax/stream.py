@@ -43,11 +43,11 @@ class Factors(NamedTuple):
     """What moves a node's own local traces.
 
     Attributes:
-      recurrence: D, (batch, K, K, units).
+      recurrence: D, (batch, K, K, units); None without own traces.
       additions: per block of the trace dF/dtheta, as an outer product or as (batch, K, |leaf|).
     """
 
-    recurrence: jax.Array
+    recurrence: jax.Array | None
     additions: list[Outer | jax.Array]
 
 
@@ -78,7 +78,7 @@ def update(plan: Plan, active: jax.Array, factors: list[Factors], traces: Traces
     new = {}
     for v, (blocks, (recurrence, additions)) in enumerate(zip(plan.own, factors, strict=True)):
         name = plan.name(v, v)
-        if name not in traces:
+        if name not in traces or recurrence is None:
             continue
         still = jnp.eye(plan.nodes[v].units.slots, dtype=plan.dtype)[None, :, :, None]
         recurrence = jnp.where(active[:, None, None, None], recurrence, still)
@@ -143,7 +143,7 @@ def _factors(step: sg.Segment, v: int) -> Factors:
         deltas.append(part.linear_values(program.to_params, back.steps))
         whole.append(part.parameters(back, "b", sizes))
     if not recurrence:
-        return Factors(jnp.zeros((sizes["b"], 0, 0, 0), plan.dtype), [])
+        return Factors(None, [])  # not an array without entries: checkpoints refuse those
 
     def vector(x: Lifted) -> jax.Array:
         return broadcast(x, "cb", sizes)[0].astype(plan.dtype)

@@ -18,11 +18,12 @@ from experiments import networks
 from experiments.cells import CELLS
 from experiments.refusal import Refused, check_name
 from experiments.rules import LossFn
-from experiments.tasks import digits, evidence, motifs, recall, series, xor_count
+from experiments.tasks import digits, evidence, motifs, recall, series, text, xor_count
 from experiments.tasks.targets import Targets, bit_cross_entropy, cross_entropy
 
 PyTree = Any
 TEST_SEED = 10_000
+HELD_OUT_STREAMS = 8
 
 
 def largest_is_label(logits: jax.Array, label: jax.Array) -> jax.Array:
@@ -154,11 +155,39 @@ def series_task(*, name: str, features: int, batch: int, cell: str = "GRUCell", 
     )
 
 
+def text_task(
+    *,
+    size: int,
+    features: int,
+    batch: int,
+    steps: int,
+    path: str | None = None,
+    cell: str = "GRUCell",
+    layers: int = 2,
+) -> Task:
+    """The next character of a text, read as parallel streams that go on from batch to batch."""
+    network = layers_below_readout(cell, layers, features, size)
+    corpus = text.load(path, size)
+    text.sample(jnp.int32(0), corpus.train, size, batch=batch, steps=steps)  # refuses what cannot be read
+
+    def held_out() -> tuple[jax.Array, Targets]:
+        whole = (len(corpus.held_out) // HELD_OUT_STREAMS) - 1
+        return text.sample(jnp.int32(0), corpus.held_out, size, batch=HELD_OUT_STREAMS, steps=whole)
+
+    return Task(
+        network=network,
+        sample=lambda key, index: text.sample(index, corpus.train, size, batch=batch, steps=steps),
+        test=held_out,
+        continues=True,
+    )
+
+
 TASKS: dict[str, Callable[..., Task]] = {
     "digits": digits_task,
     "evidence": evidence_task,
     "motifs": motifs_task,
     "recall": recall_task,
     "series": series_task,
+    "text": text_task,
     "xor_count": xor_task,
 }

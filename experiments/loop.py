@@ -63,7 +63,7 @@ class Loop:
         self._test = None
         self.start = jax.jit(self._start)
         self.advance = jax.jit(self._advance)
-        self._accuracy = jax.jit(self._accuracy_of)
+        self._tested = jax.jit(self._test_of)
         self._gradients = jax.jit(self._both_gradients)
 
     def _zeros(self) -> jax.Array:
@@ -101,16 +101,23 @@ class Loop:
         learning, losses = jax.lax.scan(batch, learning, first + jnp.arange(self._batches_per_call))
         return learning, losses.mean()
 
-    def accuracy(self, params: PyTree) -> float:
-        """The share of right answers on the test set, steps weighted as in the loss."""
+    def test(self, params: PyTree) -> dict[str, float | None]:
+        """On the test set, steps weighted as in the loss: the share of right answers, and the loss of a sequence."""
         self._test = self._test or self._task.test()
-        return float(self._accuracy(params, *self._test))
+        accuracy, loss = self._tested(params, *self._test)
+        return {"test_accuracy": float(accuracy), "test_loss": quotient(float(loss), 1)}
 
-    def _accuracy_of(self, params: PyTree, xs: PyTree, targets: PyTree) -> jax.Array:
+    def _test_of(self, params: PyTree, xs: PyTree, targets: PyTree) -> tuple[jax.Array, jax.Array]:
         apply = jax.vmap(self._task.network.apply, in_axes=(None, 0, 0))
-        _, logits = jax.lax.scan(lambda carry, x: apply(params, carry, x), self._carry(xs[0]), xs)
-        right = self._task.right(logits, targets.label)
-        return jnp.sum(right * targets.weight) / jnp.sum(targets.weight)
+
+        def step(carry: PyTree, at: tuple) -> tuple[PyTree, tuple[PyTree, jax.Array]]:
+            x, target = at
+            carry, y = apply(params, carry, x)
+            return carry, (y, self._task.loss_fn(y, target))
+
+        _, (outputs, losses) = jax.lax.scan(step, self._carry(xs[0]), (xs, targets))
+        right = self._task.right(outputs, targets.label)
+        return jnp.sum(right * targets.weight) / jnp.sum(targets.weight), losses.sum()
 
     def fidelity(self, params: PyTree, key: jax.Array, index: int) -> list[dict[str, float | None]]:
         """The rule's gradient beside that of BPTT, per layer: same parameters, batch ``index``, no update inside it."""

@@ -27,6 +27,10 @@ CONTROLS = ("BPTT", "deep e-prop", "hops = 0", "immediate only", "lower frozen")
 FEW = ("BPTT", "deep e-prop", "hops = 0", "lower frozen")
 
 
+MEASURES = {"test accuracy": "test_accuracy", "bits per character": "test_loss"}
+"""The figure of a line of metrics that a measure is made of."""
+
+
 class Sweep(NamedTuple):
     """One task under several rules.
 
@@ -35,7 +39,8 @@ class Sweep(NamedTuple):
       config: file of the training configuration.
       fixed: fields set for all runs.
       grid: fields and their values; every combination is run. ``rule`` and ``seed`` are among them.
-      threshold: of the test accuracy, for the number of batches to it.
+      threshold: of the measure, for the number of batches to it.
+      measure: what is shown of the test set, a key of ``MEASURES``.
     """
 
     title: str
@@ -43,6 +48,7 @@ class Sweep(NamedTuple):
     fixed: dict[str, Any]
     grid: dict[str, tuple]
     threshold: float = 0.9
+    measure: str = "test accuracy"
 
     def runs(self) -> Iterator[dict[str, Any]]:
         """The fields of every run that are not fixed."""
@@ -134,6 +140,14 @@ SWEEPS: dict[str, Sweep] = {
         {},
         {"rule": CONTROLS, "seed": SEEDS[:3]},
     ),
+    "text": Sweep(
+        "The next character of Python's documentation, one to three layers of 16 GRU units",
+        "configs/text.py",
+        {"text.features": 16, "batches": 1000, "evaluate_every": 100},
+        {"text.layers": (1, 2, 3), "rule": CONTROLS, "seed": SEEDS[:3]},
+        threshold=3.5,
+        measure="bits per character",
+    ),
     "evidence": Sweep(
         "Evidence accumulation by one layer of adaptive spiking neurons",
         "configs/evidence.py",
@@ -165,7 +179,7 @@ def collect(sweep: Sweep, folder: Path) -> list[dict[str, Any]]:
             {
                 "fields": run,
                 "batch": [line["batch"] for line in metrics],
-                "test_accuracy": [line["test_accuracy"] for line in metrics],
+                MEASURES[sweep.measure]: [line[MEASURES[sweep.measure]] for line in metrics],
                 "layers": {str(line["batch"]): line["layers"] for line in metrics if "layers" in line},
             }
         )
@@ -218,6 +232,7 @@ def store(name: str, sweep: Sweep, runs: list[dict[str, Any]], out: Path) -> Non
         "config": sweep.config,
         "fixed": sweep.fixed,
         "threshold": sweep.threshold,
+        "measure": sweep.measure,
         "runs": runs,
     }
     (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")

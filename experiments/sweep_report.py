@@ -9,6 +9,8 @@ stored results.
 from __future__ import annotations
 
 import json
+import math
+import operator
 import re
 import statistics
 from collections.abc import Iterable
@@ -25,8 +27,15 @@ from matplotlib import pyplot
 
 PAGE = Path(__file__).parents[1] / "docs" / "experiments.md"
 SECTION = re.compile(r"(<!-- sweep (\w+): [^\n]*-->\n).*?(\n<!-- end of sweep \2 -->)", re.DOTALL)
-HEADER = ("rule", "test accuracy", "worst to best seed", "batches to {threshold}", "gap closed", "cosine", "norm ratio")
+HEADER = ("rule", "{measure}", "lowest to highest seed", "batches to {threshold}", "gap closed", "cosine", "norm ratio")
 Run = dict[str, Any]
+
+
+def curve(run: Run) -> list[float]:
+    """What is shown of the test set, over batches: accuracy, or of a loss in nats the bits."""
+    if "test_loss" in run:
+        return [loss / math.log(2) for loss in run["test_loss"]]
+    return run["test_accuracy"]
 
 
 def groups(runs: Iterable[Run]) -> dict[tuple, dict[str, list[Run]]]:
@@ -39,33 +48,34 @@ def groups(runs: Iterable[Run]) -> dict[tuple, dict[str, list[Run]]]:
 
 
 def final(runs: list[Run]) -> list[float]:
-    """Last test accuracy of each seed."""
-    return [run["test_accuracy"][-1] for run in runs]
+    """The last of each seed's curve."""
+    return [curve(run)[-1] for run in runs]
 
 
 def batches_to(run: Run, threshold: float) -> float:
-    """The first evaluation at or above the threshold; infinite where there is none."""
-    pairs = zip(run["batch"], run["test_accuracy"], strict=True)
-    return next((batch for batch, accuracy in pairs if accuracy >= threshold), float("inf"))
+    """The first evaluation at the threshold or better; infinite where there is none."""
+    better = operator.le if "test_loss" in run else operator.ge
+    pairs = zip(run["batch"], curve(run), strict=True)
+    return next((batch for batch, value in pairs if better(value, threshold)), float("inf"))
 
 
 def gap_closed(rule: list[Run], rules: dict[str, list[Run]]) -> float | None:
-    """(rule − frozen) / (BPTT − frozen) of mean accuracies; None without both, or where they are within 0.02."""
+    """(rule − frozen) / (BPTT − frozen) of means over seeds; None without both, or where they are within 0.02."""
     if "BPTT" not in rules or "lower frozen" not in rules:
         return None
     top, bottom, own = (statistics.mean(final(runs)) for runs in (rules["BPTT"], rules["lower frozen"], rule))
-    return (own - bottom) / (top - bottom) if top - bottom > 0.02 else None
+    return (own - bottom) / (top - bottom) if abs(top - bottom) > 0.02 else None
 
 
 def row(rule: str, rules: dict[str, list[Run]], threshold: float) -> list[str]:
     """A row of the table, in the order of ``HEADER``."""
     runs = rules[rule]
-    accuracies, reached = final(runs), [batches_to(run, threshold) for run in runs]
+    values, reached = final(runs), [batches_to(run, threshold) for run in runs]
     middle, gap = statistics.median(reached), gap_closed(runs, rules)
     return [
         rule,
-        f"{statistics.mean(accuracies):.3f} ± {statistics.pstdev(accuracies):.3f}",
-        f"{min(accuracies):.3f} to {max(accuracies):.3f}",
+        f"{statistics.mean(values):.3f} ± {statistics.pstdev(values):.3f}",
+        f"{min(values):.3f} to {max(values):.3f}",
         f"{middle:.0f}" if np.isfinite(middle) else f"> {runs[0]['batch'][-1]}",
         "–" if gap is None else f"{gap:.2f}",
         " ".join(_layers(runs, "cosine")),
@@ -89,7 +99,9 @@ def markdown(result: dict[str, Any]) -> str:
     parts = [f"`{result['command']}`, commit {result['commit']}; {seeds} seeds, mean ± standard deviation."]
     for setting, rules in groups(result["runs"]).items():
         title = ", ".join([result["title"], *(f"{name.split('.')[-1]} {value}" for name, value in setting)])
-        names = [name.format(threshold=f"{result['threshold']:.0%}") for name in HEADER]
+        measure = result.get("measure", "test accuracy")
+        threshold = f"{result['threshold']:.0%}" if measure == "test accuracy" else f"{result['threshold']} bits"
+        names = [name.format(measure=measure, threshold=threshold) for name in HEADER]
         lines = [f"**{title}**", "", "| " + " | ".join(names) + " |", "|---" + "|---:" * (len(HEADER) - 1) + "|"]
         lines += ["| " + " | ".join(row(rule, rules, result["threshold"])) + " |" for rule in rules]
         parts.append("\n".join(lines))
@@ -97,7 +109,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Test accuracy over batches, a panel for each setting; a band from the worst seed to the best."""
+    """The measure over batches, a panel for each setting; a band from the worst seed to the best."""
     panels = groups(result["runs"])
     figure, axes = pyplot.subplots(
         1, len(panels), figsize=(4.6 * len(panels), 3.4), layout="constrained", sharey=True, squeeze=False
@@ -105,14 +117,14 @@ def draw(result: dict[str, Any], path: Path) -> None:
     for axis, (setting, rules) in zip(axes[0], panels.items(), strict=True):
         for rule, runs in rules.items():
             batches = runs[0]["batch"]
-            curves = np.array([run["test_accuracy"] for run in runs])
+            curves = np.array([curve(run) for run in runs])
             (line,) = axis.plot(batches, curves.mean(axis=0), color=COLOURS.get(rule), label=rule, linewidth=1.8)
             axis.fill_between(batches, curves.min(axis=0), curves.max(axis=0), color=line.get_color(), alpha=0.12)
         words = [f"{name.split('.')[-1]} {value}" for name, value in setting]
         axis.set_title(", ".join(words) or result["title"], loc="left", fontsize=10)
         axis.set_xlabel("batches")
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set_ylabel("test accuracy")
+    axes[0, 0].set_ylabel(result.get("measure", "test accuracy"))
     axes[0, 0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

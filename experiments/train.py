@@ -5,8 +5,9 @@
 In the folder (default ``results/train/<name of the configuration's file>``):
 
 * ``metrics.jsonl``: a line per evaluation: ``batch`` (training batches seen), ``update`` (optimiser updates made),
-  ``train_loss`` (per sequence, mean since the line before), ``test_accuracy``; at the start, the middle and the
-  end also ``layers``, each layer's gradient by the rule beside that of BPTT. What is undefined or not finite is null.
+  ``train_loss`` (per sequence, mean since the line before), ``test_accuracy`` and ``test_loss`` (per sequence); at the
+  start, the middle and the end also ``layers``, each layer's gradient by the rule beside that of BPTT. What is
+  undefined or not finite is null.
 * ``timings.jsonl``: a line per evaluation, kept apart so that metrics repeat bit for bit.
 * ``checkpoints/``, ``config.json`` and, where tensorboardX is installed, ``tensorboard/``.
 """
@@ -97,7 +98,7 @@ class Run:
             "batch": self.batch,
             "update": self.batch * self._updates_per_batch,
             "train_loss": loss,
-            "test_accuracy": self._loop.accuracy(learning.params),
+            **self._loop.test(learning.params),
         }
         if self.batch in self._compared:
             metrics["layers"] = self._loop.fidelity(learning.params, self._key, self.batch)
@@ -106,7 +107,7 @@ class Run:
     def _write(self, metrics: dict[str, Any], board: Any) -> None:
         self._workdir.append("metrics", metrics)
         if board is not None:
-            for name in ("train_loss", "test_accuracy"):
+            for name in ("train_loss", "test_accuracy", "test_loss"):
                 if metrics[name] is not None:
                     board.add_scalar(name, metrics[name], self.batch)
             for layer, figures in enumerate(metrics.get("layers", [])):

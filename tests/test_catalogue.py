@@ -25,7 +25,8 @@ def test_every_task_has_a_configuration_with_which_it_trains(name):
     assert loss.shape == ()
     xs, targets = jax.eval_shape(lambda: setting.task.sample(jax.random.key(0), 0))
     test_xs, test_targets = jax.eval_shape(setting.task.test)
-    assert test_xs.shape[::2] == xs.shape[::2]
+    assert test_xs.shape[2:] == xs.shape[2:]
+    assert setting.task.continues or len(test_xs) == len(xs)
     assert test_targets.label.shape[2:] == targets.label.shape[2:]
 
 

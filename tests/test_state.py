@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
+import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deepeprop_jax import deep_eprop, stack
@@ -47,6 +48,16 @@ def test_orbax_restores_the_state_bit_for_bit(tmp_path):
     chex.assert_trees_all_equal(restored, half)
     assert bool(restored[2].pending.active.all())
     chex.assert_trees_all_equal(train(restored, range(5, 9)), train(half, range(5, 9)))
+
+
+@pytest.mark.parametrize("mode", [{}, {"exact": True}, {"hops": 0}, {"hops": 0, "rank": 2}], ids=str)
+@pytest.mark.parametrize("name", ["stack_3_spiking", "graph_feed_forward", "stack_5"])
+def test_no_array_of_the_state_is_without_entries(name, mode):
+    """Orbax refuses to save one. Layers without a carry have no traces, nor factors of one."""
+    p = problem(name)
+    learner = deep_eprop(p.network, **mode)
+    state = jax.eval_shape(learner.init, p.params, p.carry, first(p.xs))
+    assert min(leaf.size for leaf in jax.tree.leaves(state)) > 0
 
 
 def test_a_batch_sharded_over_devices_gives_the_same_gradient():

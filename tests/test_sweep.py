@@ -94,6 +94,19 @@ def test_the_table_by_hand():
     assert sweep_report.gap_closed(runs[:2], {"BPTT": runs[:2]}) is None
 
 
+def test_a_loss_is_shown_in_bits_and_less_is_better():
+    losses = {"BPTT": [2.0, 1.0], "rule": [2.0, 1.5], "lower frozen": [2.0, 2.0]}
+    runs = [run(rule, 0, [], [1.0]) | {"batch": [0, 10], "test_loss": values} for rule, values in losses.items()]
+    for one in runs:
+        del one["test_accuracy"]
+    ((_, rules),) = sweep_report.groups(runs).items()
+    assert sweep_report.row("BPTT", rules, 1.5)[1:5] == ["1.443 ± 0.000", "1.443 to 1.443", "10", "1.00"]
+    assert sweep_report.row("rule", rules, 1.5)[3:5] == ["> 10", "0.50"]
+    result = {"title": "text", "command": "c", "commit": "0", "threshold": 1.5, "measure": "bits per character"}
+    table = sweep_report.markdown(result | {"runs": runs})
+    assert "| rule | bits per character | lowest to highest seed | batches to 1.5 bits |" in table
+
+
 def test_the_page_holds_the_stored_results():
     page, folder = sweep_report.PAGE.read_text(), sweep_report.PAGE.parent / "experiments"
     assert sweep_report.fill(page, folder) == page

@@ -1,0 +1,83 @@
+"""The text task: streams that go on from batch to batch, its alphabet, and what is refused."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import settings
+from experiments.refusal import Refused
+from experiments.tasks import text
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "some.txt"
+    path.write_text("abcab" * 250 + "é!", encoding="utf-8")
+    return text.load(str(path), size=3)
+
+
+def test_the_alphabet_is_that_of_the_training_part_by_frequency(corpus):
+    assert corpus.alphabet == "ab" + text.OTHER
+    assert len(corpus.train) == int(0.95 * 1252) and len(corpus.train) + len(corpus.held_out) == 1252
+    assert corpus.train[:5].tolist() == [0, 1, 2, 0, 1]
+    assert corpus.held_out[-2:].tolist() == [2, 2]
+
+
+def test_streams_go_on_from_batch_to_batch_and_round_at_the_end(corpus):
+    batch, steps, stream = 4, 25, len(corpus.train) // 4
+    seen, last_label = [], None
+    for index in range(stream // steps + 2):
+        xs, targets = text.sample(jnp.int32(index), corpus.train, 3, batch=batch, steps=steps)
+        assert xs.shape == (steps, batch, 3) and targets.label.shape == targets.weight.shape == (steps, batch)
+        np.testing.assert_array_equal(xs.sum(-1), 1)
+        np.testing.assert_allclose(targets.weight.sum(0), 1, rtol=1e-6)
+        shown = np.asarray(xs).argmax(-1)
+        np.testing.assert_array_equal(targets.label[:-1], shown[1:])
+        if last_label is not None:
+            np.testing.assert_array_equal(last_label, shown[0])
+        last_label = targets.label[-1]
+        seen.append(shown)
+    joined = np.concatenate(seen)
+    streams = np.asarray(corpus.train)[: batch * stream].reshape(batch, stream).T
+    np.testing.assert_array_equal(joined[:stream], streams)
+    np.testing.assert_array_equal(joined[stream:], streams[: len(joined) - stream])
+
+
+def test_the_text_of_python_and_what_tables_of_its_characters_cost():
+    corpus = text.load()
+    assert len(corpus.train) > 300_000 and len(corpus.alphabet) == 96
+    assert "".join(corpus.alphabet[i] for i in corpus.train[:200].tolist()).isprintable() is False  # it has lines
+    assert int((corpus.train == 95).sum()) < 0.001 * len(corpus.train)
+    # The statistics that the task's documentation gives; each further character is worth something.
+    none, one, two = (text.bits_of_order(corpus, order) for order in range(3))
+    assert 4.4 < none < 4.8 and 3.0 < one < 3.5 and 2.0 < two < 2.7
+
+
+def test_a_table_of_more_characters_knows_more(tmp_path):
+    (tmp_path / "regular.txt").write_text("abcab" * 250)
+    corpus = text.load(str(tmp_path / "regular.txt"), size=4)
+    # What comes after "ab" is "c" or "a"; after "cab" and after "bab" it is certain.
+    two, three = (text.bits_of_order(corpus, order) for order in (2, 3))
+    assert 0.35 < two < 0.45 and three < 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--config.text.path=absent.txt"], "absent.txt"),
+        (["--config.text.batch=100000"], "Give a longer text"),
+        (["--config.text.size=1"], "size"),
+    ],
+)
+def test_what_is_refused(options, words):
+    config, _ = settings.read(["--config=configs/text.py", *options])
+    with pytest.raises(Refused, match=words):
+        settings.make(config)
+
+
+def test_a_short_text_is_refused(tmp_path):
+    (tmp_path / "short.txt").write_text("abc")
+    with pytest.raises(ValueError, match="3 characters"):
+        text.load(str(tmp_path / "short.txt"))
