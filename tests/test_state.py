@@ -50,8 +50,8 @@ def test_orbax_restores_the_state_bit_for_bit(tmp_path):
     chex.assert_trees_all_equal(train(restored, range(5, 9)), train(half, range(5, 9)))
 
 
-@pytest.mark.parametrize("mode", [{}, {"exact": True}, {"hops": 0}, {"hops": 0, "rank": 2}], ids=str)
-@pytest.mark.parametrize("name", ["stack_3_spiking", "graph_feed_forward", "stack_5"])
+@pytest.mark.parametrize("mode", [{}, {"hops": 0}, {"hops": 0, "rank": 2}], ids=str)
+@pytest.mark.parametrize("name", ["stack_3_spiking", "graph_feed_forward"])
 def test_no_array_of_the_state_is_without_entries(name, mode):
     """Orbax refuses to save one. Layers without a carry have no traces, nor factors of one."""
     p = problem(name)
