@@ -32,9 +32,9 @@ Run = dict[str, Any]
 
 
 def curve(run: Run) -> list[float]:
-    """What is shown of the test set, over batches: accuracy, or of a loss in nats the bits."""
+    """What is shown of the test set, over batches: accuracy, or of a loss in nats the bits; nan for one not finite."""
     if "test_loss" in run:
-        return [loss / math.log(2) for loss in run["test_loss"]]
+        return [math.nan if loss is None else loss / math.log(2) for loss in run["test_loss"]]
     return run["test_accuracy"]
 
 
@@ -60,11 +60,12 @@ def batches_to(run: Run, threshold: float) -> float:
 
 
 def gap_closed(rule: list[Run], rules: dict[str, list[Run]]) -> float | None:
-    """(rule − frozen) / (BPTT − frozen) of means over seeds; None without both, or where they are within 0.02."""
+    """(rule − frozen) / (BPTT − frozen) of means over seeds; None without both, or where BPTT is not 0.02 better."""
     if "BPTT" not in rules or "lower frozen" not in rules:
         return None
     top, bottom, own = (statistics.mean(final(runs)) for runs in (rules["BPTT"], rules["lower frozen"], rule))
-    return (own - bottom) / (top - bottom) if abs(top - bottom) > 0.02 else None
+    gain = bottom - top if "test_loss" in rule[0] else top - bottom
+    return (own - bottom) / (top - bottom) if gain > 0.02 else None
 
 
 def row(rule: str, rules: dict[str, list[Run]], threshold: float) -> list[str]:
@@ -74,7 +75,7 @@ def row(rule: str, rules: dict[str, list[Run]], threshold: float) -> list[str]:
     middle, gap = statistics.median(reached), gap_closed(runs, rules)
     return [
         rule,
-        f"{statistics.mean(values):.3f} ± {statistics.pstdev(values):.3f}",
+        f"{np.mean(values):.3f} ± {np.std(values):.3f}",
         f"{min(values):.3f} to {max(values):.3f}",
         f"{middle:.0f}" if np.isfinite(middle) else f"> {runs[0]['batch'][-1]}",
         "–" if gap is None else f"{gap:.2f}",

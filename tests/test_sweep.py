@@ -92,6 +92,8 @@ def test_the_table_by_hand():
         *["– 0.50", "2.00 2.00"],
     ]
     assert sweep_report.gap_closed(runs[:2], {"BPTT": runs[:2]}) is None
+    # Where the frozen control is better than BPTT, there is no gap to close.
+    assert sweep_report.gap_closed(runs[:2], {"BPTT": runs[4:], "lower frozen": runs[:2]}) is None
 
 
 def test_a_loss_is_shown_in_bits_and_less_is_better():
@@ -102,6 +104,9 @@ def test_a_loss_is_shown_in_bits_and_less_is_better():
     ((_, rules),) = sweep_report.groups(runs).items()
     assert sweep_report.row("BPTT", rules, 1.5)[1:5] == ["1.443 ± 0.000", "1.443 to 1.443", "10", "1.00"]
     assert sweep_report.row("rule", rules, 1.5)[3:5] == ["> 10", "0.50"]
+    assert sweep_report.gap_closed([runs[1]], {"BPTT": [runs[2]], "lower frozen": [runs[0]]}) is None
+    # A run that diverged has null for a loss, and no figure.
+    assert sweep_report.row("rule", {"rule": [runs[1] | {"test_loss": [2.0, None]}]}, 1.5)[1] == "nan ± nan"
     result = {"title": "text", "command": "c", "commit": "0", "threshold": 1.5, "measure": "bits per character"}
     table = sweep_report.markdown(result | {"runs": runs})
     assert "| rule | bits per character | lowest to highest seed | batches to 1.5 bits |" in table
