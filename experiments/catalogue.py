@@ -104,14 +104,17 @@ def xor_task(
     batch: int,
     test_size: int,
     distractors: bool = False,
+    running: bool = False,
     depth: int = 2,
     memory: float = 0.0,
     angle: float = 0.0,
     bias_scale: float = 0.0,
+    from_rest: bool = False,
 ) -> Task:
     """XOR-count: a feature formed in a layer with little or no memory, long before the loss."""
-    sample = partial(xor_count.sample, cues=cues, gap=gap, delay=delay, width=width, distractors=distractors)
-    options = {"depth": depth, "memory": memory, "angle": angle, "bias_scale": bias_scale}
+    of_task = {"cues": cues, "gap": gap, "delay": delay, "width": width}
+    sample = partial(xor_count.sample, **of_task, distractors=distractors, running=running)
+    options = {"depth": depth, "memory": memory, "angle": angle, "bias_scale": bias_scale, "from_rest": from_rest}
     network = networks.xor_network(features, xor_count.CLASSES, decay, **options)
     return generated(network, sample, batch, test_size)
 

@@ -19,23 +19,28 @@ PyTree = Any
 
 
 class Detector(nn.Module):
-    """A layer without memory: y = tanh(W x + b).
+    """A layer without memory: y = tanh(W x + b), or y = tanh(W x + b) − tanh(b), relative to its rest.
 
     Attributes:
       features: number of units.
       bias_scale: standard deviation of the initial biases. At 0 every unit is an odd function of x, so no unit is
         correlated with a vote of XOR-count: training starts on a plateau, which biases of 0.5 avoid.
+      from_rest: whether silence, x = 0, gives y = 0. Otherwise a memory above adds up tanh(b) at every silent step,
+        which over 300 steps is a hundred times what the votes leave.
     """
 
     features: int
     bias_scale: float = 0.0
+    from_rest: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return jnp.tanh(nn.Dense(self.features, bias_init=nn.initializers.normal(self.bias_scale))(x))
+        layer = nn.Dense(self.features, bias_init=nn.initializers.normal(self.bias_scale))
+        detected = jnp.tanh(layer(x))
+        return detected - jnp.tanh(layer(jnp.zeros_like(x))) if self.from_rest else detected
 
 
-def leaky_detector(features: int, memory: float, bias_scale: float = 0.0) -> Cell:
+def leaky_detector(features: int, memory: float, bias_scale: float = 0.0, from_rest: bool = False) -> Cell:
     """A detector whose output fades: h_t = ρ h_{t−1} + (1 − ρ) tanh(W x_t + b), y_t = h_t, h_0 = 0.
 
     ρ = ``memory``; the parameters are those of ``Detector``, which it equals at ρ = 0.
@@ -45,7 +50,7 @@ def leaky_detector(features: int, memory: float, bias_scale: float = 0.0) -> Cel
     """
     if not 0 <= memory < 1:
         raise ValueError(f"memory must be in [0, 1); seen {memory!r}.")
-    detector = linen_cell(Detector(features, bias_scale))
+    detector = linen_cell(Detector(features, bias_scale, from_rest))
 
     def init(key: jax.Array, x: jax.Array) -> tuple[PyTree, jax.Array]:
         params, _ = detector.init(key, x)
@@ -135,20 +140,22 @@ def xor_network(
     memory: float = 0.0,
     angle: float = 0.0,
     bias_scale: float = 0.0,
+    from_rest: bool = False,
 ) -> Cell:
     """``depth`` layers below a linear readout: a detector, depth − 2 relays, an integrator.
 
     Args:
       memory: of the detector; at 0 it has none, and no carry.
       angle: by which the integrator rotates; at 0 it does not, and is element-wise.
-      bias_scale: of the detector's initial biases.
+      bias_scale, from_rest: of the detector, see ``Detector``.
 
     Raises:
       ValueError: ``depth`` below 2.
     """
     if depth < 2:
         raise ValueError(f"There is a detector and an integrator, so depth must be >= 2; seen {depth!r}.")
-    detector = leaky_detector(features, memory, bias_scale) if memory else Detector(features, bias_scale)
+    options = {"bias_scale": bias_scale, "from_rest": from_rest}
+    detector = leaky_detector(features, memory, **options) if memory else Detector(features, **options)
     relays = [relay(features) for _ in range(depth - 2)]
     top = rotated_integrator(features, decay, angle) if angle else integrator(features, decay)
     return stack(detector, *relays, top, nn.Dense(classes))

@@ -38,9 +38,10 @@ class Sweep(NamedTuple):
       title: for tables and pictures.
       config: file of the training configuration.
       fixed: fields set for all runs.
-      grid: fields and their values; every combination is run. ``rule`` and ``seed`` are among them.
+      grid: fields and their values; every combination is run. ``seed`` and ``compared`` are among them.
       threshold: of the measure, for the number of batches to it.
       measure: what is shown of the test set, a key of ``MEASURES``.
+      compared: the field whose values stand side by side: a row of a table and a curve each.
     """
 
     title: str
@@ -49,6 +50,7 @@ class Sweep(NamedTuple):
     grid: dict[str, tuple]
     threshold: float = 0.9
     measure: str = "test accuracy"
+    compared: str = "rule"
 
     def runs(self) -> Iterator[dict[str, Any]]:
         """The fields of every run that are not fixed."""
@@ -72,7 +74,8 @@ XOR_20 = XOR_30 | {
     "batches": 1500,
     "checkpoint_every": 500,
 }
-XOR_300 = XOR_30 | {"xor_count.delay": 300, "xor_count.decay": 0.999}
+# Without from_rest the integrator adds up tanh(b) over the silence, a hundred times what the votes leave.
+XOR_300 = XOR_30 | {"xor_count.delay": 300, "xor_count.decay": 0.999, "xor_count.from_rest": True}
 SWEEPS: dict[str, Sweep] = {
     "xor_count_30": Sweep(
         "XOR-count, silent delay of 30 steps",
@@ -110,11 +113,24 @@ SWEEPS: dict[str, Sweep] = {
         XOR_20,
         {"xor_count.depth": (2, 3, 4), "rule": FEW, "seed": SEEDS[:3]},
     ),
+    "relay_ladder_5": Sweep(
+        "XOR-count through three dense relays",
+        "configs/xor_count.py",
+        XOR_20 | {"xor_count.depth": 5},
+        {"rule": FEW, "seed": SEEDS[:3]},
+    ),
     "mixing": Sweep(
         "XOR-count, a memory whose units mix",
         "configs/xor_count.py",
         XOR_20,
         {"xor_count.angle": (0.02, 0.1, 0.5), "rule": FEW, "seed": SEEDS[:3]},
+    ),
+    "mixing_exact": Sweep(
+        "XOR-count, a memory whose units mix, by exact RTRL",
+        "configs/xor_count.py",
+        XOR_20 | {"rule": "exact RTRL"},
+        {"xor_count.angle": (0.02, 0.1, 0.5), "seed": SEEDS[:3]},
+        compared="xor_count.angle",
     ),
     "motifs": Sweep(
         "Classify three motifs, then count, delay of 12 steps",
@@ -147,6 +163,22 @@ SWEEPS: dict[str, Sweep] = {
         {"text.layers": (1, 2, 3), "rule": CONTROLS, "seed": SEEDS[:3]},
         threshold=3.5,
         measure="bits per character",
+    ),
+    "stale_traces_xor_count": Sweep(
+        "XOR-count with a running label, silent delay of 30 steps, updates inside the sequence",
+        "configs/xor_count.py",
+        XOR_30 | {"xor_count.running": True, "rule": "deep e-prop"},
+        {"learning_rate": (1e-3, 1e-2), "update_every": (1, 5, 15, 45), "seed": SEEDS[:3]},
+        compared="update_every",
+    ),
+    "stale_traces_text": Sweep(
+        "The next character, one layer of 16 GRU units, updates inside the 32 steps of a batch",
+        "configs/text.py",
+        {"text.features": 16, "text.layers": 1, "batches": 1000, "evaluate_every": 100, "rule": "deep e-prop"},
+        {"learning_rate": (1e-3, 1e-2), "update_every": (1, 4, 32), "seed": SEEDS[:3]},
+        threshold=3.5,
+        measure="bits per character",
+        compared="update_every",
     ),
     "evidence": Sweep(
         "Evidence accumulation by one layer of adaptive spiking neurons",
@@ -233,6 +265,7 @@ def store(name: str, sweep: Sweep, runs: list[dict[str, Any]], out: Path) -> Non
         "fixed": sweep.fixed,
         "threshold": sweep.threshold,
         "measure": sweep.measure,
+        "compared": sweep.compared,
         "runs": runs,
     }
     (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -27,7 +27,15 @@ from matplotlib import pyplot
 
 PAGE = Path(__file__).parents[1] / "docs" / "experiments.md"
 SECTION = re.compile(r"(<!-- sweep (\w+): [^\n]*-->\n).*?(\n<!-- end of sweep \2 -->)", re.DOTALL)
-HEADER = ("rule", "{measure}", "lowest to highest seed", "batches to {threshold}", "gap closed", "cosine", "norm ratio")
+HEADER = (
+    "{compared}",
+    "{measure}",
+    "lowest to highest seed",
+    "batches to {threshold}",
+    "gap closed",
+    "cosine",
+    "norm ratio",
+)
 Run = dict[str, Any]
 
 
@@ -38,12 +46,12 @@ def curve(run: Run) -> list[float]:
     return run["test_accuracy"]
 
 
-def groups(runs: Iterable[Run]) -> dict[tuple, dict[str, list[Run]]]:
-    """By setting (all fields but rule and seed), then by rule: the runs of all seeds."""
+def groups(runs: Iterable[Run], compared: str = "rule") -> dict[tuple, dict[str, list[Run]]]:
+    """By setting (all fields but seed and the one compared), then by what is compared: the runs of all seeds."""
     found: dict[tuple, dict[str, list[Run]]] = {}
     for run in runs:
-        setting = tuple((name, value) for name, value in run["fields"].items() if name not in ("rule", "seed"))
-        found.setdefault(setting, {}).setdefault(run["fields"]["rule"], []).append(run)
+        setting = tuple((name, value) for name, value in run["fields"].items() if name not in (compared, "seed"))
+        found.setdefault(setting, {}).setdefault(str(run["fields"][compared]), []).append(run)
     return found
 
 
@@ -78,7 +86,7 @@ def row(rule: str, rules: dict[str, list[Run]], threshold: float) -> list[str]:
         f"{np.mean(values):.3f} ± {np.std(values):.3f}",
         f"{min(values):.3f} to {max(values):.3f}",
         f"{middle:.0f}" if np.isfinite(middle) else f"> {runs[0]['batch'][-1]}",
-        "–" if gap is None else f"{gap:.2f}",
+        "–" if gap is None else f"{round(gap, 2) + 0.0:.2f}",  # 0.00, never -0.00
         " ".join(_layers(runs, "cosine")),
         " ".join(_layers(runs, "norm_ratio")),
     ]
@@ -97,12 +105,14 @@ def _layers(runs: list[Run], figure: str) -> list[str]:
 def markdown(result: dict[str, Any]) -> str:
     """All tables of a sweep."""
     seeds = len({run["fields"]["seed"] for run in result["runs"]})
+    compared = result.get("compared", "rule")
     parts = [f"`{result['command']}`, commit {result['commit']}; {seeds} seeds, mean ± standard deviation."]
-    for setting, rules in groups(result["runs"]).items():
+    for setting, rules in groups(result["runs"], compared).items():
         title = ", ".join([result["title"], *(f"{name.split('.')[-1]} {value}" for name, value in setting)])
         measure = result.get("measure", "test accuracy")
         threshold = f"{result['threshold']:.0%}" if measure == "test accuracy" else f"{result['threshold']} bits"
-        names = [name.format(measure=measure, threshold=threshold) for name in HEADER]
+        words = {"compared": compared.replace("_", " "), "measure": measure, "threshold": threshold}
+        names = [name.format(**words) for name in HEADER]
         lines = [f"**{title}**", "", "| " + " | ".join(names) + " |", "|---" + "|---:" * (len(HEADER) - 1) + "|"]
         lines += ["| " + " | ".join(row(rule, rules, result["threshold"])) + " |" for rule in rules]
         parts.append("\n".join(lines))
@@ -111,7 +121,8 @@ def markdown(result: dict[str, Any]) -> str:
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """The measure over batches, a panel for each setting; a band from the worst seed to the best."""
-    panels = groups(result["runs"])
+    compared = result.get("compared", "rule")
+    panels = groups(result["runs"], compared)
     figure, axes = pyplot.subplots(
         1, len(panels), figsize=(4.6 * len(panels), 3.4), layout="constrained", sharey=True, squeeze=False
     )
@@ -126,7 +137,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         axis.set_xlabel("batches")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_ylabel(result.get("measure", "test accuracy"))
-    axes[0, 0].legend(frameon=False, fontsize=8)
+    axes[0, 0].legend(frameon=False, fontsize=8, title=None if compared == "rule" else compared.replace("_", " "))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 

@@ -60,7 +60,7 @@ class Run:
             # Events after the checkpoint are those of the run that was killed.
             purge = None if resumed is None else resumed + 1
             board = SummaryWriter(str(self._workdir.path / "tensorboard"), purge_step=purge)
-        learning = self._first() if resumed is None else self._restored(resumed)
+        learning = self._first() if resumed is None else self.restored(resumed)
         if resumed is None:
             self._write(self._measured(learning, None), board)
         compiled = False
@@ -88,7 +88,8 @@ class Run:
     def _state(self, learning: Learning) -> dict[str, Any]:
         return {"learning": learning, "key": jax.random.key_data(self._key)}
 
-    def _restored(self, batch: int) -> Learning:
+    def restored(self, batch: int) -> Learning:
+        """The checkpoint of a batch; its random key becomes the run's."""
         state = self._workdir.restore(batch, jax.eval_shape(lambda: self._state(self._first())))
         self._key = jax.random.wrap_key_data(state["key"])
         return state["learning"]

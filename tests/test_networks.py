@@ -118,6 +118,19 @@ def test_detectors_start_with_the_biases_asked_for() -> None:
         np.testing.assert_array_equal(dense["kernel"], zero["kernel"])
 
 
+def test_a_detector_from_rest_is_silent_in_silence() -> None:
+    """tanh(W x + b) − tanh(b), with the parameters of the other detector; and so is one that remembers."""
+    x = jax.random.normal(jax.random.key(0), (BATCH, WIDTH)).at[0].set(0)
+    plain, rested = (linen_cell(networks.Detector(FEATURES, 0.5, from_rest)) for from_rest in (False, True))
+    params = plain.init(jax.random.key(1), x)[0]
+    jax.tree.map(np.testing.assert_array_equal, params, rested.init(jax.random.key(1), x)[0])
+    (_, y), (_, found) = (jax.vmap(cell.apply, (None, None, 0))(params, (), x) for cell in (plain, rested))
+    np.testing.assert_allclose(found, y - y[0], atol=1e-6)
+    leaky = networks.leaky_detector(FEATURES, 0.5, 0.5, from_rest=True)
+    _, h = jax.vmap(leaky.apply, (None, 0, 0))(params, jnp.zeros((BATCH, FEATURES)), x)
+    np.testing.assert_allclose(h, found / 2, atol=1e-6)
+
+
 def test_a_leaky_detector_follows_its_equation() -> None:
     cell = networks.leaky_detector(FEATURES, 0.9)
     params, h, xs, _ = problem(cell)

@@ -112,6 +112,20 @@ def test_a_loss_is_shown_in_bits_and_less_is_better():
     assert "| rule | bits per character | lowest to highest seed | batches to 1.5 bits |" in table
 
 
+def test_other_fields_than_the_rule_can_be_compared():
+    runs = [run("BPTT", 0, [0.5, value], [1.0]) for value in (0.6, 0.8)]
+    for every, one in zip((1, 5), runs, strict=True):
+        one["fields"]["update_every"] = every
+    result = {"title": "XOR", "command": "c", "commit": "0", "threshold": 0.7, "compared": "update_every", "runs": runs}
+    lines = sweep_report.markdown(result).splitlines()
+    assert "**XOR, delay 5, rule BPTT**" in lines
+    assert [line.split("|")[1:3] for line in lines if line.startswith("| ")] == [
+        [" update every ", " test accuracy "],
+        [" 1 ", " 0.600 ± 0.000 "],
+        [" 5 ", " 0.800 ± 0.000 "],
+    ]
+
+
 def test_the_page_holds_the_stored_results():
     page, folder = sweep_report.PAGE.read_text(), sweep_report.PAGE.parent / "experiments"
     assert sweep_report.fill(page, folder) == page

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import settings
+from deepeprop_jax import Cell
+from experiments import settings, train, write
 from experiments.refusal import Refused
 from experiments.tasks import text
 
@@ -81,3 +83,37 @@ def test_a_short_text_is_refused(tmp_path):
     (tmp_path / "short.txt").write_text("abc")
     with pytest.raises(ValueError, match="3 characters"):
         text.load(str(tmp_path / "short.txt"))
+
+
+def test_a_network_reads_the_prompt_and_then_what_it_writes():
+    """One that expects, of the alphabet in a circle, the character after the one before last."""
+
+    def apply(sure, before, x):
+        return x, sure * jnp.roll(before, 2)
+
+    cell = Cell(lambda key, x: (jnp.float32(5), jnp.zeros_like(x)), apply)
+    writer = write.Writer(cell, jnp.float32(5), 6, "abcd")
+
+    def after(prompt, characters, temperature, seed=0):
+        return write.write(writer, prompt, characters, temperature, jax.random.key(seed))
+
+    # Of the six numbers two are no characters and never written.
+    assert after("aa", 1, 1e-3) == "c" and after("ba", 1, 1e-3) == "d" and after("ab", 2, 1e-3) == "cd"
+    assert {after("aa", 1, 1e3, seed) for seed in range(40)} == set("abcd")
+
+
+def test_a_trained_network_writes_from_its_newest_checkpoint(tmp_path, capsys):
+    folder = tmp_path / "run"
+    (tmp_path / "regular.txt").write_text("abc" * 700)
+    options = {"path": tmp_path / "regular.txt", "size": 5, "features": 8, "layers": 1, "batch": 4, "steps": 10}
+    fields = [f"--config.text.{name}={value}" for name, value in options.items()]
+    lengths = ["--config.batches=60", "--config.evaluate_every=60", "--config.checkpoint_every=60"]
+    arguments = ["--config=configs/text.py", "--config.rule=BPTT", "--config.learning_rate=0.1", *lengths, *fields]
+    assert write.main([str(folder)]) == 2 and "no run" in capsys.readouterr().err
+    assert train.main([*arguments, f"--workdir={folder}"]) == 0
+    capsys.readouterr()
+    assert write.main([str(folder), "--prompt=abcab", "--characters=7", "--temperature=0.1"]) == 0
+    assert capsys.readouterr().out == "abcab" + "cabcabc" + "\n"
+    assert write.main([str(folder), "--prompt="]) == 2 and "at least one character" in capsys.readouterr().err
+    (folder / "checkpoints" / "60").rename(tmp_path / "elsewhere")
+    assert write.main([str(folder)]) == 2 and "no checkpoint" in capsys.readouterr().err

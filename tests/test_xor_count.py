@@ -48,6 +48,21 @@ def test_labels_follow_their_definition(sequences: tuple[np.ndarray, np.ndarray]
         assert labels[example] == (votes > 0)
 
 
+def test_a_running_label_is_that_of_the_votes_so_far() -> None:
+    xs, targets = sample(jax.random.key(0), 50, running=True)
+    np.testing.assert_array_equal(xs, sample(jax.random.key(0), 50)[0])
+    votes, cues, asked = np.zeros(50), 0, []
+    for step, x in enumerate(np.asarray(xs)):
+        if step in CUE_STEPS:
+            votes, cues = votes + x[:, 0] * x[:, 1], cues + 1
+        if cues % 2:
+            asked.append(step)
+            np.testing.assert_array_equal(targets.label[step], votes > 0)
+    assert len(asked) == 2 * GAP + GAP + DELAY
+    weight = np.isin(np.arange(len(xs)), asked)[:, None].repeat(50, axis=1) / len(asked)
+    np.testing.assert_allclose(targets.weight, weight, rtol=1e-6)
+
+
 def test_cues_are_signs_and_the_steps_between_are_silent(sequences: tuple[np.ndarray, np.ndarray]) -> None:
     xs, _ = sequences
     assert set(np.unique(xs[CUE_STEPS])) == {-1.0, 1.0}

@@ -70,10 +70,15 @@ def load(path: str | None = None, size: int = 96) -> Text:
     cut = int(TRAINING_SHARE * len(text))
     # By frequency, then by code point: the same on every machine.
     ranked = sorted(Counter(text[:cut]).items(), key=lambda item: (-item[1], item[0]))
-    known = [character for character, _ in ranked[: size - 1]]
-    number = {character: i for i, character in enumerate(known)}
-    numbers = np.array([number.get(character, len(known)) for character in text], np.int32)
-    return Text(jnp.asarray(numbers[:cut]), jnp.asarray(numbers[cut:]), "".join(known) + OTHER)
+    alphabet = "".join(character for character, _ in ranked[: size - 1]) + OTHER
+    found = numbers(text, alphabet)
+    return Text(found[:cut], found[cut:], alphabet)
+
+
+def numbers(text: str, alphabet: str) -> jax.Array:
+    """Characters as their places in the alphabet, (characters,) int32; the last place for those not in it."""
+    place = {character: i for i, character in enumerate(alphabet)}
+    return jnp.asarray(np.array([place.get(character, len(alphabet) - 1) for character in text], np.int32))
 
 
 def sample(index: jax.Array, characters: jax.Array, size: int, *, batch: int, steps: int) -> tuple[jax.Array, Targets]:

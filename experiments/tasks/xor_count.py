@@ -9,6 +9,10 @@ sum of votes (``cues`` is odd), asked for at the last step only.
     length        T = cues · gap + delay
     label         [Σ_cues x_0 x_1 > 0]
 
+With ``running`` the label of a step is the sign of the votes so far, and it is asked for at every step at which these
+are odd in number: after the first cue, the third, ..., and the last one, with equal weights that sum to 1. A
+learner then hears of the votes all along, as updates inside a sequence need.
+
 The delay is silent (zeros), or shows distractors: x ∈ {−1, +1}^width again, but with one of x_0 and x_1, drawn anew at
 each step, set to 0. A distractor's vote x_0 · x_1 is therefore 0, so the label stays what the cues say. A layer that
 remembers its last input is overwritten by distractors, and not by silence.
@@ -17,8 +21,8 @@ Why it is hard: a vote is uncorrelated with every odd function of the inputs, su
 zero biases, so a linear integrator above an untrained layer sees nothing to integrate. The feature must be formed in
 a layer without memory, up to T steps before the loss.
 
-*Shapes*: xs (T, batch, width) float32; targets.label (T, batch) int32; targets.weight (T, batch) float32, 1 at the last
-step and 0 elsewhere.
+*Shapes*: xs (T, batch, width) float32; targets.label (T, batch) int32; targets.weight (T, batch) float32, without
+``running`` 1 at the last step and 0 elsewhere.
 
 *Chance level*: 0.5.
 
@@ -48,6 +52,7 @@ def sample(
     delay: int = 10,
     width: int = 8,
     distractors: bool = False,
+    running: bool = False,
 ) -> tuple[jax.Array, Targets]:
     """``batch`` fresh sequences. The cues of a key are the same with distractors and without.
 
@@ -62,8 +67,13 @@ def sample(
     xs = jnp.zeros((cues * gap + delay, batch, width), jnp.float32).at[: cues * gap : gap].set(cue)
     if distractors:
         xs = xs.at[cues * gap :].set(_distractors(jax.random.fold_in(key, 1), (delay, batch, width)))
-    votes = jnp.sum(cue[..., 0] * cue[..., 1], axis=0)
-    return xs, at_last_step((votes > 0).astype(jnp.int32), len(xs))
+    votes = jnp.cumsum(cue[..., 0] * cue[..., 1], axis=0)
+    if not running:
+        return xs, at_last_step((votes[-1] > 0).astype(jnp.int32), len(xs))
+    shown = jnp.minimum(jnp.arange(len(xs)) // gap, cues - 1)  # cues before the newest one
+    asked = shown % 2 == 0
+    weight = jnp.broadcast_to((asked / asked.sum())[:, None], (len(xs), batch)).astype(jnp.float32)
+    return xs, Targets((votes[shown] > 0).astype(jnp.int32), weight)
 
 
 def _distractors(key: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
