@@ -87,6 +87,7 @@ experiments: $(VENV)/test
 
 report: $(VENV)/test
 	@$(RUN) -m experiments.sweep_report
+	@$(RUN) -m experiments.cosine_report
 
 wheel: $(VENV)/test
 	$(RUN) -m build --wheel --no-isolation

@@ -20,6 +20,7 @@ COLOURS = {
     "exact RTRL": "#4c9a52",
     "deep e-prop": "#c8402f",
     "hops = 0": "#3b6fb6",
+    "immediate only": "#d9a441",
     "lower frozen": "#9a9a9a",
 }
 # Rules that agree lie on top of each other, so the line below is the wider one and the one above is dashed.

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from experiments import settings, sweep, sweep_report
+from experiments import cosine_report, settings, sweep, sweep_report
 from experiments.sweep import SWEEPS, Sweep
 
 TINY = Sweep(
@@ -137,3 +137,28 @@ def test_the_page_holds_the_stored_results():
             "a sweep's results are stored when complete"
         )
         assert stored["fixed"] == wanted.fixed and stored["commit"]
+
+
+def test_the_cosine_beside_the_gap_closed_by_hand():
+    faint = {"cosine": 0.99, "norm_ratio": 0.03}
+    runs = [run(rule, 0, [0.5, end], [1.0]) for rule, end in (("BPTT", 1.0), ("hops = 0", 0.6), ("lower frozen", 0.5))]
+    runs[1]["layers"]["0"] = [faint]
+    (case,) = cosine_report.cases([{"runs": runs}, {"runs": runs, "compared": "delay"}])
+    assert case == ("hops = 0", 0.99, 0.03, pytest.approx(0.2))
+    strong = case._replace(norm_ratio=1.0, gap_closed=0.9)
+    lines = cosine_report.markdown([case, strong, strong._replace(cosine=-0.5, gap_closed=-1.0)]).splitlines()
+    assert "3 cases" in lines[0]
+    assert lines[4:] == [
+        "| 0.00 to 0.30 | 1 | -1.00 | -1.00 | -1.00 |",
+        "| 0.30 to 0.70 | 0 | – | – | – |",
+        "| 0.70 to 0.95 | 0 | – | – | – |",
+        "| 0.95 to 1.00 | 2 | 0.20 | 0.55 | 0.90 |",
+        "| … norm ratio below 0.3 | 1 | 0.20 | 0.20 | 0.20 |",
+        "| … norm ratio 0.3 or more | 1 | 0.90 | 0.90 | 0.90 |",
+    ]
+
+
+def test_the_page_holds_the_cosines_of_the_stored_results():
+    page = cosine_report.PAGE.read_text()
+    assert cosine_report.fill(page, cosine_report.cases(cosine_report.stored())) == page
+    assert cosine_report.SECTION.search(page)
