@@ -132,6 +132,13 @@ SWEEPS: dict[str, Sweep] = {
         {"xor_count.angle": (0.02, 0.1, 0.5), "seed": SEEDS[:3]},
         compared="xor_count.angle",
     ),
+    "mixing_segments": Sweep(
+        "XOR-count, a memory whose units mix at angle 0.5, exact within segments",
+        "configs/xor_count.py",
+        XOR_20 | {"xor_count.angle": 0.5, "rule": "exact in segments"},
+        {"segment_length": (2, 8, 16, 29), "seed": SEEDS[:3]},
+        compared="segment_length",
+    ),
     "motifs": Sweep(
         "Classify three motifs, then count, delay of 12 steps",
         "configs/motifs.py",
