@@ -4,6 +4,7 @@
 
 A case is a rule at a setting of a sweep that has BPTT and the control with a frozen lowest layer. Its cosine and norm
 ratio are those of the lowest layer's first gradient, against BPTT's, medians over seeds: what is known before training.
+Of a gradient of less than 10⁻⁴ of BPTT's norm the cosine is rounding, and is not taken.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ WITHOUT_A_GRADIENT_BELOW = ("lower frozen", "readout only")
 THE_REFERENCE = ("BPTT", "exact RTRL")
 COSINES = (0.0, 0.3, 0.7, 0.95, 1.0)
 """Ends of the table's rows; a case below 0 is in the first."""
-FAINT = 0.3
+FAINT, NOTHING = 0.3, 1e-4
 """Of the norm ratio."""
 
 
@@ -34,7 +35,7 @@ class Case(NamedTuple):
     """A rule at work on a task: its first gradient of the lowest layer, and the gap closed in the end."""
 
     rule: str
-    cosine: float
+    cosine: float | None
     norm_ratio: float
     gap_closed: float
 
@@ -51,7 +52,8 @@ def cases(results: Iterable[dict[str, Any]]) -> list[Case]:
                 if gap is None or rule in WITHOUT_A_GRADIENT_BELOW + THE_REFERENCE:
                     continue
                 lowest = [run["layers"]["0"][0] for run in runs]
-                cosine, ratio = (statistics.median(one[name] for one in lowest) for name in ("cosine", "norm_ratio"))
+                ratio = statistics.median(one["norm_ratio"] for one in lowest)
+                cosine = None if ratio < NOTHING else round(statistics.median(one["cosine"] for one in lowest), 6)
                 found.append(Case(rule, cosine, ratio, gap))
     return found
 
@@ -66,18 +68,20 @@ def row(title: str, chosen: list[Case]) -> str:
 
 def markdown(found: list[Case]) -> str:
     """The table, and the rank correlations."""
-    rows = []
+    pointing = [case for case in found if case.cosine is not None]
+    without = [case for case in found if case.cosine is None]
+    rows = [row("no gradient", without)] if without else []
     for low, high in itertools.pairwise(COSINES):
         # The first band has what is below 0 too, the last one what is 1.
-        band = [case for case in found if low <= max(case.cosine, 0) < high or case.cosine >= high == 1]
+        band = [case for case in pointing if low <= max(case.cosine, 0) < high or case.cosine >= high == 1]
         rows.append(row(f"{low:.2f} to {high:.2f}", band))
         for words, faint in ((f"norm ratio below {FAINT}", True), (f"norm ratio {FAINT} or more", False)):
             part = [case for case in band if (case.norm_ratio < FAINT) == faint]
             if 0 < len(part) < len(band):
                 rows.append(row(f"… {words}", part))
-    gaps = [case.gap_closed for case in found]
+    gaps = [case.gap_closed for case in pointing]
     cosine, ratio = (
-        spearmanr([getattr(case, name) for case in found], gaps).statistic for name in ("cosine", "norm_ratio")
+        spearmanr([getattr(case, name) for case in pointing], gaps).statistic for name in ("cosine", "norm_ratio")
     )
     lines = [
         f"`python -m experiments.cosine_report`: {len(found)} cases. Spearman's rank correlation with the gap closed: "
@@ -94,7 +98,7 @@ def draw(found: list[Case], path: Path) -> None:
     """Gap closed against cosine; the area of a point is its norm ratio."""
     figure, axis = pyplot.subplots(figsize=(5.6, 3.4), layout="constrained")
     for rule in dict.fromkeys(case.rule for case in found):
-        chosen = [case for case in found if case.rule == rule]
+        chosen = [case for case in found if case.rule == rule and case.cosine is not None]
         cosines, gaps = [case.cosine for case in chosen], [max(case.gap_closed, -0.2) for case in chosen]
         areas = [10 + 80 * min(case.norm_ratio, 1.5) for case in chosen]
         axis.scatter(cosines, gaps, s=areas, color=COLOURS.get(rule), label=rule, alpha=0.6, linewidths=0)

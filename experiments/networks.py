@@ -25,8 +25,7 @@ class Detector(nn.Module):
       features: number of units.
       bias_scale: standard deviation of the initial biases. At 0 every unit is an odd function of x, so no unit is
         correlated with a vote of XOR-count: training starts on a plateau, which biases of 0.5 avoid.
-      from_rest: whether silence, x = 0, gives y = 0. Otherwise a memory above adds up tanh(b) at every silent step,
-        which over 300 steps is a hundred times what the votes leave.
+      from_rest: whether silence, x = 0, gives y = 0. Otherwise a memory above adds up tanh(b) at every silent step.
     """
 
     features: int
@@ -43,7 +42,7 @@ class Detector(nn.Module):
 def leaky_detector(features: int, memory: float, bias_scale: float = 0.0, from_rest: bool = False) -> Cell:
     """A detector whose output fades: h_t = ρ h_{t−1} + (1 − ρ) tanh(W x_t + b), y_t = h_t, h_0 = 0.
 
-    ρ = ``memory``; the parameters are those of ``Detector``, which it equals at ρ = 0.
+    ρ = ``memory``; tanh(W x_t + b) is ``Detector``, from rest or not, which it equals at ρ = 0.
 
     Raises:
       ValueError: ``memory`` is not in [0, 1).

@@ -1,4 +1,4 @@
-"""Rules × seeds × settings on one task; what is done already is not done again.
+"""Seeds × rules or other settings on one task; what is done already is not done again.
 
     python -m experiments.sweep NAME [--results FOLDER] [--out FOLDER]      # NAME: a key of SWEEPS, or all
 
@@ -32,7 +32,7 @@ MEASURES = {"test accuracy": "test_accuracy", "bits per character": "test_loss"}
 
 
 class Sweep(NamedTuple):
-    """One task under several rules.
+    """One task under several rules, or under one rule with several settings.
 
     Attributes:
       title: for tables and pictures.
@@ -74,7 +74,7 @@ XOR_20 = XOR_30 | {
     "batches": 1500,
     "checkpoint_every": 500,
 }
-# Without from_rest the integrator adds up tanh(b) over the silence, a hundred times what the votes leave.
+# Without from_rest the integrator adds up tanh(b) over the silence, many times what the votes leave.
 XOR_300 = XOR_30 | {"xor_count.delay": 300, "xor_count.decay": 0.999, "xor_count.from_rest": True}
 SWEEPS: dict[str, Sweep] = {
     "xor_count_30": Sweep(
@@ -191,7 +191,7 @@ SWEEPS: dict[str, Sweep] = {
         "Evidence accumulation by adaptive spiking neurons",
         "configs/evidence.py",
         {"batches": 150, "evaluate_every": 25, "checkpoint_every": 150},
-        # In segments deep e-prop has the gradient that it has step by step, here sixteen times as fast.
+        # In segments deep e-prop has the gradient that it has step by step, much faster.
         {
             "evidence.cells": ("ALIF", "ALIF, tanh"),
             "rule": ("BPTT", "e-prop in segments", "immediate only", "lower frozen"),

@@ -39,6 +39,11 @@ HEADER = (
 Run = dict[str, Any]
 
 
+def field_name(field: str) -> str:
+    """A field of a configuration as it is shown."""
+    return field.split(".")[-1].replace("_", " ")
+
+
 def curve(run: Run) -> list[float]:
     """What is shown of the test set, over batches: accuracy, or of a loss in nats the bits; nan for one not finite."""
     if "test_loss" in run:
@@ -108,14 +113,17 @@ def markdown(result: dict[str, Any]) -> str:
     compared = result.get("compared", "rule")
     parts = [f"`{result['command']}`, commit {result['commit']}; {seeds} seeds, mean ± standard deviation."]
     for setting, rules in groups(result["runs"], compared).items():
-        title = ", ".join([result["title"], *(f"{name.split('.')[-1]} {value}" for name, value in setting)])
+        title = ", ".join([result["title"], *(f"{field_name(name)} {value}" for name, value in setting)])
         measure = result.get("measure", "test accuracy")
         threshold = f"{result['threshold']:.0%}" if measure == "test accuracy" else f"{result['threshold']} bits"
-        words = {"compared": compared.replace("_", " "), "measure": measure, "threshold": threshold}
+        words = {"compared": field_name(compared), "measure": measure, "threshold": threshold}
         names = [name.format(**words) for name in HEADER]
-        lines = [f"**{title}**", "", "| " + " | ".join(names) + " |", "|---" + "|---:" * (len(HEADER) - 1) + "|"]
-        lines += ["| " + " | ".join(row(rule, rules, result["threshold"])) + " |" for rule in rules]
-        parts.append("\n".join(lines))
+        rows = [row(rule, rules, result["threshold"]) for rule in rules]
+        gap = HEADER.index("gap closed")
+        if all(cells[gap] == "–" for cells in rows):  # without the controls
+            names, rows = names[:gap] + names[gap + 1 :], [cells[:gap] + cells[gap + 1 :] for cells in rows]
+        lines = [f"**{title}**", "", "| " + " | ".join(names) + " |", "|---" + "|---:" * (len(names) - 1) + "|"]
+        parts.append("\n".join(lines + ["| " + " | ".join(cells) + " |" for cells in rows]))
     return "\n\n".join(parts)
 
 
@@ -132,12 +140,12 @@ def draw(result: dict[str, Any], path: Path) -> None:
             curves = np.array([curve(run) for run in runs])
             (line,) = axis.plot(batches, curves.mean(axis=0), color=COLOURS.get(rule), label=rule, linewidth=1.8)
             axis.fill_between(batches, curves.min(axis=0), curves.max(axis=0), color=line.get_color(), alpha=0.12)
-        words = [f"{name.split('.')[-1]} {value}" for name, value in setting]
+        words = [f"{field_name(name)} {value}" for name, value in setting]
         axis.set_title(", ".join(words) or result["title"], loc="left", fontsize=10)
         axis.set_xlabel("batches")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_ylabel(result.get("measure", "test accuracy"))
-    axes[0, 0].legend(frameon=False, fontsize=8, title=None if compared == "rule" else compared.replace("_", " "))
+    axes[0, 0].legend(frameon=False, fontsize=8, title=None if compared == "rule" else field_name(compared))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 

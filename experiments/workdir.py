@@ -27,12 +27,19 @@ class OtherConfig(ValueError):
 class Workdir:
     """Opened for one configuration, as a dictionary that JSON can hold.
 
+    Args:
+      read_only: to read checkpoints alone; nothing is changed, so a run may go on meanwhile.
+
     Raises:
       OtherConfig: it holds a run of another configuration.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+    def __init__(self, path: Path, config: dict[str, Any], read_only: bool = False) -> None:
         self.path = path
+        if read_only:
+            options = orbax.CheckpointManagerOptions(read_only=True)
+            self._checkpoints = orbax.CheckpointManager((path / "checkpoints").absolute(), options=options)
+            return
         path.mkdir(parents=True, exist_ok=True)
         config = json.loads(json.dumps(config))
         stored = path / "config.json"

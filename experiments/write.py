@@ -2,8 +2,9 @@
 
     python -m experiments.write FOLDER [--prompt TEXT] [--characters 400] [--temperature 1.0] [--seed 0]
 
-FOLDER is the ``--workdir`` of a run of the task "text"; its newest checkpoint is used. The network reads the prompt
-from its initial carry, then reads what it writes: each character is drawn from softmax(y_t / temperature).
+FOLDER is the ``--workdir`` of a run of the task "text"; its newest checkpoint is used, and the alphabet of the text
+that the configuration names, which must be as it was. The network reads the prompt from its initial carry, then reads
+what it writes: each character is drawn from softmax(y_t / temperature).
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def trained(folder: Path) -> Writer:
     if config.task != "text":
         raise Refused(f"{folder} holds a run of the task {config.task!r}. Needed: one of the task 'text'.")
     setting = settings.make(config)
-    workdir = Workdir(folder, config.to_dict())
+    workdir = Workdir(folder, config.to_dict(), read_only=True)
     try:
         newest = workdir.newest()
         if newest is None:
@@ -114,6 +115,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Refused as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    unknown = sorted(set(options.prompt) - set(writer.alphabet))
+    if unknown:
+        print(f"Not in the alphabet, and read as one and the same character: {unknown}.", file=sys.stderr)
     key = jax.random.key(options.seed)
     print(options.prompt + write(writer, options.prompt, options.characters, options.temperature, key))
     return 0

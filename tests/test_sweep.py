@@ -115,9 +115,17 @@ def test_a_loss_is_shown_in_bits_and_less_is_better():
 def test_other_fields_than_the_rule_can_be_compared():
     runs = [run("BPTT", 0, [0.5, value], [1.0]) for value in (0.6, 0.8)]
     for every, one in zip((1, 5), runs, strict=True):
-        one["fields"]["update_every"] = every
-    result = {"title": "XOR", "command": "c", "commit": "0", "threshold": 0.7, "compared": "update_every", "runs": runs}
+        one["fields"]["a.update_every"] = every
+    result = {
+        "title": "XOR",
+        "command": "c",
+        "commit": "0",
+        "threshold": 0.7,
+        "compared": "a.update_every",
+        "runs": runs,
+    }
     lines = sweep_report.markdown(result).splitlines()
+    assert "gap closed" not in "".join(lines)  # there are no controls
     assert "**XOR, delay 5, rule BPTT**" in lines
     assert [line.split("|")[1:3] for line in lines if line.startswith("| ")] == [
         [" update every ", " test accuracy "],
@@ -137,6 +145,14 @@ def test_the_page_holds_the_stored_results():
             "a sweep's results are stored when complete"
         )
         assert stored["fixed"] == wanted.fixed and stored["commit"]
+        assert (stored["title"], stored["config"], stored["threshold"]) == (
+            wanted.title,
+            wanted.config,
+            wanted.threshold,
+        )
+        # Older ones were of the only kind that there was.
+        assert stored.get("measure", "test accuracy") == wanted.measure
+        assert stored.get("compared", "rule") == wanted.compared
 
 
 def test_the_cosine_beside_the_gap_closed_by_hand():
@@ -146,9 +162,15 @@ def test_the_cosine_beside_the_gap_closed_by_hand():
     (case,) = cosine_report.cases([{"runs": runs}, {"runs": runs, "compared": "delay"}])
     assert case == ("hops = 0", 0.99, 0.03, pytest.approx(0.2))
     strong = case._replace(norm_ratio=1.0, gap_closed=0.9)
-    lines = cosine_report.markdown([case, strong, strong._replace(cosine=-0.5, gap_closed=-1.0)]).splitlines()
-    assert "3 cases" in lines[0]
+    # Where there is no gradient there is no cosine, whatever rounding says.
+    for nothing in ({"cosine": None, "norm_ratio": 0.0}, {"cosine": 0.5, "norm_ratio": 1e-7}):
+        runs[1]["layers"]["0"] = [nothing]
+        (silent,) = cosine_report.cases([{"runs": runs}])
+        assert silent.cosine is None
+    lines = cosine_report.markdown([case, strong, strong._replace(cosine=-0.5, gap_closed=-1.0), silent]).splitlines()
+    assert "4 cases" in lines[0] and "of the cosine 0.50" in lines[0]
     assert lines[4:] == [
+        "| no gradient | 1 | 0.20 | 0.20 | 0.20 |",
         "| 0.00 to 0.30 | 1 | -1.00 | -1.00 | -1.00 |",
         "| 0.30 to 0.70 | 0 | – | – | – |",
         "| 0.70 to 0.95 | 0 | – | – | – |",

@@ -86,7 +86,7 @@ def test_a_short_text_is_refused(tmp_path):
 
 
 def test_a_network_reads_the_prompt_and_then_what_it_writes():
-    """One that expects, of the alphabet in a circle, the character after the one before last."""
+    """One that expects the number two above that of the one before last."""
 
     def apply(sure, before, x):
         return x, sure * jnp.roll(before, 2)
@@ -113,7 +113,8 @@ def test_a_trained_network_writes_from_its_newest_checkpoint(tmp_path, capsys):
     assert train.main([*arguments, f"--workdir={folder}"]) == 0
     capsys.readouterr()
     assert write.main([str(folder), "--prompt=abcab", "--characters=7", "--temperature=0.1"]) == 0
-    assert capsys.readouterr().out == "abcab" + "cabcabc" + "\n"
+    assert capsys.readouterr() == ("abcab" + "cabcabc" + "\n", "")
+    assert write.main([str(folder), "--prompt=x", "--characters=1"]) == 0 and "['x']" in capsys.readouterr().err
     assert write.main([str(folder), "--prompt="]) == 2 and "at least one character" in capsys.readouterr().err
     (folder / "checkpoints" / "60").rename(tmp_path / "elsewhere")
     assert write.main([str(folder)]) == 2 and "no checkpoint" in capsys.readouterr().err

@@ -55,10 +55,10 @@ def test_a_running_label_is_that_of_the_votes_so_far() -> None:
     for step, x in enumerate(np.asarray(xs)):
         if step in CUE_STEPS:
             votes, cues = votes + x[:, 0] * x[:, 1], cues + 1
-        if cues % 2:
+        elif cues % 2:
             asked.append(step)
             np.testing.assert_array_equal(targets.label[step], votes > 0)
-    assert len(asked) == 2 * GAP + GAP + DELAY
+    assert len(asked) == 3 * (GAP - 1) + DELAY
     weight = np.isin(np.arange(len(xs)), asked)[:, None].repeat(50, axis=1) / len(asked)
     np.testing.assert_allclose(targets.weight, weight, rtol=1e-6)
 
@@ -145,6 +145,7 @@ def test_the_key_decides_and_jit_changes_nothing(distractors: bool) -> None:
     ("arguments", "message"),
     [
         ({"cues": 4}, "odd number of cues.*cues=4"),
+        ({"gap": 1, "delay": 0, "running": True}, "gap above 1, or a delay"),
         ({"width": 1}, "width >= 2; seen .*width=1"),
         ({"cues": 0}, "cues must be an integer >= 1; seen 0"),
         ({"gap": 0}, "gap must be an integer >= 1; seen 0"),

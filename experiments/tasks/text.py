@@ -69,7 +69,7 @@ def load(path: str | None = None, size: int = 96) -> Text:
         raise ValueError(f"The text has {len(text)} characters; at least 1,000 are needed.")
     cut = int(TRAINING_SHARE * len(text))
     # By frequency, then by code point: the same on every machine.
-    ranked = sorted(Counter(text[:cut]).items(), key=lambda item: (-item[1], item[0]))
+    ranked = sorted(Counter(text[:cut].replace(OTHER, "")).items(), key=lambda item: (-item[1], item[0]))
     alphabet = "".join(character for character, _ in ranked[: size - 1]) + OTHER
     found = numbers(text, alphabet)
     return Text(found[:cut], found[cut:], alphabet)

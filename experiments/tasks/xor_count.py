@@ -10,8 +10,8 @@ sum of votes (``cues`` is odd), asked for at the last step only.
     label         [Σ_cues x_0 x_1 > 0]
 
 With ``running`` the label of a step is the sign of the votes so far, and it is asked for at every step at which these
-are odd in number: after the first cue, the third, ..., and the last one, with equal weights that sum to 1. A
-learner then hears of the votes all along, as updates inside a sequence need.
+are odd in number and no cue is shown, with equal weights that sum to 1. Then a learner hears of the votes all along, as
+updates inside a sequence need, and a vote is still heard of only through the memory.
 
 The delay is silent (zeros), or shows distractors: x ∈ {−1, +1}^width again, but with one of x_0 and x_1, drawn anew at
 each step, set to 0. A distractor's vote x_0 · x_1 is therefore 0, so the label stays what the cues say. A layer that
@@ -57,10 +57,13 @@ def sample(
     """``batch`` fresh sequences. The cues of a key are the same with distractors and without.
 
     Raises:
-      ValueError: an even number of cues (votes could tie), fewer than two inputs, or sizes below 1 (delay: below 0).
+      ValueError: an even number of cues (votes could tie), fewer than two inputs, sizes below 1 (delay: below 0), or
+        a running label without a step to ask for it.
     """
     check_at_least(1, batch=batch, cues=cues, gap=gap)
     check_at_least(0, delay=delay)
+    if running and cues * gap + delay == cues:
+        raise ValueError("A running label is asked for between cues or after them; needed: gap above 1, or a delay.")
     if cues % 2 == 0 or width < 2:
         raise ValueError(f"XOR-count needs an odd number of cues and width >= 2; seen cues={cues}, width={width}.")
     cue = jax.random.rademacher(key, (cues, batch, width), jnp.float32)
@@ -70,10 +73,11 @@ def sample(
     votes = jnp.cumsum(cue[..., 0] * cue[..., 1], axis=0)
     if not running:
         return xs, at_last_step((votes[-1] > 0).astype(jnp.int32), len(xs))
-    shown = jnp.minimum(jnp.arange(len(xs)) // gap, cues - 1)  # cues before the newest one
-    asked = shown % 2 == 0
+    step = jnp.arange(len(xs))
+    before = jnp.minimum(step // gap, cues - 1)  # cues before the newest one
+    asked = (before % 2 == 0) & ((step % gap > 0) | (step >= cues * gap))
     weight = jnp.broadcast_to((asked / asked.sum())[:, None], (len(xs), batch)).astype(jnp.float32)
-    return xs, Targets((votes[shown] > 0).astype(jnp.int32), weight)
+    return xs, Targets((votes[before] > 0).astype(jnp.int32), weight)
 
 
 def _distractors(key: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
