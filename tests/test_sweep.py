@@ -168,7 +168,7 @@ def test_the_cosine_beside_the_gap_closed_by_hand():
         (silent,) = cosine_report.cases([{"runs": runs}])
         assert silent.cosine is None
     lines = cosine_report.markdown([case, strong, strong._replace(cosine=-0.5, gap_closed=-1.0), silent]).splitlines()
-    assert "4 cases" in lines[0] and "of the cosine 0.50" in lines[0]
+    assert "4 cases" in lines[0] and "of the cosine 0.87" in lines[0]  # 1.5 / √(1.5 · 2)
     assert lines[4:] == [
         "| no gradient | 1 | 0.20 | 0.20 | 0.20 |",
         "| 0.00 to 0.30 | 1 | -1.00 | -1.00 | -1.00 |",
