@@ -18,7 +18,7 @@ from experiments import networks
 from experiments.cells import CELLS
 from experiments.refusal import Refused, check_name
 from experiments.rules import LossFn
-from experiments.tasks import digits, evidence, motifs, recall, series, text, xor_count
+from experiments.tasks import digits, evidence, motifs, recall, series, text, text_recall, xor_count
 from experiments.tasks.targets import Targets, bit_cross_entropy, cross_entropy
 
 PyTree = Any
@@ -185,6 +185,28 @@ def text_task(
     )
 
 
+def text_recall_task(
+    *,
+    size: int,
+    features: int,
+    pairs: int,
+    gap: int,
+    decay: float,
+    batch: int,
+    test_size: int,
+    path: str | None = None,
+) -> Task:
+    """What was said of a letter, many characters of real text ago; the test set is from the held-out part."""
+    network = networks.recall_network(features, text_recall.VALUES, decay)
+    corpus = text.load(path, size)
+    sample = partial(text_recall.sample, size=size, pairs=pairs, gap=gap)
+    return Task(
+        network=network,
+        sample=independent(partial(sample, characters=corpus.train, batch=batch)),
+        test=lambda: sample(jax.random.key(TEST_SEED), characters=corpus.held_out, batch=test_size),
+    )
+
+
 TASKS: dict[str, Callable[..., Task]] = {
     "digits": digits_task,
     "evidence": evidence_task,
@@ -192,5 +214,6 @@ TASKS: dict[str, Callable[..., Task]] = {
     "recall": recall_task,
     "series": series_task,
     "text": text_task,
+    "text_recall": text_recall_task,
     "xor_count": xor_task,
 }

@@ -165,6 +165,11 @@ def motif_network(features: int, classes: int) -> Cell:
     return stack(relay(features, leak=0.5), relay(features, leak=0.05), nn.Dense(classes))
 
 
+def recall_network(features: int, classes: int, decay: float) -> Cell:
+    """A GRU layer, which can tell what is worth keeping; a linear memory; a layer without memory; a linear readout."""
+    return stack(nn.GRUCell(features), integrator(features, decay), Detector(features), nn.Dense(classes))
+
+
 def _adaptive(features: int, dt: float) -> Cell:
     """Membranes forget in 20 ms, thresholds adapt for 2 s."""
     return alif(features, tau=20, tau_adaptation=2000, beta=0.07, dt=dt, threshold=0.5)

@@ -19,6 +19,7 @@ COLOURS = {
     "BPTT": "#222222",
     "exact RTRL": "#4c9a52",
     "deep e-prop": "#c8402f",
+    "e-prop in segments": "#c8402f",
     "hops = 0": "#3b6fb6",
     "immediate only": "#d9a441",
     "lower frozen": "#9a9a9a",

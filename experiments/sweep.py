@@ -171,6 +171,13 @@ SWEEPS: dict[str, Sweep] = {
         threshold=3.5,
         measure="bits per character",
     ),
+    "text_recall": Sweep(
+        "Recall over 32 characters of text: a GRU layer below a linear memory",
+        "configs/text_recall.py",
+        {"batches": 500, "evaluate_every": 50},
+        # In segments deep e-prop has the gradient that it has step by step, faster.
+        {"rule": ("BPTT", "e-prop in segments", "hops = 0", "immediate only", "lower frozen"), "seed": SEEDS[:3]},
+    ),
     "stale_traces_xor_count": Sweep(
         "XOR-count with a running label, silent delay of 30 steps, updates inside the sequence",
         "configs/xor_count.py",

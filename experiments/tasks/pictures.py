@@ -17,7 +17,7 @@ import jax
 import matplotlib
 import numpy as np
 
-from experiments.tasks import digits, evidence, motifs, recall, series, text, xor_count
+from experiments.tasks import digits, evidence, motifs, recall, series, text, text_recall, xor_count
 from experiments.tasks.targets import Targets
 
 matplotlib.use("Agg")
@@ -40,6 +40,11 @@ def _text() -> tuple[jax.Array, Targets]:
     return text.sample(np.int32(0), corpus.train, len(corpus.alphabet), batch=1, steps=32)
 
 
+def _text_recall() -> tuple[jax.Array, Targets]:
+    corpus = text.load()
+    return text_recall.sample(jax.random.key(0), corpus.train, len(corpus.alphabet), 1)
+
+
 PICTURES: dict[str, tuple[str, Callable[[], tuple[jax.Array, Targets]]]] = {
     "xor_count": ("XOR-count, silent delay", partial(xor_count.sample, jax.random.key(0), 1, delay=30)),
     "xor_count_distractors": (
@@ -52,6 +57,7 @@ PICTURES: dict[str, tuple[str, Callable[[], tuple[jax.Array, Targets]]]] = {
     "japanese_vowels": ("Japanese vowels, ±3 standard deviations", partial(_series, "JapaneseVowels")),
     "basic_motions": ("basic motions, ±3 standard deviations", partial(_series, "BasicMotions")),
     "text": ("text, the next character", _text),
+    "text_recall": ("recall in a text", _text_recall),
     "digits_rows": ("digits by rows, then 32 blank steps", partial(_digits, 8)),
     "digits_pixels": ("digits by pixels, then 32 blank steps", partial(_digits, 1)),
 }
