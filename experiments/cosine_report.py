@@ -4,7 +4,7 @@
 
 A case is a rule at a setting of a sweep that has BPTT and the control with a frozen lowest layer. Its cosine and norm
 ratio are those of the lowest layer's first gradient, against BPTT's, medians over seeds: what is known before training.
-Of a gradient of less than 10⁻⁴ of BPTT's norm the cosine is rounding, and is not taken.
+Where there is no gradient (less than 10⁻⁴ of BPTT's norm) there is no cosine.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 from scipy.stats import spearmanr
 
 from experiments.report import COLOURS
-from experiments.sweep_report import PAGE, gap_closed, groups, pyplot
+from experiments.sweep_report import NOTHING, PAGE, gap_closed, groups, pyplot
 
 SECTION = re.compile(r"(<!-- cosine: [^\n]*-->\n).*?(<!-- end of cosine -->)", re.DOTALL)
 WITHOUT_A_GRADIENT_BELOW = ("lower frozen", "readout only")
 THE_REFERENCE = ("BPTT", "exact RTRL")
 COSINES = (0.0, 0.3, 0.7, 0.95, 1.0)
 """Ends of the table's rows; a case below 0 is in the first."""
-FAINT, NOTHING = 0.3, 1e-4
+FAINT = 0.3
 """Of the norm ratio."""
 
 

@@ -36,6 +36,8 @@ HEADER = (
     "cosine",
     "norm ratio",
 )
+NOTHING = 1e-4
+"""Of the norm ratio: a gradient below is none, and its cosine is rounding."""
 Run = dict[str, Any]
 
 
@@ -98,11 +100,14 @@ def row(rule: str, rules: dict[str, list[Run]], threshold: float) -> list[str]:
 
 
 def _layers(runs: list[Run], figure: str) -> list[str]:
-    """Of the first gradient, bottom layer to top: the median over seeds."""
+    """Of the first gradient, bottom layer to top: the median over seeds, of a cosine where there is a gradient."""
     firsts = [run["layers"]["0"] for run in runs]
     shown = []
     for layer in range(len(firsts[0])):
-        values = [first[layer][figure] for first in firsts if first[layer][figure] is not None]
+        gradients = [first[layer] for first in firsts]
+        if figure == "cosine":
+            gradients = [one for one in gradients if one["cosine"] is not None and one["norm_ratio"] >= NOTHING]
+        values = [one[figure] for one in gradients if one[figure] is not None]
         shown.append(f"{statistics.median(values):.2f}" if values else "–")
     return shown
 

@@ -91,6 +91,10 @@ def test_the_table_by_hand():
         *["rule", "0.750 ± 0.050", "0.700 to 0.800", "> 20", "0.51"],
         *["– 0.50", "2.00 2.00"],
     ]
+    # The cosine of a gradient that is nothing but rounding is not shown.
+    for one in rules["rule"]:
+        one["layers"]["0"][1]["norm_ratio"] = 1e-8
+    assert sweep_report.row("rule", rules, 0.9)[5:] == ["– –", "2.00 0.00"]
     assert sweep_report.gap_closed(runs[:2], {"BPTT": runs[:2]}) is None
     # Where the frozen control is better than BPTT, there is no gap to close.
     assert sweep_report.gap_closed(runs[:2], {"BPTT": runs[4:], "lower frozen": runs[:2]}) is None
