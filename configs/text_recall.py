@@ -1,4 +1,4 @@
-"""What was said of a letter, many characters of text ago? Two GRU layers."""
+"""What was said of a letter, many characters of text ago? A GRU layer below a linear memory."""
 
 from __future__ import annotations
 

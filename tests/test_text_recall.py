@@ -55,7 +55,7 @@ def test_keys_values_and_questions_are_drawn_fairly(sequences):
         assert np.abs(np.bincount(drawn, minlength=values) / COUNT - 1 / values).max() < bound
     asked = (shown[1:9:3] == shown[-1]).mean(axis=1)
     assert np.abs(asked - 1 / PAIRS).max() < five_standard_errors(1 / PAIRS, COUNT)
-    # The other pairs, and the last character of the gap, agree with the answer by chance alone.
+    # Another pair, and the key itself, agree with the answer by chance alone.
     others = np.where(shown[1] == shown[-1], shown[5], shown[2])
     for guess in (others, shown[-1]):
         assert abs((guess == labels).mean() - text_recall.CHANCE) < bound

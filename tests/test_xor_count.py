@@ -145,7 +145,7 @@ def test_the_key_decides_and_jit_changes_nothing(distractors: bool) -> None:
     ("arguments", "message"),
     [
         ({"cues": 4}, "odd number of cues.*cues=4"),
-        ({"gap": 1, "delay": 0, "running": True}, "gap above 1, or a delay"),
+        ({"gap": 1, "delay": 0, "running": True}, "gap above 1, or a delay; seen gap=1, delay=0"),
         ({"width": 1}, "width >= 2; seen .*width=1"),
         ({"cues": 0}, "cues must be an integer >= 1; seen 0"),
         ({"gap": 0}, "gap must be an integer >= 1; seen 0"),

@@ -63,7 +63,10 @@ def sample(
     check_at_least(1, batch=batch, cues=cues, gap=gap)
     check_at_least(0, delay=delay)
     if running and cues * gap + delay == cues:
-        raise ValueError("A running label is asked for between cues or after them; needed: gap above 1, or a delay.")
+        raise ValueError(
+            "A running label is asked for between cues or after them; needed: gap above 1, or a delay; "
+            f"seen gap={gap}, delay={delay}."
+        )
     if cues % 2 == 0 or width < 2:
         raise ValueError(f"XOR-count needs an odd number of cues and width >= 2; seen cues={cues}, width={width}.")
     cue = jax.random.rademacher(key, (cues, batch, width), jnp.float32)
