@@ -105,6 +105,7 @@ def make(config: ml_collections.ConfigDict) -> Settings:
     try:
         task = TASKS[config.task](**config[config.task])
         xs, _ = jax.eval_shape(lambda: task.sample(jax.random.key(0), 0))
+        jax.eval_shape(task.test)  # what the test set cannot give is refused now, not at the first evaluation
         rule_options = _options(config, "rule", RULES, RULE_OPTIONS)
         rule = RULES[config.rule](task.network, task.loss_fn, **rule_options)
     except ImportError as error:

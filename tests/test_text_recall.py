@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import settings
+from experiments.refusal import Refused
 from experiments.tasks import text_recall
 from tests.chance import five_standard_errors
 
@@ -59,6 +61,19 @@ def test_keys_values_and_questions_are_drawn_fairly(sequences):
     others = np.where(shown[1] == shown[-1], shown[5], shown[2])
     for guess in (others, shown[-1]):
         assert abs((guess == labels).mean() - text_recall.CHANCE) < bound
+
+
+def test_a_gap_longer_than_the_held_out_text_is_refused_before_training(tmp_path):
+    (tmp_path / "short.txt").write_text("the quick brown fox jumps over the lazy dog " * 30)
+    options = [f"--config.text_recall.path={tmp_path / 'short.txt'}", "--config.text_recall.size=20"]
+
+    def make(gap):
+        config, _ = settings.read(["--config=configs/text_recall.py", *options, f"--config.text_recall.gap={gap}"])
+        return settings.make(config)
+
+    assert make(66).length == 3 + 66 + 2  # 66 characters are held out
+    with pytest.raises(Refused, match=r"66 characters of text.*gap=67"):
+        make(67)
 
 
 @pytest.mark.parametrize(
