@@ -15,13 +15,13 @@ from deepeprop_jax.jaxprs import (
     Program,
     Variable,
     backward_slice,
-    evaluate,
     is_variable,
     shape_of,
     trace,
     weights_last,
 )
 from deepeprop_jax.real import Parts, RealView
+from deepeprop_jax.real_arithmetic import Pair, evaluate_in_pairs, join_pairs, split_pairs
 
 Reals = list[jax.Array]
 
@@ -94,16 +94,16 @@ def cut_cell(apply: Callable, views: Views) -> Cut:
 
     def environment(p: Reals, h: Reals, u: Reals, others: Others) -> dict[Variable, Any]:
         parts = zip(inputs, (p, h, u), others, strict=True)
-        leaves = [leaf for view, real, other in parts for leaf in view.join_leaves(real, other)]
+        leaves = [leaf for view, real, other in parts for leaf in join_pairs(view, real, other)]
         return {**program.constants, **dict(zip(program.inputs, leaves, strict=True))}
 
     def next_carry(p: Reals, h: Reals, u: Reals, others: Others) -> Parts:
-        return view_h.split_leaves(evaluate(carry_equations, environment(p, h, u, others), carry_atoms))
+        return split_pairs(view_h, evaluate_in_pairs(carry_equations, environment(p, h, u, others), carry_atoms))
 
     def output_map(p: Reals, carry_t: Reals, h: Reals, u: Reals, others: Others, carry_t_other: Sequence[Any]) -> Parts:
-        leaves = view_h.join_leaves(carry_t, carry_t_other)
+        leaves = join_pairs(view_h, carry_t, carry_t_other)
         known = environment(p, h, u, others) | {variable: recover[variable](leaves) for variable in needed}
-        return view_y.split_leaves(evaluate(output_equations, known, output_atoms))
+        return split_pairs(view_y, evaluate_in_pairs(output_equations, known, output_atoms))
 
     rows = None
     if not output_equations and not uses and all(is_variable(atom) and atom in recover for atom in output_atoms):
@@ -123,8 +123,8 @@ def _selected_rows(outputs: list[Callable], view_h: RealView, view_y: RealView) 
                 np.cumsum([0, *view_h.sizes]), view_h.sizes, view_h.shapes, view_h.dtypes, strict=False
             )
         ]
-        leaves = view_h.join_leaves(numbers, [])
-        real = view_y.split_leaves([output(leaves) for output in outputs]).real
+        leaves = join_pairs(view_h, numbers, [])
+        real = split_pairs(view_y, [output(leaves) for output in outputs]).real
         return np.concatenate([np.asarray(leaf).ravel() for leaf in real]).astype(int) if real else None
 
 
@@ -157,22 +157,32 @@ def _undo(equation: Equation) -> list[tuple[Atom, Callable[[Any], Any]]]:
         equation.name in ("reshape", "squeeze", "broadcast_in_dim")
         and int(np.prod(shape_of(inputs[0]), dtype=int)) == size
     ):
-        return [(inputs[0], lambda x: jnp.reshape(x, source.shape))]
+        return [(inputs[0], _of_parts(lambda x: jnp.reshape(x, source.shape)))]
     if equation.name == "concatenate":
         axis = equation.params["dimension"]
         starts = np.cumsum([0] + [shape_of(atom)[axis] for atom in inputs])
         ends = zip(inputs, starts[:-1], starts[1:], strict=True)
-        return [(atom, lambda x, a=int(a), b=int(b): jax.lax.slice_in_dim(x, a, b, axis=axis)) for atom, a, b in ends]
+        return [
+            (atom, _of_parts(lambda x, a=int(a), b=int(b): jax.lax.slice_in_dim(x, a, b, axis=axis)))
+            for atom, a, b in ends
+        ]
     if equation.name == "stack":
         axis = equation.params["axis"]
         return [
-            (atom, lambda x, i=i: jax.lax.index_in_dim(x, i, axis, keepdims=False)) for i, atom in enumerate(inputs)
+            (atom, _of_parts(lambda x, i=i: jax.lax.index_in_dim(x, i, axis, keepdims=False)))
+            for i, atom in enumerate(inputs)
         ]
     if equation.name == "complex":
-        return [(inputs[0], jnp.real), (inputs[1], jnp.imag)]
+        return [(inputs[0], lambda x: x.re), (inputs[1], lambda x: x.im)]
     kinds = [jnp.complexfloating, jnp.floating]
     if equation.name == "convert_element_type" and any(
         jnp.issubdtype(source.dtype, kind) and jnp.issubdtype(output.aval.dtype, kind) for kind in kinds
     ):
-        return [(inputs[0], lambda x: x.astype(source.dtype))]
+        dtype = source.dtype if jnp.issubdtype(source.dtype, jnp.floating) else np.zeros(0, source.dtype).real.dtype
+        return [(inputs[0], _of_parts(lambda x: x.astype(dtype)))]
     return []
+
+
+def _of_parts(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A function of both parts of a pair."""
+    return lambda x: Pair(*map(function, x)) if isinstance(x, Pair) else function(x)

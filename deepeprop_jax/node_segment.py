@@ -84,12 +84,12 @@ class NodeSegment:
         new, carry_tm1 = self.carry_t, self.carry_tm1
 
         def output_map(p: Reals, h_t: Reals, h_tm1: Reals, u: Reals) -> tuple[Reals, list]:
-            every = jax.vmap(
-                jax.vmap(self._output_of_one, (None, *(0,) * 6), axis_size=self.sizes["b"]),
-                (None, *(0,) * 6),
-                axis_size=self.sizes["c"],
-            )
-            return every(p, h_t, h_tm1, u, new.other, carry_tm1.other, self.input.other)
+            # Steps and examples as one axis, which XLA on a CPU contracts without copying.
+            c, b = self.sizes["c"], self.sizes["b"]
+            leaves = (h_t, h_tm1, u, new.other, carry_tm1.other, self.input.other)
+            flat = jax.tree.map(lambda leaf: leaf.reshape(c * b, *leaf.shape[2:]), leaves)
+            every = jax.vmap(self._output_of_one, (None, *(0,) * 6), axis_size=c * b)(p, *flat)
+            return jax.tree.map(lambda leaf: leaf.reshape(c, b, *leaf.shape[1:]), every)
 
         self._output_map = output_map
         real, self._pull_output, other = jax.vjp(
@@ -219,7 +219,7 @@ class NodeSegment:
         if recurrence == "none":
             start: Leaves = []
             steps = dh_t
-        elif recurrence == "local" and self._slots_wanted and self._slots is None:
+        elif recurrence == "local" and self._slots_wanted and self._slots is None and self._slots_of_examples():
             (start, steps), *self._slots = self._through_time(recurrence, [flow, *self._slot_flows()], sizes)
         else:
             ((start, steps),) = self._through_time(recurrence, [flow], sizes)
@@ -252,10 +252,15 @@ class NodeSegment:
         below = self.linear_values(self.program.to_input, back.steps)
         return back._replace(input=[add(a, b) for a, b in zip(back.input, below, strict=True)] if back.input else below)
 
+    def _slots_of_examples(self) -> bool:
+        """Whether ``slots`` differs between examples; else it costs little, and nothing at all in an outer loop."""
+        return any("b" in x.axes for x in self.blocks().values())
+
     def slots(self) -> list[tuple[Leaves, Leaves]]:
         """Per slot of a unit, for ones on that slot of the last carry: the cotangents at the start and at every step.
 
-        They never leave their unit, so this holds dh_end/dh_t of every unit. Run in one loop with the loss's, if any.
+        They never leave their unit, so this holds dh_end/dh_t of every unit. Run in one loop with the loss's, if any,
+        where D depends on the example.
         """
         if self._slots is None:
             self._slots = self._through_time("local", self._slot_flows(), self.sizes)

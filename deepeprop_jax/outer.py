@@ -175,6 +175,12 @@ def summed_product(product: Product, lhs: Lifted, rhs: Lifted, keep: str) -> Lif
     operands = [(x.axes + "".join(name), x.value) for x, name in pairs]
     if product.swapped:
         out, operands = out[::-1], operands[::-1]
+    if not kept and lhs.axes == rhs.axes == "cb":
+        # Steps and examples as one axis: XLA on a CPU would copy both operands into another order of the two.
+        operands = [
+            ("c" + name[2:], value.reshape(value.shape[0] * value.shape[1], *value.shape[2:]))
+            for name, value in operands
+        ]
     (lhs_names, a), (rhs_names, b) = operands
     dtype = jnp.result_type(jnp.float32, a.dtype, b.dtype)
     spec = f"{lhs_names},{rhs_names}->{kept}{''.join(out)}"

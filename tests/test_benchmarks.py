@@ -176,8 +176,8 @@ def test_suites_name_cells_and_rivals_that_exist() -> None:
 
 
 def test_only_some_comparisons() -> None:
-    some = only(SUITES["acceptance"], "LRU")
-    assert [comparison.problem.cell for comparison in some.comparisons] == ["LRU", "LRU"]
+    some = only(SUITES["acceptance"], "ALIF")
+    assert [comparison.problem.cell for comparison in some.comparisons] == ["ALIF", "ALIF"]
     assert not only(SUITES["gpu"], "perceptron").comparisons
 
 

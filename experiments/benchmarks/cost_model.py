@@ -41,7 +41,7 @@ class Cost(NamedTuple):
 def cost(rival: str, problem: Problem) -> Cost | None:
     """The model's figures; None for rivals that it does not cover."""
     params, carry, _, _ = jax.eval_shape(problem.data)
-    weights = sum(leaf.size for leaf in jax.tree.leaves(params))
+    weights = sum(_reals(leaf) for leaf in jax.tree.leaves(params))
     forward = problem.batch * weights
     if rival.startswith("BPTT"):
         passes = 4 if "checkpointed" in rival else 3

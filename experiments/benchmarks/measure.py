@@ -138,8 +138,8 @@ def layer_errors(grads: Any, reference: Any) -> list[float]:
 
 
 def _wide(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.complex128 if np.iscomplexobj(leaf) else np.float64), tree)
 
 
 def _norm(tree: Any) -> float:
-    return float(np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(_wide(tree)))))
+    return float(np.sqrt(sum(np.sum(np.abs(leaf) ** 2) for leaf in jax.tree.leaves(_wide(tree)))))

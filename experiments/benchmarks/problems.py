@@ -36,12 +36,30 @@ def leaky_tanh(features: int) -> Cell:
     return Cell(init, apply)
 
 
+def complex_lru(features: int) -> Cell:
+    """``lru`` with complex arrays: h_t = λ h_{t-1} + γ (x_t B), y_t = Re(h_t C) + x_t D, each product as it is written."""
+    real = lru(features, features)
+
+    def init(key: jax.Array, x: jax.Array) -> tuple[Any, jax.Array]:
+        params, carry = real.init(key, x)
+        matrices = {name: jax.lax.complex(params.pop(f"{name}_re"), params.pop(f"{name}_im")).T for name in "BC"}
+        return params | matrices | {"D": params["D"].T}, carry
+
+    def apply(params: Any, h_tm1: jax.Array, x_t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        eigenvalue = jnp.exp(jax.lax.complex(-jnp.exp(params["nu_log"]), jnp.exp(params["theta_log"])))
+        h_t = eigenvalue * h_tm1 + jnp.exp(params["gamma_log"]) * (x_t @ params["B"])
+        return h_t, (h_t @ params["C"]).real + x_t @ params["D"]
+
+    return Cell(init, apply)
+
+
 CELLS: dict[str, Callable[[int], Cell]] = {
     "leaky tanh": leaky_tanh,
     "GRU": lambda features: linen_cell(nn.GRUCell(features)),
     "LSTM": lambda features: linen_cell(nn.LSTMCell(features)),
     "OptimizedLSTM": lambda features: linen_cell(nn.OptimizedLSTMCell(features)),
     "LRU": lambda features: lru(features, features),
+    "complex LRU": complex_lru,
     "ALIF": alif,
 }
 

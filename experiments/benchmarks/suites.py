@@ -29,7 +29,7 @@ class Suite(NamedTuple):
 
 
 def _acceptance() -> tuple[Comparison, ...]:
-    of_cell = {"leaky tanh": (128, 256), "GRU": (128,), "LSTM": (128,), "OptimizedLSTM": (128,), "LRU": (128,)}
+    of_cell = {"leaky tanh": (128, 256)} | dict.fromkeys(("GRU", "LSTM", "OptimizedLSTM", "LRU", "complex LRU"), (128,))
     found = []
     for batch in (16, 1):
         for cell, sizes in (of_cell | {"ALIF": (128,)}).items():

@@ -1,0 +1,88 @@
+"""Complex arithmetic on pairs: the same values and derivatives, and real matrix products."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deepeprop_jax.jaxprs import backward_slice, trace
+from deepeprop_jax.real import RealView
+from deepeprop_jax.real_arithmetic import evaluate_in_pairs, join_pairs, split_pairs
+
+Z = jax.ShapeDtypeStruct((3,), jnp.complex128)
+W = jax.ShapeDtypeStruct((3, 3), jnp.complex128)
+X = jax.ShapeDtypeStruct((3,), jnp.float64)
+
+FUNCTIONS = {
+    "arithmetic": lambda z, w, x: (z * z[::-1] - 2j * z + x / 3 - jnp.conj(z) / x, z**2, -z),
+    "products": lambda z, w, x: (w @ z, (x @ w).real, (w @ z).imag, jnp.vdot(z, w @ x), w.T @ w),
+    "no imaginary part": lambda z, w, x: (jnp.exp(x.astype(z.dtype)), x.astype(z.dtype) @ w, jnp.conj(x)),
+    "exponential": lambda z, w, x: (jnp.exp(z), jnp.exp(1j * x) * z, jnp.square(z)),
+    "no rule": lambda z, w, x: (jnp.log(z), jnp.abs(z), jnp.tanh(w), z / (z + 2), z**3, jnp.sqrt(z)),
+    "rearranged": lambda z, w, x: (
+        jnp.concatenate([z, z[:1]]),
+        w.T.reshape(9),
+        jnp.where(x > 0, z, 1),
+        w.sum(0),
+        jnp.pad(z, 1, constant_values=1j),
+        jnp.stack([z, z * 1j]),
+        jax.lax.dynamic_slice(z, (1,), (2,)),
+        jnp.broadcast_to(z, (2, 3)),
+    ),
+    "branches and loops": lambda z, w, x: (
+        jax.lax.cond(x[0] > 0, lambda z: z * 1j, lambda z: z, z),
+        jax.lax.fori_loop(0, 3, lambda _, z: w @ z, z),
+    ),
+    "taken apart": lambda z, w, x: (jax.lax.complex(z.imag, z.real), jnp.angle(z), z.real @ x),
+}
+
+
+def _arguments() -> list:
+    draw = np.random.default_rng(0)
+
+    def of(like: jax.ShapeDtypeStruct) -> np.ndarray:
+        found = draw.normal(size=like.shape)
+        return found + 1j * draw.normal(size=like.shape) if jnp.issubdtype(like.dtype, jnp.complexfloating) else found
+
+    return [of(like) for like in (Z, W, X)]
+
+
+def _in_pairs(function):
+    """The function of real leaves, computed on pairs."""
+    program = trace(function, Z, W, X)
+    view, outputs = RealView((Z, W, X)), RealView(jax.eval_shape(function, Z, W, X))
+
+    def run(real: list) -> list:
+        known = {**program.constants, **dict(zip(program.inputs, join_pairs(view, real, []), strict=True))}
+        return split_pairs(outputs, evaluate_in_pairs(program.equations, known, program.outputs)).real
+
+    return run, view, outputs
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_values_and_derivatives_are_those_of_complex_arithmetic(name: str) -> None:
+    run, view, outputs = _in_pairs(FUNCTIONS[name])
+    real = view.split(_arguments()).real
+    wanted, pull = jax.vjp(lambda real: outputs.split(FUNCTIONS[name](*view.join(real, []))).real, real)
+    found, pull_pairs = jax.vjp(run, real)
+    draw = np.random.default_rng(1)
+    cotangent = [draw.normal(size=leaf.shape) for leaf in wanted]
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+        assert a.dtype == b.dtype
+    for a, b in zip(pull_pairs(cotangent)[0], pull(cotangent)[0], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_a_product_with_real_numbers_is_two_real_ones() -> None:
+    """And reading one part of a complex one takes two of its four; nothing complex is left."""
+
+    def lru(z, w, x):
+        return (w @ (z * (x @ w))).real
+
+    run, view, _ = _in_pairs(lru)
+    program = trace(run, [jax.ShapeDtypeStruct(*leaf) for leaf in zip(view.shapes, view.dtypes, strict=True)])
+    equations = backward_slice(program.equations, program.outputs)
+    assert not {"complex", "real", "imag"} & {equation.name for equation in equations}
+    assert not any(jnp.issubdtype(v.aval.dtype, jnp.complexfloating) for e in equations for v in e.outputs)
+    assert [equation.name for equation in equations].count("dot_general") == 4
