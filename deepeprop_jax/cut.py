@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deepeprop_jax.derived import derived_leaves, through_sources
 from deepeprop_jax.jaxprs import (
     Atom,
     Equation,
@@ -62,25 +63,30 @@ class Cut(NamedTuple):
         return self.output_parts(p, h_t, h, u, others, h_t_other).real
 
 
-def cut_cell(apply: Callable, views: Views) -> Cut:
+def cut_cell(apply: Callable, views: Views) -> tuple[Cut, Views]:
     """F and g of a cell: two backward slices of its program, which meet at the new carry.
 
     g is cut at the new carry and at whatever is recovered from it by undoing a reshape, concatenate, stack, change of
     dtype or ``complex(re, im)``; anything else in y is an exact function of the old carry. Where the carry is kept in a
     narrower dtype than it is computed in, g and its derivative see the rounded carry: right to that dtype's rounding.
+
+    Returns:
+      F and g, and the views with carry leaves that are functions of others set aside.
     """
     view_p, view_h, view_u, view_y = views
-    inputs = views[:3]
 
     def flat(*leaves: list[Any]) -> tuple[list[Any], list[Any]]:
-        trees = [jax.tree.unflatten(view.treedef, part) for view, part in zip(inputs, leaves, strict=True)]
+        trees = [jax.tree.unflatten(view.treedef, part) for view, part in zip(views[:3], leaves, strict=True)]
         carry_t, y = apply(*trees)
         return jax.tree.leaves(carry_t), jax.tree.leaves(y)
 
-    program = trace(flat, *(view.avals for view in inputs))
+    program = trace(flat, *(view.avals for view in views[:3]))
     program = weights_last(program, program.inputs[len(view_p.avals) :])
     count = len(view_h.avals)
     carry_atoms, output_atoms = program.outputs[:count], program.outputs[count:]
+    derived = derived_leaves(program, carry_atoms, view_h)
+    view_h = view_h.without({d.leaf for d in derived})
+    views = views._replace(carry=view_h)
     recover = _recoverable(program, carry_atoms)
     carry_equations = backward_slice(program.equations, carry_atoms)
     free_outputs = [atom for atom in output_atoms if not (is_variable(atom) and atom in recover)]
@@ -93,22 +99,23 @@ def cut_cell(apply: Callable, views: Views) -> Cut:
     uses = frozenset(name for name, group in groups if any(program.inputs[i] in used for i in group))
 
     def environment(p: Reals, h: Reals, u: Reals, others: Others) -> dict[Variable, Any]:
-        parts = zip(inputs, (p, h, u), others, strict=True)
-        leaves = [leaf for view, real, other in parts for leaf in join_pairs(view, real, other)]
+        parts = zip(views[:3], (p, h, u), others, strict=True)
+        params, carry, x = (join_pairs(view, real, other) for view, real, other in parts)
+        leaves = [*params, *through_sources(derived, program.constants, carry), *x]
         return {**program.constants, **dict(zip(program.inputs, leaves, strict=True))}
 
     def next_carry(p: Reals, h: Reals, u: Reals, others: Others) -> Parts:
         return split_pairs(view_h, evaluate_in_pairs(carry_equations, environment(p, h, u, others), carry_atoms))
 
     def output_map(p: Reals, carry_t: Reals, h: Reals, u: Reals, others: Others, carry_t_other: Sequence[Any]) -> Parts:
-        leaves = join_pairs(view_h, carry_t, carry_t_other)
+        leaves = through_sources(derived, program.constants, join_pairs(view_h, carry_t, carry_t_other))
         known = environment(p, h, u, others) | {variable: recover[variable](leaves) for variable in needed}
         return split_pairs(view_y, evaluate_in_pairs(output_equations, known, output_atoms))
 
     rows = None
     if not output_equations and not uses and all(is_variable(atom) and atom in recover for atom in output_atoms):
         rows = _selected_rows([recover[atom] for atom in output_atoms], view_h, view_y)
-    return Cut(next_carry, output_map, uses, rows)
+    return Cut(next_carry, output_map, uses, rows), views
 
 
 def _selected_rows(outputs: list[Callable], view_h: RealView, view_y: RealView) -> np.ndarray | None:

@@ -142,7 +142,8 @@ def analyse_node(name: str, apply: Callable, params: PyTree, carry: PyTree, x: P
     Cost: one trace of the cell and of its VJP, and labels of the size of the program's arrays; no values are computed.
     """
     views = Views(RealView(params), RealView(carry), RealView(x), RealView(y))
-    cut, units = cut_cell(apply, views), units_of(views.carry)
+    cut, views = cut_cell(apply, views)
+    units = units_of(views.carry)
     if views.carry.size == 0:
         leaves = tuple(Leaf(leaf, "none", None, "no carry") for leaf in views.params.names)
         return Node(name, apply, *views, cut, units, leaves, Recurrence("feed-forward", "no carry", _no_blocks))

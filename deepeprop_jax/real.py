@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ class Parts(NamedTuple):
 
     Attributes:
       real: the differentiable leaves in pytree order; a complex leaf stands as two, real part first.
-      other: integer, boolean and PRNG-key leaves, in pytree order.
+      other: integer, boolean and PRNG-key leaves, and those set aside, in pytree order.
     """
 
     real: list[jax.Array]
@@ -34,11 +34,15 @@ class RealView:
       size: number of real numbers.
     """
 
-    def __init__(self, tree: PyTree):
-        """View pytrees structured and shaped as ``tree`` (arrays or ``jax.ShapeDtypeStruct``)."""
+    def __init__(self, tree: PyTree, set_aside: Collection[int] = ()):
+        """View pytrees structured and shaped as ``tree`` (arrays or ``jax.ShapeDtypeStruct``).
+
+        Args:
+          set_aside: numbers of leaves that stand among the others, whatever they are.
+        """
         paths, self.treedef = jax.tree_util.tree_flatten_with_path(tree)
         self.avals = [jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype) for _, leaf in paths]
-        self.kinds = [_kind(aval.dtype) for aval in self.avals]
+        self.kinds = ["other" if i in set_aside else _kind(aval.dtype) for i, aval in enumerate(self.avals)]
         self.shapes: list[tuple[int, ...]] = []
         self.dtypes: list[Any] = []
         self.names: list[str] = []
@@ -50,6 +54,10 @@ class RealView:
                 self.names.append((jax.tree_util.keystr(path, simple=True, separator="/") or "value") + part)
         self.sizes = [int(np.prod(shape, dtype=int)) for shape in self.shapes]
         self.size = sum(self.sizes)
+
+    def without(self, leaves: Collection[int]) -> RealView:
+        """The same with some leaves set aside."""
+        return RealView(jax.tree.unflatten(self.treedef, self.avals), leaves) if leaves else self
 
     def split(self, tree: PyTree) -> Parts:
         """The real and the other leaves of a pytree."""

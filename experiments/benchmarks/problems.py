@@ -37,7 +37,7 @@ def leaky_tanh(features: int) -> Cell:
 
 
 def complex_lru(features: int) -> Cell:
-    """``lru`` with complex arrays: h_t = λ h_{t-1} + γ (x_t B), y_t = Re(h_t C) + x_t D, each product as it is written."""
+    """``lru`` with complex arrays: h_t = λ h_{t-1} + γ (x_t B), y_t = Re(h_t C) + x_t D, products as written."""
     real = lru(features, features)
 
     def init(key: jax.Array, x: jax.Array) -> tuple[Any, jax.Array]:

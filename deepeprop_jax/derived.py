@@ -1,0 +1,106 @@
+"""Carry leaves that are functions of others: z_t = Z(v_t, a_t), unit by unit, as a spike is of its membrane potential.
+
+S^z_t = dZ/dv S^v_t + dZ/da S^a_t holds at every step, so such a leaf needs no trace. Its value is carried as it is; its
+derivative is taken through Z where it is read. The gradient stays the same in every mode: D is cut to units, and Z
+never leaves a unit. One slot less in a trace, and in exact mode so many rows less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from deepeprop_jax import labels as lb
+from deepeprop_jax.jaxprs import Atom, Equation, Program, Variable, backward_slice, evaluate, is_variable, trace
+from deepeprop_jax.real import RealView
+
+
+class Derived(NamedTuple):
+    """A carry leaf that the others determine.
+
+    Attributes:
+      leaf: its index among the carry's leaves.
+      sources: those that it is computed from, their variables and indices.
+      equations: Z.
+      value: what Z computes.
+    """
+
+    leaf: int
+    sources: dict[Variable, int]
+    equations: list[Equation]
+    value: Atom
+
+
+def derived_leaves(program: Program, carry_atoms: Sequence[Atom], view: RealView) -> list[Derived]:
+    """Which leaves of a cell's new carry are unit-local functions of its other leaves, and of constants.
+
+    Args:
+      program: the cell's, for one example.
+      carry_atoms: the leaves of the new carry in it.
+      view: of the carry.
+
+    Returns:
+      One after the other: each from leaves that are not among those before it.
+    """
+    found: list[Derived] = []
+    shapes, constants = [aval.shape for aval in view.avals], set(program.constants)
+    for leaf in reversed(range(len(carry_atoms))):
+        atom = carry_atoms[leaf]
+        if view.kinds[leaf] != "real" or not is_variable(atom) or not shapes[leaf]:
+            continue
+        gone = {leaf, *(d.leaf for d in found)}
+        rest = [
+            i
+            for i in range(len(carry_atoms))
+            if i not in gone and view.kinds[i] == "real" and shapes[i] == shapes[leaf]
+        ]
+        sources = {carry_atoms[i]: i for i in rest if is_variable(carry_atoms[i])}
+        equations = backward_slice(program.equations, [atom], sources)
+        made = {output for equation in equations for output in equation.outputs} | constants
+        read = {a for e in equations for a in e.inputs if is_variable(a)} | {atom}
+        used = {variable: i for variable, i in sources.items() if variable in read}
+        if used and read <= made | set(used):
+            derived = Derived(leaf, used, equations, atom)
+            if _is_local(derived, program, shapes[leaf]):
+                found.append(derived)
+    return found
+
+
+def _is_local(derived: Derived, program: Program, shape: tuple[int, ...]) -> bool:
+    """Whether an entry of Z depends on the same entry of its sources alone: the labels of its VJP say so."""
+
+    def pull(sources: list[jax.Array], ct: jax.Array) -> list[jax.Array]:
+        def of_sources(sources: list[jax.Array]) -> jax.Array:
+            known = program.constants | dict(zip(derived.sources, sources, strict=True))
+            return evaluate(derived.equations, known, [derived.value])[0]
+
+        return jax.vjp(of_sources, sources)[1](ct)[0]
+
+    vjp = trace(pull, [variable.aval for variable in derived.sources], derived.value.aval)
+    units = np.arange(int(np.prod(shape))).reshape(shape)
+    flow = lb.depends_on(vjp.equations, {vjp.inputs[-1]: lb.Labels.of(units)})
+    labels = [flow.of(atom) for atom in vjp.outputs]
+    return all(label is None or label.within(units) for label in labels)
+
+
+def through_sources(derived: Sequence[Derived], constants: dict[Variable, Any], leaves: Sequence[Any]) -> list[Any]:
+    """The leaves of a carry as they are, where those that are derived have the derivative of Z at the others."""
+    leaves = list(leaves)
+    for leaf, sources, equations, value in reversed(derived):  # each is read only after what it is derived from
+        known = constants | {variable: leaves[i] for variable, i in sources.items()}
+        leaves[leaf] = _with_derivative(leaves[leaf], evaluate(equations, known, [value])[0])
+    return leaves
+
+
+@jax.custom_jvp
+def _with_derivative(value: jax.Array, function: jax.Array) -> jax.Array:
+    """``value``, with the derivative of ``function``."""
+    return value
+
+
+@_with_derivative.defjvp
+def _with_derivative_jvp(primals: tuple, tangents: tuple) -> tuple:
+    return primals[0], tangents[1]
