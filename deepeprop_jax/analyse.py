@@ -42,8 +42,9 @@ class NodeReport(NamedTuple):
 
     Attributes:
       name: as in the graph.
-      carry_size: n, real numbers in the carry of one layer.
-      carry_leaves: (name, shape) per real carry leaf.
+      carry_size: n, real numbers in the carry of one layer, without those of ``derived``.
+      carry_leaves: (name, shape) per real carry leaf, likewise.
+      derived: names of carry leaves that are functions of the others, as a spike is of its potential: without a trace.
       units, slots: units of the carry, and carry slots K of a unit.
       depth: number of identical layers.
       recurrence: "element-wise" (deep e-prop is exact here), "localised", "dense" or "feed-forward".
@@ -55,6 +56,7 @@ class NodeReport(NamedTuple):
     name: str
     carry_size: int
     carry_leaves: tuple[tuple[str, tuple[int, ...]], ...]
+    derived: tuple[str, ...]
     units: int
     slots: int
     depth: int
@@ -93,6 +95,7 @@ class Analysis(NamedTuple):
         for node in self.nodes:
             depth = f" x {node.depth} layers" if node.depth > 1 else ""
             carry = ", ".join(f"{name or 'h'} {list(shape)}" for name, shape in node.carry_leaves) or "none"
+            carry += f" (which give {', '.join(node.derived)})" if node.derived else ""
             lines.append(f"node {node.name}{depth}: carry {carry}; recurrence {node.recurrence}: {node.reason}")
             if node.remedy:
                 lines.append(f"  remedy: {node.remedy}")
@@ -195,6 +198,7 @@ def _node_report(local: Plan, exact: Plan, v: int) -> NodeReport:
         node.name,
         node.carry.size,
         carry,
+        tuple(node.carry.set_aside),
         units,
         node.units.slots,
         local.depth(v),

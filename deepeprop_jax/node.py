@@ -102,7 +102,8 @@ class Node(NamedTuple):
     Attributes:
       name: as in the graph.
       apply: the user's ``apply``.
-      params, carry, input, output: its pytrees as real leaves, of one example.
+      params, carry, input, output: its pytrees as real leaves, of one example; leaves of the carry that are
+        functions of others are set aside (derived.py).
       cut: F and g.
       units: the units of the carry.
       leaves: one entry per real parameter leaf.

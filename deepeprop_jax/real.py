@@ -31,6 +31,7 @@ class RealView:
       shapes: shape of each real leaf (of one example; leading axes of values do not matter).
       dtypes: dtype of each real leaf.
       names: pytree path of each real leaf, with ``.real`` or ``.imag`` behind a complex one.
+      set_aside: paths of the leaves that were set aside.
       size: number of real numbers.
     """
 
@@ -47,11 +48,14 @@ class RealView:
         self.dtypes: list[Any] = []
         self.names: list[str] = []
         self.other_avals = [aval for aval, kind in zip(self.avals, self.kinds, strict=True) if kind == "other"]
-        for (path, _), aval, kind in zip(paths, self.avals, self.kinds, strict=True):
+        self.set_aside: list[str] = []
+        for i, ((path, _), aval, kind) in enumerate(zip(paths, self.avals, self.kinds, strict=True)):
+            name = jax.tree_util.keystr(path, simple=True, separator="/") or "value"
+            self.set_aside += [name] if i in set_aside else []
             for part in {"real": [""], "complex": [".real", ".imag"], "other": []}[kind]:
                 self.shapes.append(aval.shape)
                 self.dtypes.append(np.zeros(0, aval.dtype).real.dtype if kind == "complex" else aval.dtype)
-                self.names.append((jax.tree_util.keystr(path, simple=True, separator="/") or "value") + part)
+                self.names.append(name + part)
         self.sizes = [int(np.prod(shape, dtype=int)) for shape in self.shapes]
         self.size = sum(self.sizes)
 

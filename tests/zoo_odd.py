@@ -219,6 +219,18 @@ def _counter_and_key(p, carry, x):
     return h_t, count + 1, key_t
 
 
+def _derived_leaves(p, carry, x):
+    """a is a function of s and v, s of v; back is one of v, but of another unit's."""
+    drive = x @ p["W"] + carry["a"] @ p["U"] + 0.3 * carry["back"] * p["b"]
+    v = 0.7 * carry["v"] - 0.2 * carry["s"] + drive
+    s = jnp.tanh(v)
+    return {"a": s * v + 0.5, "back": 0.5 * v[::-1], "s": s, "v": v}
+
+
+def _derived_output(p, h_t, h_tm1, x):
+    return h_t["a"] * h_t["s"] + h_t["back"] + 0.1 * h_tm1["a"]
+
+
 def _complex_diagonal(p, h, x):
     return 0.7 * p["a"] / (1 + jnp.abs(p["a"])) * h + x @ p["W"] + p["b"]
 
@@ -303,6 +315,13 @@ def odd() -> list[ZooCell]:
             ((3,), "counter", "key"),
             _counter_and_key,
             lambda p, carry_t, carry_tm1, x: carry_t[0],
+        ),
+        _odd(
+            "derived_leaves",
+            {"W": (2, 3), "U": (3, 3), "b": (3,)},
+            dict.fromkeys(("a", "back", "s", "v"), (3,)),
+            _derived_leaves,
+            _derived_output,
         ),
         _odd(
             "complex_diagonal",

@@ -1,0 +1,113 @@
+"""Carry leaves that are functions of others: which are found, and that their value stays what the cell gave it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deepeprop_jax import deep_eprop
+from deepeprop_jax.cells import alif, lif
+from deepeprop_jax.cut import Views, cut_cell
+from deepeprop_jax.real import RealView
+from tests.gradients import assert_same_gradient
+from tests.zoo import cells, problem
+
+SHAPE = jax.ShapeDtypeStruct((3,), jnp.float64)
+
+
+def derived(apply, params, carry, x) -> set[str]:
+    """Names of the carry leaves that are set aside."""
+    _, y = jax.eval_shape(apply, params, carry, x)
+    before = Views(*(RealView(tree) for tree in (params, carry, x, y)))
+    _, after = cut_cell(apply, before)
+    return set(before.carry.names) - set(after.carry.names)
+
+
+def of_zoo(name: str) -> set[str]:
+    p = problem(name)
+    carry, x = (jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), t) for t in (p.carry, p.xs))
+    x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x)
+    return derived(p.network.apply, p.params, carry, x)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("lif", {"1"}),
+        ("alif", {"2"}),
+        ("custom_vjp_spike", {"1"}),
+        ("derived_leaves", {"a", "s"}),
+        ("linen_lstm", set()),
+        ("lstm_peephole", set()),
+        ("lru", set()),
+        ("counter_and_key", set()),
+        ("two_sizes", set()),
+    ],
+)
+def test_which_leaves_of_the_zoo(name: str, wanted: set[str]) -> None:
+    assert name in cells()
+    assert of_zoo(name) == wanted
+
+
+def test_a_spike_that_depends_on_the_refractory_period_is_none() -> None:
+    """It was decided by how many steps were left before the step, which the new carry does not tell."""
+    params, carry = lif(3, refractory=2).init(jax.random.key(0), jnp.ones((1, 2)))
+    one = jax.tree.map(lambda leaf: leaf[0], carry)
+    assert derived(lif(3, refractory=2).apply, params, one, jnp.ones(2)) == set()
+
+
+@pytest.mark.parametrize(
+    ("function", "is_derived"),
+    [
+        (lambda p, h, x, v: jnp.sin(v), True),
+        (lambda p, h, x, v: jnp.where(v > 0, v, 0.1 * v), True),
+        (lambda p, h, x, v: v, True),
+        (lambda p, h, x, v: jnp.array([1.0, 2.0, 3.0]) * v, True),
+        (lambda p, h, x, v: p * v, False),  # a parameter of its own
+        (lambda p, h, x, v: v + x, False),
+        (lambda p, h, x, v: v * h[1], False),
+        (lambda p, h, x, v: v[::-1], False),  # of another unit
+        (lambda p, h, x, v: v / v.sum(), False),
+        (lambda p, h, x, v: jnp.ones(3) @ jnp.outer(v, v), False),
+        (lambda p, h, x, v: jnp.ones(3), False),
+    ],
+)
+def test_what_a_leaf_may_depend_on(function, is_derived: bool) -> None:
+    def apply(p, h, x):
+        v = 0.5 * h[0] + p * x + 0.1 * h[1]
+        return (v, function(p, h, x, v)), v
+
+    assert derived(apply, SHAPE, (SHAPE, SHAPE), SHAPE) == ({"1"} if is_derived else set())
+
+
+def test_a_carry_that_no_step_could_have_left_keeps_its_values() -> None:
+    """The first carry is the user's: a spike without the potential for it is one, in values and in the gradient."""
+    p = problem("alif")
+    v, a, _ = p.carry
+    carry = (v, a, jnp.ones_like(v))
+    learner, loss_fn = deep_eprop(p.network, exact=True), p.loss_fn
+    state = learner.init(p.params, carry, p.xs[0])
+    (loss, _), grads = learner.value_and_grad(loss_fn, segment_length=3)(p.params, state, p.xs, p.targets)
+
+    def bptt(params):
+        apply = jax.vmap(p.network.apply, in_axes=(None, 0, 0))
+
+        def body(carry, inputs):
+            carry, y = apply(params, carry, inputs[0])
+            return carry, loss_fn(y, inputs[1])
+
+        return jax.lax.scan(body, carry, (p.xs, p.targets))[1].sum()
+
+    wanted_loss, wanted = jax.value_and_grad(bptt)(p.params)
+    np.testing.assert_allclose(loss, wanted_loss, rtol=1e-12)
+    assert_same_gradient(grads, wanted, 1e-9)
+
+
+def test_one_slot_less_in_every_trace() -> None:
+    x = jnp.ones((2, 4))
+    for cell, slots in ((lif(3), 1), (alif(3), 2)):
+        learner = deep_eprop(cell)
+        params, carry = learner.network.init(jax.random.key(0), x)
+        state = learner.init(params, carry, x)
+        assert {trace.shape[1] for trace in jax.tree.leaves(state.traces)} == {slots}
+        assert jax.tree.structure(state.carry) == jax.tree.structure(carry)
