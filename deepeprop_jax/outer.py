@@ -10,8 +10,9 @@ afterwards (transposes, concatenated kernels, weight norm, a weight used twice).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from deepeprop_jax.jaxprs import Atom, Equation, Variable, dot_axes, is_variable, shape_of
@@ -153,8 +154,13 @@ def sums(
 
 def _sum(x: Lifted, keep: str) -> Lifted:
     summed = tuple(i for i, axis in enumerate(x.axes) if axis not in keep)
+    kept = "".join(axis for axis in x.axes if axis in keep)
     dtype = jnp.result_type(jnp.float32, x.value.dtype)  # a sum over many steps
-    return Lifted(x.value.sum(summed, dtype) if summed else x.value, union("".join(a for a in x.axes if a in keep)))
+    if "r" in kept and summed == (0,):
+        # XLA on a CPU sums so large an array over its first axis ten times slower than it multiplies it by ones.
+        ones = jnp.ones(x.value.shape[0], dtype)
+        return Lifted(jnp.tensordot(ones, x.value.astype(dtype), 1, precision=jax.lax.Precision.HIGHEST), kept)
+    return Lifted(x.value.sum(summed, dtype) if summed else x.value, kept)
 
 
 def summed_product(product: Product, lhs: Lifted, rhs: Lifted, keep: str) -> Lifted:
@@ -181,7 +187,19 @@ def summed_product(product: Product, lhs: Lifted, rhs: Lifted, keep: str) -> Lif
             ("c" + name[2:], value.reshape(value.shape[0] * value.shape[1], *value.shape[2:]))
             for name, value in operands
         ]
-    (lhs_names, a), (rhs_names, b) = operands
-    dtype = jnp.result_type(jnp.float32, a.dtype, b.dtype)
-    spec = f"{lhs_names},{rhs_names}->{kept}{''.join(out)}"
-    return Lifted(jnp.einsum(spec, a, b, preferred_element_type=dtype), kept)
+    dtype = jnp.result_type(jnp.float32, lhs.value.dtype, rhs.value.dtype)
+
+    def einsum(operands: list[tuple[str, Any]], result: str) -> jax.Array:
+        (lhs_names, a), (rhs_names, b) = operands
+        return jnp.einsum(f"{lhs_names},{rhs_names}->{result}", a, b, preferred_element_type=dtype)
+
+    wanted = kept + "".join(out)
+    if kept != "rb" or [("r" in name) for name, _ in operands] == [True, True]:
+        return Lifted(einsum(operands, wanted), kept)
+    # The operand with rows is by far the larger one: it must not be laid out anew for the product, and as its second
+    # factor it is not.
+    operands.sort(key=lambda operand: "r" in operand[0])
+    few, many = ("".join(a for a in name if a not in "crb") for name, _ in operands)
+    order = "b" + "".join(a for a in few if a in out) + "r" + "".join(a for a in many if a in out and a not in few)
+    found = einsum(operands, order)
+    return Lifted(found.transpose([order.index(axis) for axis in wanted]), kept)
