@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from deepeprop_jax import compare_to_bptt, deep_eprop
 from deepeprop_jax.reference import bptt
-from experiments.benchmarks import document, kernels, machine, rivals, run
+from experiments.benchmarks import associative, document, kernels, machine, rivals, run
 from experiments.benchmarks.cost_model import cost
 from experiments.benchmarks.measure import REFERENCE, Comparison, calls_of, compare, layer_errors
 from experiments.benchmarks.problems import CELLS, Problem, squared_error
@@ -206,6 +207,22 @@ def test_the_page_says_what_the_kernels_took() -> None:
         assert f"| {program['rival']} | {wall:.0f} | {busy:.0f}{profiled} | {launches:.0f} |" in page, program[
             "problem"
         ]
+
+
+def test_both_ways_through_an_element_wise_recurrence_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"STEPS": 6, "UNITS": 3, "ROUNDS": 2}.items():
+        monkeypatch.setattr(associative, name, value)
+    found = associative.measure(batch=2)
+    assert found["difference"] < 1e-5
+    assert [len(way["wall"]) for way in found["ways"].values()] == [2, 2]
+
+
+def test_the_page_says_what_the_associative_scan_took() -> None:
+    page = document.PAGE.read_text()
+    (path,) = (ROOT / "docs" / "benchmarks" / "associative").glob("*.json")
+    for found in json.loads(path.read_text())["found"]:
+        loop, scan = (statistics.median(way["wall"]) * 1e6 for way in found["ways"].values())
+        assert f"{loop:.0f} µs in the loop and {scan:.0f} µs" in page
 
 
 def test_a_part_of_a_suite_is_not_stored_as_the_whole() -> None:
