@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepeprop_jax import deep_eprop
+from deepeprop_jax import deep_eprop, stack
 from deepeprop_jax.cells import alif, lif
 from deepeprop_jax.cut import Views, cut_cell
 from deepeprop_jax.real import RealView
+from deepeprop_jax.reference import bptt
 from tests.gradients import assert_same_gradient
 from tests.zoo import cells, problem
 
@@ -111,3 +112,21 @@ def test_one_slot_less_in_every_trace() -> None:
         state = learner.init(params, carry, x)
         assert {trace.shape[1] for trace in jax.tree.leaves(state.traces)} == {slots}
         assert jax.tree.structure(state.carry) == jax.tree.structure(carry)
+
+
+def test_in_a_stack_of_identical_layers() -> None:
+    network = stack(stack(lif(3), depth=2))
+    draw = np.random.default_rng(0)
+    xs, targets = draw.normal(size=(7, 2, 3)) * 2, draw.normal(size=(7, 2, 3))
+    params, carry = network.init(jax.random.key(0), jnp.asarray(xs[0]))
+    params, carry = jax.tree.map(lambda leaf: 2 * leaf.astype(jnp.float64), (params, carry))
+
+    def loss_fn(y, target):
+        return jnp.sum((y - target) ** 2)
+
+    learner = deep_eprop(network, exact=True)
+    state = learner.init(params, carry, xs[0])
+    _, grads = learner.value_and_grad(loss_fn, segment_length=3)(params, state, xs, targets)
+    wanted = bptt(network, loss_fn)(params, carry, xs, targets)[-1]
+    assert all(jnp.abs(leaf).max() > 0.01 for leaf in jax.tree.leaves(wanted))
+    assert_same_gradient(grads, wanted, 1e-9)
