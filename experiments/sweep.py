@@ -178,6 +178,13 @@ SWEEPS: dict[str, Sweep] = {
         # In segments deep e-prop has the gradient that it has step by step, faster.
         {"rule": ("BPTT", "e-prop in segments", "hops = 0", "immediate only", "lower frozen"), "seed": SEEDS[:3]},
     ),
+    "text_recall_segments": Sweep(
+        "Recall over 32 characters of text, exact within segments",
+        "configs/text_recall.py",
+        {"batches": 500, "evaluate_every": 50, "rule": "exact in segments"},
+        {"segment_length": (2, 4, 8), "seed": SEEDS[:3]},
+        compared="segment_length",
+    ),
     "stale_traces_xor_count": Sweep(
         "XOR-count with a running label, silent delay of 30 steps, updates inside the sequence",
         "configs/xor_count.py",

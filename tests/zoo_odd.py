@@ -224,7 +224,7 @@ def _derived_leaves(p, carry, x):
     drive = x @ p["W"] + carry["a"] @ p["U"] + 0.3 * carry["back"] * p["b"]
     v = 0.7 * carry["v"] - 0.2 * carry["s"] + drive
     s = jnp.tanh(v)
-    return {"a": s * v + 0.5, "back": 0.5 * v[::-1], "s": s, "v": v}
+    return {"a": s * jnp.sin(v) + 0.5, "back": 0.5 * v[::-1], "s": s, "v": v}
 
 
 def _derived_output(p, h_t, h_tm1, x):
