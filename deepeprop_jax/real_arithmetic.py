@@ -143,7 +143,7 @@ def _convert(equation: Equation, x: Any) -> Any:
 
 
 _RULES: dict[str, Callable[..., Any]] = {
-    "complex": lambda equation, re, im: Pair(re, im),
+    "complex": lambda equation, *parts: Pair(*(jnp.broadcast_to(x, equation.outputs[0].aval.shape) for x in parts)),
     "real": lambda equation, x: x.re,
     "imag": lambda equation, x: _full(x)[1],
     "conj": lambda equation, x: (
