@@ -95,7 +95,8 @@ class Analysis(NamedTuple):
         for node in self.nodes:
             depth = f" x {node.depth} layers" if node.depth > 1 else ""
             carry = ", ".join(f"{name or 'h'} {list(shape)}" for name, shape in node.carry_leaves) or "none"
-            carry += f" (which give {', '.join(node.derived)})" if node.derived else ""
+            verb = "follows" if len(node.derived) == 1 else "follow"
+            carry += f" ({', '.join(node.derived)} {verb} from these, without a trace)" if node.derived else ""
             lines.append(f"node {node.name}{depth}: carry {carry}; recurrence {node.recurrence}: {node.reason}")
             if node.remedy:
                 lines.append(f"  remedy: {node.remedy}")

@@ -27,7 +27,7 @@ from deepeprop_jax.real_arithmetic import Pair, evaluate_in_pairs, join_pairs, s
 Reals = list[jax.Array]
 
 Others = tuple[Sequence[Any], Sequence[Any], Sequence[Any]]
-"""The leaves without a derivative, of (params, carry_tm1, input)."""
+"""The leaves that are no variables of differentiation, of (params, carry_tm1, input): see ``real.Parts``."""
 
 
 class Views(NamedTuple):
@@ -43,7 +43,7 @@ class Cut(NamedTuple):
     """A cell in two parts, for one example and real leaves.
 
     Attributes:
-      next_carry_parts: F, ``(params, carry_tm1, input, others) -> carry_t``, with the leaves without a derivative.
+      next_carry_parts: F, ``(params, carry_tm1, input, others) -> carry_t``, with the other leaves.
       output_parts: g, ``(params, carry_t, carry_tm1, input, others, carry_t_other) -> y_t``, likewise.
       output_uses: which of "params", "carry_tm1" and "input" g depends on beside h_t.
       output_rows: where y_t is made of carry components alone, their indices; None where g computes something.

@@ -3,6 +3,10 @@
 S^z_t = dZ/dv S^v_t + dZ/da S^a_t holds at every step, so such a leaf needs no trace. Its value is carried as it is; its
 derivative is taken through Z where it is read. The gradient stays the same in every mode: D is cut to units, and Z
 never leaves a unit. One slot less in a trace, and in exact mode so many rows less.
+
+Z is then differentiated at the first carry too, which no step has made: where its slope may be infinite for a finite
+carry (a square root, a quotient that is not known to stay away from 0) the leaf keeps its trace, as 0 times that slope
+would be NaN.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import jax
 import numpy as np
 
 from deepeprop_jax import labels as lb
+from deepeprop_jax.finite import has_finite_slope
 from deepeprop_jax.jaxprs import Atom, Equation, Program, Variable, backward_slice, evaluate, is_variable, trace
 from deepeprop_jax.real import RealView
 
@@ -35,7 +40,9 @@ class Derived(NamedTuple):
 
 
 def derived_leaves(program: Program, carry_atoms: Sequence[Atom], view: RealView) -> list[Derived]:
-    """Which leaves of a cell's new carry are unit-local functions of its other leaves, and of constants.
+    """Which real leaves of a cell's new carry are unit-local functions of its other real leaves of their shape.
+
+    Constants may enter, parameters, input and old carry may not.
 
     Args:
       program: the cell's, for one example.
@@ -43,7 +50,7 @@ def derived_leaves(program: Program, carry_atoms: Sequence[Atom], view: RealView
       view: of the carry.
 
     Returns:
-      One after the other: each from leaves that are not among those before it.
+      In an order in which no leaf is computed from one before it, so that they are to be computed from last to first.
     """
     found: list[Derived] = []
     shapes, constants = [aval.shape for aval in view.avals], set(program.constants)
@@ -64,13 +71,14 @@ def derived_leaves(program: Program, carry_atoms: Sequence[Atom], view: RealView
         used = {variable: i for variable, i in sources.items() if variable in read}
         if used and read <= made | set(used):
             derived = Derived(leaf, used, equations, atom)
-            if _is_local(derived, program, shapes[leaf]):
+            vjp = _vjp(derived, program)
+            if _is_local(vjp, shapes[leaf]) and has_finite_slope(vjp):
                 found.append(derived)
     return found
 
 
-def _is_local(derived: Derived, program: Program, shape: tuple[int, ...]) -> bool:
-    """Whether an entry of Z depends on the same entry of its sources alone: the labels of its VJP say so."""
+def _vjp(derived: Derived, program: Program) -> Program:
+    """``(sources, cotangent of Z) -> cotangents of the sources``."""
 
     def pull(sources: list[jax.Array], ct: jax.Array) -> list[jax.Array]:
         def of_sources(sources: list[jax.Array]) -> jax.Array:
@@ -79,7 +87,11 @@ def _is_local(derived: Derived, program: Program, shape: tuple[int, ...]) -> boo
 
         return jax.vjp(of_sources, sources)[1](ct)[0]
 
-    vjp = trace(pull, [variable.aval for variable in derived.sources], derived.value.aval)
+    return trace(pull, [variable.aval for variable in derived.sources], derived.value.aval)
+
+
+def _is_local(vjp: Program, shape: tuple[int, ...]) -> bool:
+    """Whether an entry of Z depends on the same entry of its sources alone: the labels of its VJP say so."""
     units = np.arange(int(np.prod(shape))).reshape(shape)
     flow = lb.depends_on(vjp.equations, {vjp.inputs[-1]: lb.Labels.of(units)})
     labels = [flow.of(atom) for atom in vjp.outputs]

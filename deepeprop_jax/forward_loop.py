@@ -20,22 +20,20 @@ class Run(NamedTuple):
     Attributes:
       carry_end: (batch, ...) the carry after the segment.
       carry_tm1: (C, batch, ...) the carry that enters each step.
-      carry_t: (C, batch, ...) what leaves it, held steps included; real leaves are left out where the next step's
-        ``carry_tm1`` is the same.
+      carry_t: (C, batch, ...) what leaves it, held steps included; None where it is the next step's ``carry_tm1``.
       stored: (C, batch, ...) values of ``VjpProgram.stored``.
     """
 
     carry_end: Parts
     carry_tm1: Parts
-    carry_t: Parts
+    carry_t: Parts | None
     stored: list[jax.Array]
 
     def new_carry(self) -> Parts:
         """``carry_t``, in full."""
-        if self.carry_t.real or not self.carry_tm1.real:
+        if self.carry_t is not None:
             return self.carry_t
-        pairs = zip(self.carry_tm1.real, self.carry_end.real, strict=True)
-        return Parts([jnp.concatenate([old[1:], end[None]]) for old, end in pairs], self.carry_t.other)
+        return jax.tree.map(lambda old, end: jnp.concatenate([old[1:], end[None]]), self.carry_tm1, self.carry_end)
 
 
 def with_inputs(program: VjpProgram, values: Values, inputs: Parts) -> Values:
@@ -80,7 +78,7 @@ def run_forward(program: VjpProgram, values: Values, start: Parts, initial: Part
         if now.valid is not None:
             held = select_examples(now.valid, new, carry)
         plain = now.resets is None and now.valid is None
-        return held, (carry, Parts([], new.other) if plain else new, stored)
+        return held, (carry, None if plain else new, stored)
 
     end, (carry_tm1, carry_t, stored) = lax.scan(body, start, (list(moving.values()), flags), steps)
     return Run(end, carry_tm1, carry_t, stored)

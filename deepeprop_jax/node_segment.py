@@ -52,7 +52,7 @@ class NodeSegment:
       run: from ``run_forward``.
       inputs: (C, batch, ...).
       flags: (C, batch).
-      slots_wanted: whether ``slots`` will be asked for: they then share a loop with the loss's cotangents.
+      slots_wanted: whether ``slots`` will be asked for: they may then share a loop with the loss's cotangents.
 
     Attributes:
       outputs: (C, batch, ...) parts of its outputs.
@@ -253,14 +253,14 @@ class NodeSegment:
         return back._replace(input=[add(a, b) for a, b in zip(back.input, below, strict=True)] if back.input else below)
 
     def _slots_of_examples(self) -> bool:
-        """Whether ``slots`` differs between examples; else it costs little, and nothing at all in an outer loop."""
-        return any("b" in x.axes for x in self.blocks().values())
+        """Whether ``slots`` differs between examples; else XLA takes its loop out of the loop over segments."""
+        return any(f is not None for f in self.flags) or any("b" in x.axes for x in self.blocks().values())
 
     def slots(self) -> list[tuple[Leaves, Leaves]]:
         """Per slot of a unit, for ones on that slot of the last carry: the cotangents at the start and at every step.
 
         They never leave their unit, so this holds dh_end/dh_t of every unit. Run in one loop with the loss's, if any,
-        where D depends on the example.
+        where they differ between examples.
         """
         if self._slots is None:
             self._slots = self._through_time("local", self._slot_flows(), self.sizes)

@@ -1,4 +1,4 @@
-"""A pytree seen as real arrays: complex leaves as pairs, integers and keys set aside."""
+"""A pytree seen as real arrays: complex leaves as pairs, integers, keys and what is set aside among the others."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class RealView:
         """View pytrees structured and shaped as ``tree`` (arrays or ``jax.ShapeDtypeStruct``).
 
         Args:
-          set_aside: numbers of leaves that stand among the others, whatever they are.
+          set_aside: indices of leaves that stand among the others, whatever they are.
         """
         paths, self.treedef = jax.tree_util.tree_flatten_with_path(tree)
         self.avals = [jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype) for _, leaf in paths]

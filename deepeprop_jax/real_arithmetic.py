@@ -58,7 +58,7 @@ def evaluate_in_pairs(
 ) -> list[Any]:
     """As ``jaxprs.evaluate``; complex values, there and in the result, are pairs.
 
-    What has no rule here (a branch, a loop, a custom derivative, a complex logarithm) is computed as it stands.
+    What has no rule here (a branch, a loop, a custom derivative, a complex exponential) is computed as it stands.
     """
     pairs = {variable: _as_pair(x) if _is_complex(x) else x for variable, x in environment.items()}
     return [_as_pair(x) if _is_complex(x) else x for x in evaluate(equations, pairs, outputs, _rule)]
@@ -85,7 +85,7 @@ _PARTWISE = frozenset(
         "reduce_sum", "reshape", "rev", "select_n", "slice", "split", "squeeze", "stack", "sub", "transpose", "unstack",
     ]
 )  # fmt: skip
-"""Primitives that do the same to the real and to the imaginary part; operands that are no pairs are indices."""
+"""Primitives that do the same to the real and to the imaginary part; other operands are indices, or a predicate."""
 
 
 def _partwise(equation: Equation, values: Sequence[Any]) -> list[Any]:
@@ -124,11 +124,6 @@ def _div(equation: Equation, a: Pair, b: Pair) -> Pair | None:
     return Pair(lax.div(a.re, b.re), None if a.im is None else lax.div(a.im, b.re))
 
 
-def _exp(equation: Equation, x: Pair) -> Pair:
-    size = lax.exp(x.re)
-    return Pair(size, None) if x.im is None else Pair(lax.mul(size, lax.cos(x.im)), lax.mul(size, lax.sin(x.im)))
-
-
 def _integer_pow(equation: Equation, x: Pair) -> Pair | None:
     return _product(x, x, lax.mul) if equation.params["y"] == 2 else None
 
@@ -152,7 +147,6 @@ _RULES: dict[str, Callable[..., Any]] = {
     "convert_element_type": _convert,
     "div": _div,
     "dot_general": _dot_general,
-    "exp": _exp,
     "integer_pow": _integer_pow,
     "mul": _mul,
     "square": lambda equation, x: _product(x, x, lax.mul),

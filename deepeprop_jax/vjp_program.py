@@ -61,7 +61,7 @@ class VjpProgram(NamedTuple):
     Attributes:
       node: the node.
       program: all of it.
-      params, carry_tm1, input: input variables of the real leaves; ``*_other`` those of the leaves without derivative.
+      params, carry_tm1, input: input variables of the real leaves; ``*_other`` those of the other leaves.
       cotangents: input variables, the cotangent of each real leaf of the new carry.
       carry_t, carry_t_other: outputs.
       step: variables that depend on the step, not on the cotangent.

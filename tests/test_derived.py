@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepeprop_jax import deep_eprop, stack
+from deepeprop_jax import Cell, deep_eprop, stack
 from deepeprop_jax.cells import alif, lif
 from deepeprop_jax.cut import Views, cut_cell
 from deepeprop_jax.real import RealView
@@ -64,6 +64,14 @@ def test_a_spike_that_depends_on_the_refractory_period_is_none() -> None:
         (lambda p, h, x, v: jnp.where(v > 0, v, 0.1 * v), True),
         (lambda p, h, x, v: v, True),
         (lambda p, h, x, v: jnp.array([1.0, 2.0, 3.0]) * v, True),
+        (lambda p, h, x, v: v / (1 + jnp.abs(v)), True),
+        (lambda p, h, x, v: jnp.sqrt(v * v + 0.1), True),
+        (lambda p, h, x, v: jnp.exp(-(v**2)) / 3.0, True),
+        (lambda p, h, x, v: jnp.sqrt(jnp.abs(v)), False),  # an infinite slope at 0
+        (lambda p, h, x, v: 1 / v, False),
+        (lambda p, h, x, v: 1 / (1 + v), False),
+        (lambda p, h, x, v: jnp.log(v**2), False),
+        (lambda p, h, x, v: v**-2, False),
         (lambda p, h, x, v: p * v, False),  # a parameter of its own
         (lambda p, h, x, v: v + x, False),
         (lambda p, h, x, v: v * h[1], False),
@@ -102,6 +110,30 @@ def test_a_carry_that_no_step_could_have_left_keeps_its_values() -> None:
     wanted_loss, wanted = jax.value_and_grad(bptt)(p.params)
     np.testing.assert_allclose(loss, wanted_loss, rtol=1e-12)
     assert_same_gradient(grads, wanted, 1e-9)
+
+
+def test_a_pole_at_the_first_carry_is_met_by_nobody() -> None:
+    """The root of v_0 = 0 has no slope, and no step takes one: its gradient stays finite."""
+
+    def apply(p, h, x):
+        v = 0.5 * h[0] + 0.1 * h[1] + jnp.exp(p * x)
+        s = jnp.sqrt(v)
+        return (v, s), s
+
+    def loss_fn(y, target):
+        return jnp.sum((y - target) ** 2)
+
+    cell = Cell(lambda key, x: (jnp.full(3, 0.3), (jnp.zeros_like(x), jnp.zeros_like(x))), apply)
+    xs, targets = np.random.default_rng(0).normal(size=(2, 7, 2, 3))
+    params, carry = cell.init(jax.random.key(0), jnp.asarray(xs[0]))
+    wanted = bptt(cell, loss_fn)(params, carry, xs, targets)[-1]
+    assert bool(jnp.isfinite(wanted).all())
+    for exact in (True, False):  # units are on their own: both are BPTT
+        learner = deep_eprop(cell, exact=exact)
+        _, grads = learner.value_and_grad(loss_fn, segment_length=3)(
+            params, learner.init(params, carry, xs[0]), xs, targets
+        )
+        assert_same_gradient(grads, wanted, 1e-9)
 
 
 def test_one_slot_less_in_every_trace() -> None:

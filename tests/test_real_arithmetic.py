@@ -33,6 +33,7 @@ FUNCTIONS = {
         jax.lax.cond(x[0] > 0, lambda z: z * 1j, lambda z: z, z),
         jax.lax.fori_loop(0, 3, lambda _, z: w @ z, z),
     ),
+    "of a scalar": lambda z, w, x: (jax.lax.complex(x, 0.0) @ w, jax.lax.complex(0.0, x) * z, jax.lax.complex(x, 1.0)),
     "taken apart": lambda z, w, x: (jax.lax.complex(z.imag, z.real), jnp.angle(z), z.real @ x),
 }
 
@@ -72,6 +73,13 @@ def test_values_and_derivatives_are_those_of_complex_arithmetic(name: str) -> No
         assert a.dtype == b.dtype
     for a, b in zip(pull_pairs(cotangent)[0], pull(cotangent)[0], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_an_overflow_stays_on_its_axis() -> None:
+    """As in complex arithmetic: the exponential of a large real number has no imaginary part."""
+    run, _, _ = _in_pairs(lambda z, w, x: jnp.exp(jax.lax.complex(1e4 * jnp.abs(x), 0 * x)))
+    re, im = run(RealView((Z, W, X)).split(_arguments()).real)
+    assert bool(jnp.isinf(re).all()) and not im.any()
 
 
 def test_a_product_with_real_numbers_is_two_real_ones() -> None:

@@ -75,10 +75,12 @@ def main(arguments: list[str] | None = None) -> int:
     fix_threads(1)
     import jax
 
-    device = jax.devices()[0].device_kind.replace(" ", "_")
+    device = jax.devices()[0].device_kind
     found = [measure(batch) for batch in (1, 16)]
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"{device}.json").write_text(json.dumps({"device": device, "found": found}, indent=1) + "\n")
+    (options.out / f"{device.replace(' ', '_')}.json").write_text(
+        json.dumps({"device": device, "jax": jax.__version__, "threads": 1, "found": found}, indent=1) + "\n"
+    )
     for one in found:
         for name, way in one["ways"].items():
             wall = statistics.median(way["wall"]) * 1e6
