@@ -1,4 +1,4 @@
-"""T0: element-wise cells at cosine 1 at any depth; the page's tables are those of the stored figures."""
+"""T0: element-wise cells at cosine 1 at any depth, trained or not; the page holds the stored figures."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import pytest
 
 from experiments import fidelity_study as study
+from experiments import fidelity_trained as trained
 
 
 def test_the_page_shows_the_stored_figures():
@@ -30,3 +31,34 @@ def test_a_measurement_sees_that_hops_are_missing():
     assert [layer["cosine"] for layer in layers["deep e-prop"]] == pytest.approx([1, 1], abs=1e-6)
     assert layers["hops = 0"][0]["cosine"] < 0.999
     assert layers["hops = 0"][1]["cosine"] == pytest.approx(1, abs=1e-6)
+
+
+def test_the_page_shows_the_stored_figures_of_trained_networks():
+    page, stored = trained.PAGE.read_text(), json.loads((trained.PAGE.parent / trained.STORED).read_text())
+    assert trained.fill(page, stored) == page
+    assert {name: len(runs) for name, runs in stored["cases"].items()} == dict.fromkeys(trained.CASES, trained.SEEDS)
+    # A memory whose units keep to themselves: deep e-prop is BPTT at every moment, hops=0 never.
+    runs = stored["cases"]["XOR-count, delay 30"]
+    detector = [
+        (run["layers"][rule][m][0]["relative_error"]) for rule in trained.COMPARED for run in runs for m in range(4)
+    ]
+    assert max(detector[: len(detector) // 2]) < 1e-3 < 0.1 < min(detector[len(detector) // 2 :])
+
+
+def test_gradients_are_compared_while_bptt_trains(tmp_path, monkeypatch):
+    tiny = {"batches": 4, "evaluate_every": 1, "checkpoint_every": 4, "xor_count.features": 3, "xor_count.batch": 4}
+    tiny |= {"xor_count.delay": 2, "xor_count.test_size": 8}
+    case = trained.Case("configs/xor_count.py", tiny)
+    monkeypatch.setattr(trained, "CASES", {"tiny": case})
+    monkeypatch.setattr(trained, "SEEDS", 1)
+    assert trained.main(["--out", str(tmp_path)]) == 0
+    (run,) = json.loads((tmp_path / trained.STORED).read_text())["cases"]["tiny"]
+    assert run["batches"] == [0, 0, 2, 4]
+    assert len(run["test_accuracy"]) == 4
+    starts = [run["layers"]["hops = 0"][moment][0]["relative_error"] for moment in range(4)]
+    assert starts[0] == starts[1] != starts[2] != starts[3]  # the parameters moved
+    for moment in range(4):
+        assert run["layers"]["deep e-prop"][moment][0]["relative_error"] < 1e-3
+        assert run["layers"]["hops = 0"][moment][-1]["relative_error"] < 1e-3  # the readout
+    assert (tmp_path / trained.STORED).with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert "| tiny | BPTT | test accuracy |" in trained.markdown(json.loads((tmp_path / trained.STORED).read_text()))

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from experiments import cosine_report, settings, sweep, sweep_report
-from experiments.sweep import SWEEPS, Sweep
+from experiments.sweeps import SWEEPS, Sweep
 
 TINY = Sweep(
     "tiny",

@@ -1,0 +1,250 @@
+"""The sweeps by name, one entry each in ``SWEEPS``: which task, under which rules or settings, with which seeds."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+CONTROLS = ("BPTT", "deep e-prop", "hops = 0", "immediate only", "lower frozen")
+FEW = ("BPTT", "deep e-prop", "hops = 0", "lower frozen")
+MANY = (
+    *("BPTT", "TBPTT(10)", "exact RTRL", "exact in segments", "deep e-prop", "hops = 0", "immediate only"),
+    *("lower frozen", "readout only"),
+)
+
+MEASURES = {"test accuracy": "test_accuracy", "bits per character": "test_loss"}
+"""The figure of a line of metrics that a measure is made of."""
+
+
+class Sweep(NamedTuple):
+    """One task under several rules, or under one rule with several settings.
+
+    Attributes:
+      title: for tables and pictures.
+      config: file of the training configuration.
+      fixed: fields set for all runs.
+      grid: fields and their values; every combination is run. ``seed`` and ``compared`` are among them.
+      threshold: of the measure, for the number of batches to it.
+      measure: what is shown of the test set, a key of ``MEASURES``.
+      compared: the field whose values stand side by side: a row of a table and a curve each.
+    """
+
+    title: str
+    config: str
+    fixed: dict[str, Any]
+    grid: dict[str, tuple]
+    threshold: float = 0.9
+    measure: str = "test accuracy"
+    compared: str = "rule"
+
+    def runs(self) -> Iterator[dict[str, Any]]:
+        """The fields of every run that are not fixed."""
+        for values in itertools.product(*self.grid.values()):
+            yield dict(zip(self.grid, values, strict=True))
+
+    def arguments(self, run: dict[str, Any], folder: Path) -> list[str]:
+        """The command line of the training program."""
+        fields = [f"--config.{name}={value}" for name, value in {**self.fixed, **run}.items()]
+        return [f"--config={self.config}", *fields, f"--workdir={folder / slug(run)}"]
+
+
+def slug(run: dict[str, Any]) -> str:
+    """A folder's name for a run."""
+    words = [f"{name.split('.')[-1]}={value}" for name, value in run.items()]
+    return ",".join(words).replace(" ", "")
+
+
+SEEDS = (0, 1, 2, 3, 4)
+RATES = (1e-3, 3e-3, 1e-2)
+# Detectors whose biases start at zero stay long on a plateau.
+XOR_30 = {"xor_count.delay": 30, "xor_count.bias_scale": 0.5, "batches": 800, "checkpoint_every": 400}
+XOR_20 = XOR_30 | {
+    "xor_count.cues": 3,
+    "xor_count.delay": 20,
+    "xor_count.distractors": True,
+    "learning_rate": 3e-3,
+    "batches": 1500,
+    "checkpoint_every": 500,
+}
+# Without from_rest the integrator adds up tanh(b) over the silence, many times what the votes leave.
+XOR_300 = XOR_30 | {"xor_count.delay": 300, "xor_count.decay": 0.999, "xor_count.from_rest": True}
+TEXT = {"text.features": 16, "batches": 1000, "evaluate_every": 100}
+SWEEPS: dict[str, Sweep] = {
+    "xor_count_30": Sweep(
+        "XOR-count, silent delay of 30 steps",
+        "configs/xor_count.py",
+        XOR_30,
+        {"rule": CONTROLS, "seed": SEEDS},
+    ),
+    "xor_count_30_distractors": Sweep(
+        "XOR-count, 30 steps of distractors",
+        "configs/xor_count.py",
+        XOR_30 | {"xor_count.distractors": True},
+        {"rule": CONTROLS, "seed": SEEDS},
+    ),
+    "xor_count_300": Sweep(
+        "XOR-count, silent delay of 300 steps, λ = 0.999",
+        "configs/xor_count.py",
+        XOR_300,
+        {"rule": FEW, "seed": SEEDS[:3]},
+    ),
+    "xor_count_30_memory": Sweep(
+        "XOR-count, silent delay of 30 steps, a detector that remembers",
+        "configs/xor_count.py",
+        XOR_30,
+        {"xor_count.memory": (0.5, 0.9), "rule": FEW, "seed": SEEDS[:3]},
+    ),
+    "xor_count_30_sgd": Sweep(
+        "XOR-count, silent delay of 30 steps, plain gradient descent",
+        "configs/xor_count.py",
+        XOR_30 | {"optimiser": "sgd", "clip": 1.0, "batches": 1600},
+        {"learning_rate": (0.1, 0.3, 1.0), "rule": FEW, "seed": SEEDS[:3]},
+    ),
+    "xor_count_30_rates": Sweep(
+        "XOR-count, silent delay of 30 steps, three learning rates",
+        "configs/xor_count.py",
+        XOR_30,
+        {"learning_rate": RATES, "rule": FEW, "seed": SEEDS[:3]},
+    ),
+    "relay_ladder": Sweep(
+        "XOR-count through dense relays",
+        "configs/xor_count.py",
+        XOR_20,
+        {"xor_count.depth": (2, 3, 4), "rule": FEW, "seed": SEEDS[:3]},
+    ),
+    "relay_ladder_5": Sweep(
+        "XOR-count through three dense relays",
+        "configs/xor_count.py",
+        XOR_20 | {"xor_count.depth": 5},
+        {"rule": FEW, "seed": SEEDS[:3]},
+    ),
+    "mixing": Sweep(
+        "XOR-count, a memory whose units mix",
+        "configs/xor_count.py",
+        XOR_20,
+        {"xor_count.angle": (0.02, 0.1, 0.5), "rule": FEW, "seed": SEEDS[:3]},
+    ),
+    "mixing_exact": Sweep(
+        "XOR-count, a memory whose units mix, by exact RTRL",
+        "configs/xor_count.py",
+        XOR_20 | {"rule": "exact RTRL"},
+        {"xor_count.angle": (0.02, 0.1, 0.5), "seed": SEEDS[:3]},
+        compared="xor_count.angle",
+    ),
+    "mixing_segments": Sweep(
+        "XOR-count, a memory whose units mix at angle 0.5, exact within segments",
+        "configs/xor_count.py",
+        XOR_20 | {"xor_count.angle": 0.5, "rule": "exact in segments"},
+        {"segment_length": (2, 8, 16, 29), "seed": SEEDS[:3]},
+        compared="segment_length",
+    ),
+    "mixing_rates": Sweep(
+        "XOR-count, a memory whose units mix at angle 0.5, three learning rates and twice the batches",
+        "configs/xor_count.py",
+        XOR_20 | {"xor_count.angle": 0.5, "batches": 3000},
+        {"learning_rate": RATES, "rule": ("BPTT", "deep e-prop"), "seed": SEEDS[:3]},
+    ),
+    "motifs": Sweep(
+        "Classify three motifs, then count, delay of 12 steps",
+        "configs/motifs.py",
+        {"evaluate_every": 10},
+        {"rule": CONTROLS, "seed": SEEDS},
+    ),
+    "digits_blank_32": Sweep(
+        "Digits by rows, then 32 blank steps",
+        "configs/digits.py",
+        {"digits.blank": 32},
+        {"rule": CONTROLS, "seed": SEEDS},
+    ),
+    "digits_pixels": Sweep(
+        "Digits pixel by pixel, 64 steps",
+        "configs/digits.py",
+        {"digits.pixels_per_step": 1, "digits.blank": 0},
+        {"rule": MANY, "seed": SEEDS},
+    ),
+    "japanese_vowels": Sweep(
+        "Japanese vowels, nine speakers, answer at the last of 25 steps",
+        "configs/series.py",
+        {},
+        {"rule": (*CONTROLS[:1], "exact RTRL", *CONTROLS[1:], "readout only"), "seed": SEEDS},
+    ),
+    "basic_motions": Sweep(
+        "Basic motions, four activities, answer at the last of 100 steps",
+        "configs/series.py",
+        {"series.name": "BasicMotions", "batches": 300},
+        {"rule": CONTROLS, "seed": SEEDS},
+    ),
+    "recall": Sweep(
+        "Delayed recall of 140 bits: a loss at 20 steps",
+        "configs/recall.py",
+        {},
+        {"rule": CONTROLS, "seed": SEEDS[:3]},
+    ),
+    "text": Sweep(
+        "The next character of Python's documentation, one to three layers of 16 GRU units",
+        "configs/text.py",
+        TEXT,
+        {"text.layers": (1, 2, 3), "rule": CONTROLS, "seed": SEEDS[:3]},
+        threshold=3.5,
+        measure="bits per character",
+    ),
+    "text_exact": Sweep(
+        "The next character by exact RTRL, one or two layers of 16 GRU units",
+        "configs/text.py",
+        TEXT | {"rule": "exact RTRL"},
+        {"text.layers": (1, 2), "seed": SEEDS[:3]},
+        threshold=3.5,
+        measure="bits per character",
+        compared="text.layers",
+    ),
+    "text_recall": Sweep(
+        "Recall over 32 characters of text: a GRU layer below a linear memory",
+        "configs/text_recall.py",
+        {"batches": 500, "evaluate_every": 50},
+        # In segments deep e-prop has the gradient that it has step by step, faster.
+        {"rule": ("BPTT", "e-prop in segments", "hops = 0", "immediate only", "lower frozen"), "seed": SEEDS[:3]},
+    ),
+    "text_recall_segments": Sweep(
+        "Recall over 32 characters of text, exact within segments",
+        "configs/text_recall.py",
+        {"batches": 500, "evaluate_every": 50, "rule": "exact in segments"},
+        {"segment_length": (2, 4, 8), "seed": SEEDS[:3]},
+        compared="segment_length",
+    ),
+    "stale_traces_xor_count": Sweep(
+        "XOR-count with a running label, silent delay of 30 steps, updates inside the sequence",
+        "configs/xor_count.py",
+        XOR_30 | {"xor_count.running": True, "rule": "deep e-prop"},
+        {"learning_rate": (1e-3, 1e-2), "update_every": (1, 5, 15, 45), "seed": SEEDS[:3]},
+        compared="update_every",
+    ),
+    "stale_traces_recall": Sweep(
+        "Delayed recall of 140 bits, updates inside the sequence of 48 steps",
+        "configs/recall.py",
+        {"rule": "deep e-prop"},
+        {"learning_rate": (1e-3, 1e-2), "update_every": (1, 8, 48), "seed": SEEDS[:3]},
+        compared="update_every",
+    ),
+    "stale_traces_text": Sweep(
+        "The next character, one layer of 16 GRU units, updates inside the 32 steps of a batch",
+        "configs/text.py",
+        TEXT | {"text.layers": 1, "rule": "deep e-prop"},
+        {"learning_rate": (1e-3, 1e-2), "update_every": (1, 4, 32), "seed": SEEDS[:3]},
+        threshold=3.5,
+        measure="bits per character",
+        compared="update_every",
+    ),
+    "evidence": Sweep(
+        "Evidence accumulation by adaptive spiking neurons",
+        "configs/evidence.py",
+        {"batches": 150, "evaluate_every": 25, "checkpoint_every": 150},
+        # In segments deep e-prop has the gradient that it has step by step, much faster.
+        {
+            "evidence.cells": ("ALIF", "ALIF, tanh", "LIF, ALIF"),
+            "rule": ("BPTT", "e-prop in segments", "immediate only", "lower frozen"),
+            "seed": SEEDS[:3],
+        },
+    ),
+}
