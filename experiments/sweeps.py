@@ -70,6 +70,7 @@ XOR_20 = XOR_30 | {
 }
 # Without from_rest the integrator adds up tanh(b) over the silence, many times what the votes leave.
 XOR_300 = XOR_30 | {"xor_count.delay": 300, "xor_count.decay": 0.999, "xor_count.from_rest": True}
+DIGITS = {"learning_rate": 1e-2, "batches": 1500, "evaluate_every": 50, "checkpoint_every": 750}
 TEXT = {"text.features": 16, "batches": 1000, "evaluate_every": 100}
 SWEEPS: dict[str, Sweep] = {
     "xor_count_30": Sweep(
@@ -155,13 +156,13 @@ SWEEPS: dict[str, Sweep] = {
     "digits_blank_32": Sweep(
         "Digits by rows, then 32 blank steps",
         "configs/digits.py",
-        {"digits.blank": 32},
+        DIGITS | {"digits.blank": 32},
         {"rule": CONTROLS, "seed": SEEDS},
     ),
     "digits_pixels": Sweep(
         "Digits pixel by pixel, 64 steps",
         "configs/digits.py",
-        {"digits.pixels_per_step": 1, "digits.blank": 0},
+        DIGITS | {"digits.pixels_per_step": 1, "digits.blank": 0},
         {"rule": MANY, "seed": SEEDS},
     ),
     "japanese_vowels": Sweep(
