@@ -92,6 +92,7 @@ def store(name: str, sweep: Sweep, runs: list[dict[str, Any]], out: Path) -> Non
         "commit": commit(),
         "config": sweep.config,
         "fixed": sweep.fixed,
+        "by_rule": dict(sweep.by_rule),
         "threshold": sweep.threshold,
         "measure": sweep.measure,
         "compared": sweep.compared,

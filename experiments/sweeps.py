@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 CONTROLS = ("BPTT", "deep e-prop", "hops = 0", "immediate only", "lower frozen")
@@ -29,6 +30,7 @@ class Sweep(NamedTuple):
       threshold: of the measure, for the number of batches to it.
       measure: what is shown of the test set, a key of ``MEASURES``.
       compared: the field whose values stand side by side: a row of a table and a curve each.
+      by_rule: fields set for one rule's runs only.
     """
 
     title: str
@@ -38,6 +40,7 @@ class Sweep(NamedTuple):
     threshold: float = 0.9
     measure: str = "test accuracy"
     compared: str = "rule"
+    by_rule: Mapping[str, dict[str, Any]] = MappingProxyType({})
 
     def runs(self) -> Iterator[dict[str, Any]]:
         """The fields of every run that are not fixed."""
@@ -46,7 +49,8 @@ class Sweep(NamedTuple):
 
     def arguments(self, run: dict[str, Any], folder: Path) -> list[str]:
         """The command line of the training program."""
-        fields = [f"--config.{name}={value}" for name, value in {**self.fixed, **run}.items()]
+        of_rule = self.by_rule.get(run.get("rule", ""), {})
+        fields = [f"--config.{name}={value}" for name, value in {**self.fixed, **of_rule, **run}.items()]
         return [f"--config={self.config}", *fields, f"--workdir={folder / slug(run)}"]
 
 
@@ -247,5 +251,6 @@ SWEEPS: dict[str, Sweep] = {
             "rule": ("BPTT", "e-prop in segments", "immediate only", "lower frozen"),
             "seed": SEEDS[:3],
         },
+        by_rule={"lower frozen": {"segment_length": 32}},
     ),
 }

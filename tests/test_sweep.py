@@ -64,6 +64,13 @@ def test_every_combination_of_every_sweep_is_accepted(name):
             settings.make(config)
 
 
+def test_a_field_can_be_set_for_one_rule_alone(tmp_path):
+    sweep_ = TINY._replace(by_rule={"deep e-prop": {"segment_length": 4}})
+    lines = [sweep_.arguments({"rule": rule, "seed": 0}, tmp_path) for rule in ("BPTT", "deep e-prop")]
+    assert ["--config.segment_length=4" in line for line in lines] == [False, True]
+    assert sweep_.arguments({"seed": 0}, tmp_path)[0] == "--config=configs/xor_count.py"
+
+
 def run(rule: str, seed: int, accuracies: list[float], cosines: list[float | None]) -> dict:
     layers = [{"cosine": cosine, "norm_ratio": 2.0} for cosine in cosines]
     batches = [10 * i for i in range(len(accuracies))]
