@@ -76,6 +76,10 @@ XOR_20 = XOR_30 | {
 XOR_300 = XOR_30 | {"xor_count.delay": 300, "xor_count.decay": 0.999, "xor_count.from_rest": True}
 DIGITS = {"learning_rate": 1e-2, "batches": 1500, "evaluate_every": 50, "checkpoint_every": 750}
 TEXT = {"text.features": 16, "batches": 1000, "evaluate_every": 100}
+EVIDENCE = {"batches": 150, "evaluate_every": 25, "checkpoint_every": 150}
+# In segments deep e-prop has the gradient that it has step by step, much faster.
+SPIKING_RULES = ("BPTT", "e-prop in segments", "immediate only", "lower frozen")
+FROZEN_IN_SEGMENTS = {"lower frozen": {"segment_length": 32}}
 SWEEPS: dict[str, Sweep] = {
     "xor_count_30": Sweep(
         "XOR-count, silent delay of 30 steps",
@@ -244,13 +248,15 @@ SWEEPS: dict[str, Sweep] = {
     "evidence": Sweep(
         "Evidence accumulation by adaptive spiking neurons",
         "configs/evidence.py",
-        {"batches": 150, "evaluate_every": 25, "checkpoint_every": 150},
-        # In segments deep e-prop has the gradient that it has step by step, much faster.
-        {
-            "evidence.cells": ("ALIF", "ALIF, tanh", "LIF, ALIF"),
-            "rule": ("BPTT", "e-prop in segments", "immediate only", "lower frozen"),
-            "seed": SEEDS[:3],
-        },
-        by_rule={"lower frozen": {"segment_length": 32}},
+        EVIDENCE,
+        {"evidence.cells": ("ALIF", "ALIF, tanh"), "rule": SPIKING_RULES, "seed": SEEDS[:3]},
+        by_rule=FROZEN_IN_SEGMENTS,
+    ),
+    "evidence_two_layers": Sweep(
+        "Evidence accumulation, spiking neurons below adaptive ones",
+        "configs/evidence.py",
+        EVIDENCE | {"evidence.cells": "LIF, ALIF"},
+        {"rule": SPIKING_RULES, "seed": SEEDS[:3]},
+        by_rule=FROZEN_IN_SEGMENTS,
     ),
 }
