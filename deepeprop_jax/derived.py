@@ -4,17 +4,19 @@ S^z_t = dZ/dv S^v_t + dZ/da S^a_t holds at every step, so such a leaf needs no t
 derivative is taken through Z where it is read. The gradient stays the same in every mode: D is cut to units, and Z
 never leaves a unit. One slot less in a trace, and in exact mode so many rows less.
 
-Z is then differentiated at the first carry too, which no step has made: where its slope may be infinite for a finite
-carry (a square root, a quotient that is not known to stay away from 0) the leaf keeps its trace, as 0 times that slope
-would be NaN.
+Z is then differentiated at the first carry too, which no step has made: 0 times an infinite slope would be NaN there.
+Where the slope may be infinite for a finite carry (a square root, a quotient that is not known to stay away from 0) the
+leaf keeps its trace; what is left, overflow and infinite first carries, has slope 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from deepeprop_jax import labels as lb
@@ -81,13 +83,15 @@ def _vjp(derived: Derived, program: Program) -> Program:
     """``(sources, cotangent of Z) -> cotangents of the sources``."""
 
     def pull(sources: list[jax.Array], ct: jax.Array) -> list[jax.Array]:
-        def of_sources(sources: list[jax.Array]) -> jax.Array:
-            known = program.constants | dict(zip(derived.sources, sources, strict=True))
-            return evaluate(derived.equations, known, [derived.value])[0]
-
-        return jax.vjp(of_sources, sources)[1](ct)[0]
+        return jax.vjp(partial(_evaluate, derived, program.constants), sources)[1](ct)[0]
 
     return trace(pull, [variable.aval for variable in derived.sources], derived.value.aval)
+
+
+def _evaluate(derived: Derived, constants: dict[Variable, Any], sources: list[jax.Array]) -> jax.Array:
+    """Z."""
+    known = constants | dict(zip(derived.sources, sources, strict=True))
+    return evaluate(derived.equations, known, [derived.value])[0]
 
 
 def _is_local(vjp: Program, shape: tuple[int, ...]) -> bool:
@@ -99,20 +103,27 @@ def _is_local(vjp: Program, shape: tuple[int, ...]) -> bool:
 
 
 def through_sources(derived: Sequence[Derived], constants: dict[Variable, Any], leaves: Sequence[Any]) -> list[Any]:
-    """The leaves of a carry as they are, where those that are derived have the derivative of Z at the others."""
+    """The leaves of a carry as they are, where those that are derived have the derivative of Z at the others.
+
+    Where a slope of Z is not finite it counts as 0.
+    """
     leaves = list(leaves)
-    for leaf, sources, equations, value in reversed(derived):  # each is read only after what it is derived from
-        known = constants | {variable: leaves[i] for variable, i in sources.items()}
-        leaves[leaf] = _with_derivative(leaves[leaf], evaluate(equations, known, [value])[0])
+    for d in reversed(derived):  # each is read only after what it is derived from
+        sources = [leaves[i] for i in d.sources.values()]
+        made, pull = jax.vjp(partial(_evaluate, d, constants), [jax.lax.stop_gradient(source) for source in sources])
+        slopes = [jnp.where(jnp.isfinite(slope), slope, 0) for slope in pull(jnp.ones_like(made))[0]]
+        leaves[d.leaf] = _with_slopes(leaves[d.leaf], slopes, sources)
     return leaves
 
 
 @jax.custom_jvp
-def _with_derivative(value: jax.Array, function: jax.Array) -> jax.Array:
-    """``value``, with the derivative of ``function``."""
+def _with_slopes(value: jax.Array, slopes: list[jax.Array], sources: list[jax.Array]) -> jax.Array:
+    """``value``, with these derivatives with respect to the sources, entry by entry."""
     return value
 
 
-@_with_derivative.defjvp
-def _with_derivative_jvp(primals: tuple, tangents: tuple) -> tuple:
-    return primals[0], tangents[1]
+@_with_slopes.defjvp
+def _with_slopes_jvp(primals: tuple, tangents: tuple) -> tuple:
+    value, slopes, _ = primals
+    terms = [slope * tangent for slope, tangent in zip(slopes, tangents[2], strict=True)]
+    return value, sum(terms[1:], terms[0]).astype(value.dtype)

@@ -63,17 +63,20 @@ def _bound(equation: Equation, lows: list[float]) -> float:
         return sum(lows)
     if name in ("abs", "exp", "logistic"):
         return max(lows[0], 0.0) if name == "abs" else 0.0
+    above = max(low, 0.0)
     if name == "square" or (name == "integer_pow" and equation.params["y"] in (2, 4)):
-        return max(lows[0], 0.0) ** equation.params.get("y", 2)
+        return above * above * (1.0 if equation.params.get("y", 2) == 2 else above * above)  # inf where ** would raise
     if name == "mul":
         same = equation.inputs[0] is equation.inputs[1]
-        return max(low, 0.0) ** 2 if same else lows[0] * lows[1] if low >= 0 else -math.inf
+        return above * above if same else lows[0] * lows[1] if low >= 0 else -math.inf
     if name == "sqrt":
         return math.sqrt(max(lows[0], 0.0))
     if name == "max":
         return max(lows)
     if name == "select_n":
         return min(lows[1:])
+    if name == "convert_element_type" and not jnp.issubdtype(equation.outputs[0].aval.dtype, jnp.floating):
+        return -math.inf  # an integer may be below
     kept = ("broadcast_in_dim", "convert_element_type", "copy", "copy_p", "min", "reshape", "squeeze", "stop_gradient")
     return low if name in kept else -math.inf
 

@@ -67,6 +67,8 @@ def test_a_spike_that_depends_on_the_refractory_period_is_none() -> None:
         (lambda p, h, x, v: v / (1 + jnp.abs(v)), True),
         (lambda p, h, x, v: jnp.sqrt(v * v + 0.1), True),
         (lambda p, h, x, v: jnp.exp(-(v**2)) / 3.0, True),
+        (lambda p, h, x, v: jnp.square(jnp.maximum(v, 1e200)), True),  # of a bound whose square overflows
+        (lambda p, h, x, v: v / (0.5 + jnp.abs(v)).astype(jnp.int32), False),  # the denominator may be 0
         (lambda p, h, x, v: jnp.sqrt(jnp.abs(v)), False),  # an infinite slope at 0
         (lambda p, h, x, v: 1 / v, False),
         (lambda p, h, x, v: 1 / (1 + v), False),
@@ -112,18 +114,29 @@ def test_a_carry_that_no_step_could_have_left_keeps_its_values() -> None:
     assert_same_gradient(grads, wanted, 1e-9)
 
 
-def test_a_pole_at_the_first_carry_is_met_by_nobody() -> None:
-    """The root of v_0 = 0 has no slope, and no step takes one: its gradient stays finite."""
+@pytest.mark.parametrize(
+    ("function", "first"),
+    [
+        (jnp.sqrt, 0.0),
+        (lambda v: v / jnp.maximum(jnp.abs(v), jnp.finfo(v.dtype).tiny), 0.0),
+        (lambda v: v / (0.5 + jnp.abs(v)).astype(jnp.int32), 0.0),
+        (lambda v: 1 / (1 + jnp.exp(-v)), -1e3),
+        (jax.nn.silu, -jnp.inf),
+        (lambda v: 0.1 * v * v, -jnp.inf),
+    ],
+)
+def test_a_pole_at_the_first_carry_is_met_by_nobody(function, first: float) -> None:
+    """Z has no finite slope at the first carry, and no step takes one there: the gradient stays finite."""
 
     def apply(p, h, x):
-        v = 0.5 * h[0] + 0.1 * h[1] + jnp.exp(p * x)
-        s = jnp.sqrt(v)
-        return (v, s), s
+        v = jnp.maximum(h[0], jnp.exp(p * x) + 0.1 * h[1])
+        s = function(v)
+        return (v, s), jnp.tanh(v + s)
 
     def loss_fn(y, target):
         return jnp.sum((y - target) ** 2)
 
-    cell = Cell(lambda key, x: (jnp.full(3, 0.3), (jnp.zeros_like(x), jnp.zeros_like(x))), apply)
+    cell = Cell(lambda key, x: (jnp.full(3, 0.3), (jnp.full_like(x, first), jnp.zeros_like(x))), apply)
     xs, targets = np.random.default_rng(0).normal(size=(2, 7, 2, 3))
     params, carry = cell.init(jax.random.key(0), jnp.asarray(xs[0]))
     wanted = bptt(cell, loss_fn)(params, carry, xs, targets)[-1]
