@@ -111,7 +111,7 @@ def over_seeds(runs: list[dict[str, Any]], rule: str, moment: int, figure: str) 
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Two rows per rule and case: cosines and norm ratios."""
+    """Per case a row of accuracies, and two rows per rule: cosines and norm ratios."""
     lines = [
         "| network trained by BPTT | rule | figure | " + " | ".join(MOMENTS) + " |",
         "|---" * 3 + "|---:" * 4 + "|",

@@ -77,7 +77,7 @@ XOR_300 = XOR_30 | {"xor_count.delay": 300, "xor_count.decay": 0.999, "xor_count
 DIGITS = {"learning_rate": 1e-2, "batches": 1500, "evaluate_every": 50, "checkpoint_every": 750}
 TEXT = {"text.features": 16, "batches": 1000, "evaluate_every": 100}
 EVIDENCE = {"batches": 150, "evaluate_every": 25, "checkpoint_every": 150}
-# In segments deep e-prop has the gradient that it has step by step, much faster.
+# In segments deep e-prop has the gradient that it has step by step, much faster; so has the frozen control.
 SPIKING_RULES = ("BPTT", "e-prop in segments", "immediate only", "lower frozen")
 FROZEN_IN_SEGMENTS = {"lower frozen": {"segment_length": 32}}
 SWEEPS: dict[str, Sweep] = {
