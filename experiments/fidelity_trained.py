@@ -34,6 +34,7 @@ from matplotlib import pyplot
 
 PAGE = Path(__file__).parents[1] / "docs" / "experiments.md"
 STORED = "fidelity/trained.json"
+COMMAND = "python -m experiments.fidelity_trained"
 SECTION = re.compile(r"(<!-- fidelity trained: [^\n]*-->\n).*?(\n<!-- end of fidelity trained -->)", re.DOTALL)
 COMPARED = ("deep e-prop", "hops = 0")
 MOMENTS = ("start", "a tenth", "half", "end")
@@ -148,10 +149,13 @@ def draw(result: dict[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
-def fill(page: str, result: dict[str, Any]) -> str:
+def fill(page: str, stored: Path) -> str:
     """The page with the table between its markers."""
-    picture = "![Cosine to BPTT of the lowest layer while BPTT trains](fidelity/trained.png)"
-    return SECTION.sub(lambda found: found[1] + markdown(result) + "\n\n" + picture + found[2], page)
+    body = f"Not run yet: `{COMMAND}`."
+    if stored.exists():
+        picture = "![Cosine to BPTT of the lowest layer while BPTT trains](fidelity/trained.png)"
+        body = f"{markdown(json.loads(stored.read_text()))}\n\n{picture}"
+    return SECTION.sub(lambda found: found[1] + body + found[2], page)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -167,12 +171,11 @@ def main(arguments: list[str] | None = None) -> int:
         for name, seed in track(every, "cases"):
             cases[name].append(measure(CASES[name], seed))
         path.parent.mkdir(parents=True, exist_ok=True)
-        result = {"command": "python -m experiments.fidelity_trained", "commit": commit(), "cases": cases}
+        result = {"command": COMMAND, "commit": commit(), "cases": cases}
         path.write_text(json.dumps(result, indent=1) + "\n")
-    result = json.loads(path.read_text())
-    draw(result, path.with_suffix(".png"))
+    draw(json.loads(path.read_text()), path.with_suffix(".png"))
     if options.out == PAGE.parent:
-        PAGE.write_text(fill(PAGE.read_text(), result))
+        PAGE.write_text(fill(PAGE.read_text(), path))
     return 0
 
 
