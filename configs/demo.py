@@ -13,7 +13,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Two GRU layers, small enough for exact RTRL: its traces hold n × |θ| numbers for each example.
     config.digits = ml_collections.ConfigDict()
-    config.digits.features = 14
+    config.digits.features = 12
     config.digits.blank = 8
     config.digits.batch = 16
     config.digits.learning_rate = 2e-2

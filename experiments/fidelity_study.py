@@ -178,27 +178,43 @@ def fill(page: str, result: dict[str, Any]) -> str:
     return SECTION.sub(lambda found: found[1] + body + found[2], page)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure and store, or report; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def run_study(
+    arguments: list[str] | None,
+    description: str,
+    stored: str,
+    measured: Callable[[], dict[str, Any]],
+    draw: Callable[[dict[str, Any], Path], None],
+    fill: Callable[[str, dict[str, Any]], str],
+) -> int:
+    """A program that measures and stores, or reports what is stored; returns the exit status."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, default=PAGE.parent)
     parser.add_argument("--report", action="store_true", help="from the stored figures")
     options = parser.parse_args(arguments)
-    path = options.out / STORED
+    path = options.out / stored
     if not options.report:
-        every = list(settings())
-        rows = [
-            {"dial": dial, "setting": setting._asdict(), "layers": measure(setting)}
-            for dial, setting in track(every, "settings")
-        ]
+        result = {**measured(), "commit": commit()}
         path.parent.mkdir(parents=True, exist_ok=True)
-        result = {"command": "python -m experiments.fidelity_study", "commit": commit(), "rows": rows}
         path.write_text(json.dumps(result, indent=1) + "\n")
     result = json.loads(path.read_text())
     draw(result, path.with_suffix(".png"))
     if options.out == PAGE.parent:
         PAGE.write_text(fill(PAGE.read_text(), result))
     return 0
+
+
+def measure_all() -> dict[str, Any]:
+    """Every setting of every dial."""
+    rows = [
+        {"dial": dial, "setting": setting._asdict(), "layers": measure(setting)}
+        for dial, setting in track(list(settings()), "settings")
+    ]
+    return {"command": "python -m experiments.fidelity_study", "rows": rows}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The study, or its report."""
+    return run_study(arguments, __doc__.splitlines()[0], STORED, measure_all, draw, fill)
 
 
 if __name__ == "__main__":

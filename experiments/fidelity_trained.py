@@ -1,6 +1,6 @@
 """T0 on trained networks: BPTT trains, and on its way the gradients of the other rules are set beside its own.
 
-    python -m experiments.fidelity_trained [--out FOLDER]    # some minutes on one core
+    python -m experiments.fidelity_trained [--out FOLDER]    # 20 minutes on one core
     python -m experiments.fidelity_trained --report          # the page's table and picture from the stored figures
 
 Every case is a training configuration. At the start, after a tenth and a half of the batches and at the end, all rules
@@ -9,8 +9,6 @@ see the same parameters and the same training batch, a new one; nothing but BPTT
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 import statistics
 import sys
@@ -23,18 +21,16 @@ import numpy as np
 from rich.progress import track
 
 from experiments import settings
+from experiments.fidelity_study import run_study
 from experiments.loop import Loop
 from experiments.report import COLOURS
 from experiments.rules import RULES
-from experiments.sweep import commit
 from experiments.sweeps import XOR_20, XOR_30
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-PAGE = Path(__file__).parents[1] / "docs" / "experiments.md"
 STORED = "fidelity/trained.json"
-COMMAND = "python -m experiments.fidelity_trained"
 SECTION = re.compile(r"(<!-- fidelity trained: [^\n]*-->\n).*?(\n<!-- end of fidelity trained -->)", re.DOTALL)
 COMPARED = ("deep e-prop", "hops = 0")
 MOMENTS = ("start", "a tenth", "half", "end")
@@ -149,34 +145,23 @@ def draw(result: dict[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
-def fill(page: str, stored: Path) -> str:
+def fill(page: str, result: dict[str, Any]) -> str:
     """The page with the table between its markers."""
-    body = f"Not run yet: `{COMMAND}`."
-    if stored.exists():
-        picture = "![Cosine to BPTT of the lowest layer while BPTT trains](fidelity/trained.png)"
-        body = f"{markdown(json.loads(stored.read_text()))}\n\n{picture}"
+    body = f"{markdown(result)}\n\n![Cosine to BPTT of the lowest layer while BPTT trains](fidelity/trained.png)"
     return SECTION.sub(lambda found: found[1] + body + found[2], page)
 
 
+def measure_all() -> dict[str, Any]:
+    """Every case with every seed."""
+    cases: dict[str, list[dict[str, Any]]] = {name: [] for name in CASES}
+    for name, seed in track([(name, seed) for name in CASES for seed in range(SEEDS)], "cases"):
+        cases[name].append(measure(CASES[name], seed))
+    return {"command": "python -m experiments.fidelity_trained", "cases": cases}
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Measure and store, or report; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=PAGE.parent)
-    parser.add_argument("--report", action="store_true", help="from the stored figures")
-    options = parser.parse_args(arguments)
-    path = options.out / STORED
-    if not options.report:
-        every = [(name, seed) for name in CASES for seed in range(SEEDS)]
-        cases: dict[str, list[dict[str, Any]]] = {name: [] for name in CASES}
-        for name, seed in track(every, "cases"):
-            cases[name].append(measure(CASES[name], seed))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        result = {"command": COMMAND, "commit": commit(), "cases": cases}
-        path.write_text(json.dumps(result, indent=1) + "\n")
-    draw(json.loads(path.read_text()), path.with_suffix(".png"))
-    if options.out == PAGE.parent:
-        PAGE.write_text(fill(PAGE.read_text(), path))
-    return 0
+    """The measurement, or its report."""
+    return run_study(arguments, __doc__.splitlines()[0], STORED, measure_all, draw, fill)
 
 
 if __name__ == "__main__":
