@@ -82,8 +82,9 @@ bench: $(VENV)/demo
 	@$(RUN) -m experiments.benchmarks --suite $(SUITE)
 
 SWEEP := all
+# The seeds of one setting are one program, compiled once.
 experiments: $(VENV)/test
-	@JAX_PLATFORMS=cpu $(RUN) -m experiments.sweep $(SWEEP)
+	@JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=results/compiled $(RUN) -m experiments.sweep $(SWEEP)
 
 report: $(VENV)/test
 	@$(RUN) -m experiments.sweep_report

@@ -14,6 +14,8 @@ MANY = (
     *("BPTT", "TBPTT(10)", "exact RTRL", "exact in segments", "deep e-prop", "hops = 0", "immediate only"),
     *("lower frozen", "readout only"),
 )
+LONG = (*MANY[:2], "TBPTT(50)", *MANY[2:])
+"""For sequences of more than 50 steps."""
 
 MEASURES = {"test accuracy": "test_accuracy", "bits per character": "test_loss"}
 """The figure of a line of metrics that a measure is made of."""
@@ -77,7 +79,8 @@ XOR_300 = XOR_30 | {"xor_count.delay": 300, "xor_count.decay": 0.999, "xor_count
 DIGITS = {"learning_rate": 1e-2, "batches": 1500, "evaluate_every": 50, "checkpoint_every": 750}
 TEXT = {"text.features": 16, "batches": 1000, "evaluate_every": 100}
 EVIDENCE = {"batches": 150, "evaluate_every": 25, "checkpoint_every": 150}
-# In segments deep e-prop has the gradient that it has step by step, much faster; so has the frozen control.
+# In segments these rules have the gradient that they have step by step, much faster.
+IN_SEGMENTS = {rule: {"segment_length": 16} for rule in ("exact RTRL", "deep e-prop", "hops = 0", "lower frozen")}
 SPIKING_RULES = ("BPTT", "e-prop in segments", "immediate only", "lower frozen")
 FROZEN_IN_SEGMENTS = {"lower frozen": {"segment_length": 32}}
 SWEEPS: dict[str, Sweep] = {
@@ -116,6 +119,7 @@ SWEEPS: dict[str, Sweep] = {
         "configs/xor_count.py",
         XOR_30,
         {"learning_rate": RATES, "rule": FEW, "seed": SEEDS[:3]},
+        by_rule=IN_SEGMENTS,
     ),
     "relay_ladder": Sweep(
         "XOR-count through dense relays",
@@ -128,6 +132,7 @@ SWEEPS: dict[str, Sweep] = {
         "configs/xor_count.py",
         XOR_20 | {"xor_count.depth": 5},
         {"rule": FEW, "seed": SEEDS[:3]},
+        by_rule=IN_SEGMENTS,
     ),
     "mixing": Sweep(
         "XOR-count, a memory whose units mix",
@@ -154,24 +159,28 @@ SWEEPS: dict[str, Sweep] = {
         "configs/xor_count.py",
         XOR_20 | {"xor_count.angle": 0.5, "batches": 3000},
         {"learning_rate": RATES, "rule": ("BPTT", "deep e-prop"), "seed": SEEDS[:3]},
+        by_rule=IN_SEGMENTS,
     ),
     "motifs": Sweep(
         "Classify three motifs, then count, delay of 12 steps",
         "configs/motifs.py",
         {"evaluate_every": 10},
         {"rule": CONTROLS, "seed": SEEDS},
+        by_rule=IN_SEGMENTS,
     ),
     "digits_blank_32": Sweep(
         "Digits by rows, then 32 blank steps",
         "configs/digits.py",
         DIGITS | {"digits.blank": 32},
-        {"rule": CONTROLS, "seed": SEEDS},
+        {"rule": MANY, "seed": SEEDS},
+        by_rule=IN_SEGMENTS,
     ),
     "digits_pixels": Sweep(
         "Digits pixel by pixel, 64 steps",
         "configs/digits.py",
         DIGITS | {"digits.pixels_per_step": 1, "digits.blank": 0},
-        {"rule": MANY, "seed": SEEDS},
+        {"rule": LONG, "seed": SEEDS},
+        by_rule=IN_SEGMENTS,
     ),
     "japanese_vowels": Sweep(
         "Japanese vowels, nine speakers, answer at the last of 25 steps",
@@ -183,13 +192,15 @@ SWEEPS: dict[str, Sweep] = {
         "Basic motions, four activities, answer at the last of 100 steps",
         "configs/series.py",
         {"series.name": "BasicMotions", "batches": 300},
-        {"rule": CONTROLS, "seed": SEEDS},
+        {"rule": LONG, "seed": SEEDS},
+        by_rule=IN_SEGMENTS,
     ),
     "recall": Sweep(
         "Delayed recall of 140 bits: a loss at 20 steps",
         "configs/recall.py",
         {},
         {"rule": CONTROLS, "seed": SEEDS[:3]},
+        by_rule=IN_SEGMENTS,
     ),
     "text": Sweep(
         "The next character of Python's documentation, one to three layers of 16 GRU units",
@@ -202,7 +213,7 @@ SWEEPS: dict[str, Sweep] = {
     "text_exact": Sweep(
         "The next character by exact RTRL, one or two layers of 16 GRU units",
         "configs/text.py",
-        TEXT | {"rule": "exact RTRL"},
+        TEXT | {"rule": "exact RTRL", "segment_length": 32},
         {"text.layers": (1, 2), "seed": SEEDS[:3]},
         threshold=3.5,
         measure="bits per character",
