@@ -36,6 +36,8 @@ HEADER = (
     "cosine",
     "norm ratio",
 )
+COLUMNS = 3
+"""Panels of a picture side by side."""
 NOTHING = 1e-4
 """Of the norm ratio: a gradient below is none, and its cosine is rounding."""
 Run = dict[str, Any]
@@ -136,10 +138,14 @@ def draw(result: dict[str, Any], path: Path) -> None:
     """The measure over batches, a panel for each setting; a band from the worst seed to the best."""
     compared = result.get("compared", "rule")
     panels = groups(result["runs"], compared)
+    columns = min(len(panels), COLUMNS)
+    rows = math.ceil(len(panels) / columns)
     figure, axes = pyplot.subplots(
-        1, len(panels), figsize=(4.6 * len(panels), 3.4), layout="constrained", sharey=True, squeeze=False
+        rows, columns, figsize=(4.6 * columns, 3.4 * rows), layout="constrained", sharey=True, squeeze=False
     )
-    for axis, (setting, rules) in zip(axes[0], panels.items(), strict=True):
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (setting, rules) in zip(axes.flat, panels.items(), strict=False):
         for rule, runs in rules.items():
             batches = runs[0]["batch"]
             curves = np.array([curve(run) for run in runs])
@@ -149,7 +155,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
         axis.set_title(", ".join(words) or result["title"], loc="left", fontsize=10)
         axis.set_xlabel("batches")
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set_ylabel(result.get("measure", "test accuracy"))
+    for axis in axes[:, 0]:
+        axis.set_ylabel(result.get("measure", "test accuracy"))
     axes[0, 0].legend(frameon=False, fontsize=8, title=None if compared == "rule" else field_name(compared))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

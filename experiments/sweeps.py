@@ -78,6 +78,14 @@ XOR_20 = XOR_30 | {
 XOR_300 = XOR_30 | {"xor_count.delay": 300, "xor_count.decay": 0.999, "xor_count.from_rest": True}
 DIGITS = {"learning_rate": 1e-2, "batches": 1500, "evaluate_every": 50, "checkpoint_every": 750}
 TEXT = {"text.features": 16, "batches": 1000, "evaluate_every": 100}
+# A memory that outlasts 512 characters, in a smaller network: the grid has 108 runs.
+RECALL_GRID = {
+    "text_recall.features": 16,
+    "text_recall.batch": 32,
+    "text_recall.decay": 0.998,
+    "batches": 1000,
+    "checkpoint_every": 1000,
+}
 EVIDENCE = {"batches": 150, "evaluate_every": 25, "checkpoint_every": 150}
 # In segments these rules have the gradient that they have step by step, much faster.
 IN_SEGMENTS = {rule: {"segment_length": 16} for rule in ("exact RTRL", "deep e-prop", "hops = 0", "lower frozen")}
@@ -225,6 +233,14 @@ SWEEPS: dict[str, Sweep] = {
         {"batches": 500, "evaluate_every": 50},
         # In segments deep e-prop has the gradient that it has step by step, faster.
         {"rule": ("BPTT", "e-prop in segments", "hops = 0", "immediate only", "lower frozen"), "seed": SEEDS[:3]},
+    ),
+    "text_recall_grid": Sweep(
+        "Recall of one of several values over a gap of text",
+        "configs/text_recall.py",
+        RECALL_GRID,
+        {"text_recall.gap": (32, 128, 512), "text_recall.pairs": (1, 2, 4), "rule": FEW, "seed": SEEDS[:3]},
+        # The longest sequence has 526 steps.
+        by_rule={rule: {"segment_length": 64} for rule in FEW[1:]},
     ),
     "text_recall_segments": Sweep(
         "Recall over 32 characters of text, exact within segments",
