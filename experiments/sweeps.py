@@ -88,7 +88,9 @@ RECALL_GRID = {
 }
 EVIDENCE = {"batches": 150, "evaluate_every": 25, "checkpoint_every": 150}
 # In segments these rules have the gradient that they have step by step, much faster.
-IN_SEGMENTS = {rule: {"segment_length": 16} for rule in ("exact RTRL", "deep e-prop", "hops = 0", "lower frozen")}
+IN_SEGMENTS = {
+    rule: {"segment_length": 16} for rule in ("exact RTRL", "deep e-prop", "hops = 1", "hops = 0", "lower frozen")
+}
 SPIKING_RULES = ("BPTT", "e-prop in segments", "immediate only", "lower frozen")
 FROZEN_IN_SEGMENTS = {"lower frozen": {"segment_length": 32}}
 SWEEPS: dict[str, Sweep] = {
@@ -139,7 +141,7 @@ SWEEPS: dict[str, Sweep] = {
         "XOR-count through three dense relays",
         "configs/xor_count.py",
         XOR_20 | {"xor_count.depth": 5},
-        {"rule": FEW, "seed": SEEDS[:3]},
+        {"rule": (*FEW[:2], "hops = 1", *FEW[2:]), "seed": SEEDS[:3]},
         by_rule=IN_SEGMENTS,
     ),
     "mixing": Sweep(
