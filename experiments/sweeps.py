@@ -221,10 +221,10 @@ SWEEPS: dict[str, Sweep] = {
         measure="bits per character",
     ),
     "text_exact": Sweep(
-        "The next character by exact RTRL, one or two layers of 16 GRU units",
+        "The next character by exact RTRL, one to three layers of 16 GRU units",
         "configs/text.py",
         TEXT | {"rule": "exact RTRL", "segment_length": 32},
-        {"text.layers": (1, 2), "seed": SEEDS[:3]},
+        {"text.layers": (1, 2, 3), "seed": SEEDS[:3]},
         threshold=3.5,
         measure="bits per character",
         compared="text.layers",
