@@ -78,6 +78,10 @@ XOR_20 = XOR_30 | {
 XOR_300 = XOR_30 | {"xor_count.delay": 300, "xor_count.decay": 0.999, "xor_count.from_rest": True}
 DIGITS = {"learning_rate": 1e-2, "batches": 1500, "evaluate_every": 50, "checkpoint_every": 750}
 TEXT = {"text.features": 16, "batches": 1000, "evaluate_every": 100}
+RECALL_10 = {
+    **{"recall.bits": 2, "recall.length": 5, "recall.pad": 5, "learning_rate": 1e-2},
+    **{"batches": 1500, "checkpoint_every": 1500},
+}
 # A memory that outlasts 512 characters, in a smaller network: the grid has 72 runs.
 RECALL_GRID = {
     "text_recall.features": 16,
@@ -212,6 +216,13 @@ SWEEPS: dict[str, Sweep] = {
         {"rule": CONTROLS, "seed": SEEDS[:3]},
         by_rule=IN_SEGMENTS,
     ),
+    "recall_10": Sweep(
+        "Delayed recall of 10 bits: a loss at 5 steps",
+        "configs/recall.py",
+        RECALL_10,
+        {"rule": CONTROLS, "seed": SEEDS[:3]},
+        by_rule=IN_SEGMENTS,
+    ),
     "text": Sweep(
         "The next character of Python's documentation, one to three layers of 16 GRU units",
         "configs/text.py",
@@ -266,10 +277,10 @@ SWEEPS: dict[str, Sweep] = {
         compared="update_every",
     ),
     "stale_traces_recall": Sweep(
-        "Delayed recall of 140 bits, updates inside the sequence of 48 steps",
+        "Delayed recall of 10 bits, updates inside the sequence of 16 steps",
         "configs/recall.py",
-        {"rule": "deep e-prop"},
-        {"learning_rate": (1e-3, 1e-2), "update_every": (1, 8, 48), "seed": SEEDS[:3]},
+        RECALL_10 | {"recall.features": 16, "rule": "deep e-prop"},
+        {"learning_rate": (1e-3, 1e-2), "update_every": (1, 4, 16), "seed": SEEDS[:3]},
         compared="update_every",
     ),
     "stale_traces_text": Sweep(
