@@ -200,7 +200,8 @@ SWEEPS: dict[str, Sweep] = {
         "Japanese vowels, nine speakers, answer at the last of 25 steps",
         "configs/series.py",
         {},
-        {"rule": (*CONTROLS[:1], "exact RTRL", *CONTROLS[1:], "readout only"), "seed": SEEDS},
+        {"rule": MANY, "seed": SEEDS},
+        by_rule=IN_SEGMENTS,
     ),
     "basic_motions": Sweep(
         "Basic motions, four activities, answer at the last of 100 steps",
