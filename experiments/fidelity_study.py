@@ -1,6 +1,6 @@
 """T0: the gradient of deep e-prop beside BPTT's on untrained networks, one dial at a time. No training.
 
-    python -m experiments.fidelity_study [--out FOLDER]      # some twenty minutes on one core
+    python -m experiments.fidelity_study [--out FOLDER]      # a quarter of an hour on one core
     python -m experiments.fidelity_study --report            # the page's tables and picture from the stored figures
 
 ``depth`` equal layers and a linear readout see ten steps of noise, then ``delay`` steps of silence; the loss is the
