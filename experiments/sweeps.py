@@ -64,6 +64,8 @@ def slug(run: dict[str, Any]) -> str:
 
 SEEDS = (0, 1, 2, 3, 4)
 RATES = (1e-3, 3e-3, 1e-2)
+SGD = {"optimiser": "sgd", "clip": 1.0}
+SGD_RATES = (0.1, 0.3, 1.0)
 # Detectors whose biases start at zero stay long on a plateau.
 XOR_30 = {"xor_count.delay": 30, "xor_count.bias_scale": 0.5, "batches": 800, "checkpoint_every": 400}
 XOR_20 = XOR_30 | {
@@ -90,11 +92,17 @@ RECALL_GRID = {
     "batches": 1000,
     "checkpoint_every": 1000,
 }
+# With 32 inputs, most of them noise, no relay finds the votes in what a random detector shows.
+RELAYS = XOR_20 | {"xor_count.width": 32, "batches": 3000, "checkpoint_every": 1500}
+# Enough of both to come below a table of two characters.
+TEXT_24 = {"text.features": 24, "batches": 4000, "evaluate_every": 250, "checkpoint_every": 1000}
 EVIDENCE = {"batches": 150, "evaluate_every": 25, "checkpoint_every": 150}
 # In segments these rules have the gradient that they have step by step, much faster.
 IN_SEGMENTS = {
     rule: {"segment_length": 16} for rule in ("exact RTRL", "deep e-prop", "hops = 1", "hops = 0", "lower frozen")
 }
+# A batch of text, whose traces come from the batches before it and go on to the next.
+TEXT_IN_SEGMENTS = {rule: {"segment_length": 32} for rule in IN_SEGMENTS}
 SPIKING_RULES = ("BPTT", "e-prop in segments", "immediate only", "lower frozen")
 FROZEN_IN_SEGMENTS = {"lower frozen": {"segment_length": 32}}
 SWEEPS: dict[str, Sweep] = {
@@ -125,8 +133,8 @@ SWEEPS: dict[str, Sweep] = {
     "xor_count_30_sgd": Sweep(
         "XOR-count, silent delay of 30 steps, plain gradient descent",
         "configs/xor_count.py",
-        XOR_30 | {"optimiser": "sgd", "clip": 1.0, "batches": 1600},
-        {"learning_rate": (0.1, 0.3, 1.0), "rule": FEW, "seed": SEEDS[:3]},
+        XOR_30 | SGD | {"batches": 1600},
+        {"learning_rate": SGD_RATES, "rule": FEW, "seed": SEEDS[:3]},
     ),
     "xor_count_30_rates": Sweep(
         "XOR-count, silent delay of 30 steps, three learning rates",
@@ -146,6 +154,17 @@ SWEEPS: dict[str, Sweep] = {
         "configs/xor_count.py",
         XOR_20 | {"xor_count.depth": 5},
         {"rule": (*FEW[:2], "hops = 1", *FEW[2:]), "seed": SEEDS[:3]},
+        by_rule=IN_SEGMENTS,
+    ),
+    "relay_ladder_32": Sweep(
+        "XOR-count with 32 inputs, through none to three dense relays",
+        "configs/xor_count.py",
+        RELAYS,
+        {
+            "xor_count.depth": (2, 3, 4, 5),
+            "rule": (*CONTROLS[:2], "hops = 1", *CONTROLS[2:], "readout only"),
+            "seed": SEEDS,
+        },
         by_rule=IN_SEGMENTS,
     ),
     "mixing": Sweep(
@@ -232,6 +251,22 @@ SWEEPS: dict[str, Sweep] = {
         threshold=3.5,
         measure="bits per character",
     ),
+    "text_24": Sweep(
+        "The next character, one to three layers of 24 GRU units, 4000 batches",
+        "configs/text.py",
+        TEXT_24,
+        {
+            "text.layers": (1, 2, 3),
+            "rule": (
+                *("BPTT", "TBPTT(10)", "exact in segments", "deep e-prop", "hops = 1", "hops = 0"),
+                *("immediate only", "lower frozen", "readout only"),
+            ),
+            "seed": SEEDS[:3],
+        },
+        threshold=2.37,
+        measure="bits per character",
+        by_rule=TEXT_IN_SEGMENTS,
+    ),
     "text_exact": Sweep(
         "The next character by exact RTRL, one to three layers of 16 GRU units",
         "configs/text.py",
@@ -266,8 +301,8 @@ SWEEPS: dict[str, Sweep] = {
     "text_recall_segments": Sweep(
         "Recall over 32 characters of text, exact within segments",
         "configs/text_recall.py",
-        {"batches": 500, "evaluate_every": 50, "rule": "exact in segments"},
-        {"segment_length": (2, 4, 8), "seed": SEEDS[:3]},
+        RECALL_GRID | {"text_recall.gap": 32, "text_recall.pairs": 1, "rule": "exact in segments"},
+        {"segment_length": (2, 4, 8, 16), "seed": SEEDS[:3]},
         compared="segment_length",
     ),
     "stale_traces_xor_count": Sweep(
