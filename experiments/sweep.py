@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments import train
-from experiments.sweeps import MEASURES, SWEEPS, Sweep, slug
+from experiments.grid import MEASURES, Sweep, slug
+from experiments.sweeps import SWEEPS
 
 INTERRUPTED = 130
 ROOT = Path(__file__).parents[1]

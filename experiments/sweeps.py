@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from experiments.grid import Sweep
 
 CONTROLS = ("BPTT", "deep e-prop", "hops = 0", "immediate only", "lower frozen")
 FEW = ("BPTT", "deep e-prop", "hops = 0", "lower frozen")
@@ -16,51 +12,6 @@ MANY = (
 )
 LONG = (*MANY[:2], "TBPTT(50)", *MANY[2:])
 """For sequences of more than 50 steps."""
-
-MEASURES = {"test accuracy": "test_accuracy", "bits per character": "test_loss"}
-"""The figure of a line of metrics that a measure is made of."""
-
-
-class Sweep(NamedTuple):
-    """One task under several rules, or under one rule with several settings.
-
-    Attributes:
-      title: for tables and pictures.
-      config: file of the training configuration.
-      fixed: fields set for all runs.
-      grid: fields and their values; every combination is run. ``seed`` and ``compared`` are among them.
-      threshold: of the measure, for the number of batches to it.
-      measure: what is shown of the test set, a key of ``MEASURES``.
-      compared: the field whose values stand side by side: a row of a table and a curve each.
-      by_rule: fields set for one rule's runs only.
-    """
-
-    title: str
-    config: str
-    fixed: dict[str, Any]
-    grid: dict[str, tuple]
-    threshold: float = 0.9
-    measure: str = "test accuracy"
-    compared: str = "rule"
-    by_rule: Mapping[str, dict[str, Any]] = MappingProxyType({})
-
-    def runs(self) -> Iterator[dict[str, Any]]:
-        """The fields of every run that are not fixed."""
-        for values in itertools.product(*self.grid.values()):
-            yield dict(zip(self.grid, values, strict=True))
-
-    def arguments(self, run: dict[str, Any], folder: Path) -> list[str]:
-        """The command line of the training program."""
-        of_rule = self.by_rule.get(run.get("rule", ""), {})
-        fields = [f"--config.{name}={value}" for name, value in {**self.fixed, **of_rule, **run}.items()]
-        return [f"--config={self.config}", *fields, f"--workdir={folder / slug(run)}"]
-
-
-def slug(run: dict[str, Any]) -> str:
-    """A folder's name for a run."""
-    words = [f"{name.split('.')[-1]}={value}" for name, value in run.items()]
-    return ",".join(words).replace(" ", "")
-
 
 SEEDS = (0, 1, 2, 3, 4)
 RATES = (1e-3, 3e-3, 1e-2)
@@ -201,6 +152,27 @@ SWEEPS: dict[str, Sweep] = {
         {"rule": CONTROLS, "seed": SEEDS},
         by_rule=IN_SEGMENTS,
     ),
+    "motifs_rates": Sweep(
+        "Classify three motifs, then count, three learning rates",
+        "configs/motifs.py",
+        {},
+        {"learning_rate": RATES, "rule": CONTROLS, "seed": SEEDS[:3]},
+        by_rule=IN_SEGMENTS,
+    ),
+    "motifs_sgd": Sweep(
+        "Classify three motifs, then count, plain gradient descent",
+        "configs/motifs.py",
+        SGD | {"batches": 2000, "evaluate_every": 100, "checkpoint_every": 1000},
+        {"learning_rate": SGD_RATES, "rule": CONTROLS, "seed": SEEDS[:3]},
+        by_rule=IN_SEGMENTS,
+    ),
+    "digits_rows": Sweep(
+        "Digits by rows, 8 steps",
+        "configs/digits.py",
+        DIGITS | {"digits.blank": 0},
+        # A truncation after 10 steps and segments of 32 are the whole sequence here.
+        {"rule": [rule for rule in MANY if rule not in ("TBPTT(10)", "exact in segments")], "seed": SEEDS},
+    ),
     "digits_blank_32": Sweep(
         "Digits by rows, then 32 blank steps",
         "configs/digits.py",
@@ -215,11 +187,39 @@ SWEEPS: dict[str, Sweep] = {
         {"rule": LONG, "seed": SEEDS},
         by_rule=IN_SEGMENTS,
     ),
+    "digits_pixels_rates": Sweep(
+        "Digits pixel by pixel, three learning rates",
+        "configs/digits.py",
+        DIGITS | {"digits.pixels_per_step": 1, "digits.blank": 0},
+        {"learning_rate": RATES, "rule": CONTROLS, "seed": SEEDS[:3]},
+        by_rule=IN_SEGMENTS,
+    ),
+    "digits_pixels_sgd": Sweep(
+        "Digits pixel by pixel, plain gradient descent",
+        "configs/digits.py",
+        DIGITS | SGD | {"digits.pixels_per_step": 1, "digits.blank": 0, "batches": 3000, "checkpoint_every": 1500},
+        {"learning_rate": SGD_RATES, "rule": CONTROLS, "seed": SEEDS[:3]},
+        by_rule=IN_SEGMENTS,
+    ),
+    "digits_blank_32_rates": Sweep(
+        "Digits by rows, then 32 blank steps, two smaller learning rates",
+        "configs/digits.py",
+        DIGITS | {"digits.blank": 32},
+        {"learning_rate": RATES[:2], "rule": FEW, "seed": SEEDS},
+        by_rule=IN_SEGMENTS,
+    ),
     "japanese_vowels": Sweep(
         "Japanese vowels, nine speakers, answer at the last of 25 steps",
         "configs/series.py",
         {},
         {"rule": MANY, "seed": SEEDS},
+        by_rule=IN_SEGMENTS,
+    ),
+    "japanese_vowels_rates": Sweep(
+        "Japanese vowels, three learning rates",
+        "configs/series.py",
+        {},
+        {"learning_rate": RATES, "rule": CONTROLS, "seed": SEEDS[:3]},
         by_rule=IN_SEGMENTS,
     ),
     "basic_motions": Sweep(
@@ -241,6 +241,13 @@ SWEEPS: dict[str, Sweep] = {
         "configs/recall.py",
         RECALL_10,
         {"rule": CONTROLS, "seed": SEEDS[:3]},
+        by_rule=IN_SEGMENTS,
+    ),
+    "recall_10_rates": Sweep(
+        "Delayed recall of 10 bits, three learning rates",
+        "configs/recall.py",
+        RECALL_10,
+        {"learning_rate": RATES, "rule": CONTROLS, "seed": SEEDS[:3]},
         by_rule=IN_SEGMENTS,
     ),
     "text": Sweep(

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from experiments import cosine_report, settings, sweep, sweep_report
-from experiments.sweeps import SWEEPS, Sweep
+from experiments.grid import Sweep
+from experiments.sweeps import SWEEPS
 
 TINY = Sweep(
     "tiny",
