@@ -89,6 +89,7 @@ experiments: $(VENV)/test
 report: $(VENV)/test
 	@$(RUN) -m experiments.sweep_report
 	@$(RUN) -m experiments.cosine_report
+	@$(RUN) -m experiments.rates_report
 
 wheel: $(VENV)/test
 	$(RUN) -m build --wheel --no-isolation

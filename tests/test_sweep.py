@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from experiments import cosine_report, settings, sweep, sweep_report
+from experiments import cosine_report, rates_report, settings, sweep, sweep_report
 from experiments.grid import Sweep
 from experiments.sweeps import SWEEPS
 
@@ -196,3 +196,19 @@ def test_the_page_holds_the_cosines_of_the_stored_results():
     page = cosine_report.PAGE.read_text()
     assert cosine_report.fill(page, cosine_report.cases(cosine_report.stored())) == page
     assert cosine_report.SECTION.search(page)
+
+
+def test_the_best_learning_rate_by_hand():
+    runs = [run(rule, seed, [0.5, end], [1.0]) for rule, end in (("BPTT", 1.0), ("hops = 0", 0.6)) for seed in (0, 1)]
+    slow = [one | {"fields": one["fields"] | {"learning_rate": 0.1}} for one in runs]
+    fast = [one | {"fields": one["fields"] | {"learning_rate": 1.0}, "test_accuracy": [0.5, 0.8]} for one in runs]
+    result = {"title": "XOR", "runs": slow + fast}
+    assert rates_report.row(result) == ["XOR", "1.000 (0.1)", "–", "0.800 (1)", "–", "–"]
+    assert rates_report.row(result | {"compared": "seed"}) is None
+    assert rates_report.row({"title": "XOR", "runs": runs}) is None
+
+
+def test_the_page_holds_the_best_learning_rates_of_the_stored_results():
+    page = rates_report.PAGE.read_text()
+    assert rates_report.fill(page, rates_report.stored()) == page
+    assert rates_report.SECTION.search(page)
