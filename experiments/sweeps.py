@@ -16,6 +16,8 @@ LONG = (*MANY[:2], "TBPTT(50)", *MANY[2:])
 SEEDS = (0, 1, 2, 3, 4)
 RATES = (1e-3, 3e-3, 1e-2)
 SGD = {"optimiser": "sgd", "clip": 1.0}
+# Without a clip the updates of a sequence add up to that of its end, but for what changes on the way.
+UNCLIPPED = {"optimiser": "sgd", "clip": 1e3}
 SGD_RATES = (0.1, 0.3, 1.0)
 # Detectors whose biases start at zero stay long on a plateau.
 XOR_30 = {"xor_count.delay": 30, "xor_count.bias_scale": 0.5, "batches": 800, "checkpoint_every": 400}
@@ -150,6 +152,13 @@ SWEEPS: dict[str, Sweep] = {
         "configs/motifs.py",
         {"evaluate_every": 10},
         {"rule": CONTROLS, "seed": SEEDS},
+        by_rule=IN_SEGMENTS,
+    ),
+    "motifs_delays": Sweep(
+        "Classify three motifs, then count",
+        "configs/motifs.py",
+        {"evaluate_every": 10},
+        {"motifs.delay": (6, 20), "rule": CONTROLS, "seed": SEEDS[:3]},
         by_rule=IN_SEGMENTS,
     ),
     "motifs_rates": Sweep(
@@ -331,6 +340,22 @@ SWEEPS: dict[str, Sweep] = {
         "configs/text.py",
         TEXT | {"text.layers": 1, "rule": "deep e-prop"},
         {"learning_rate": (1e-3, 1e-2), "update_every": (1, 4, 32), "seed": SEEDS[:3]},
+        threshold=3.5,
+        measure="bits per character",
+        compared="update_every",
+    ),
+    "stale_traces_xor_count_sgd": Sweep(
+        "XOR-count with a running label, updates inside the sequence by plain gradient descent",
+        "configs/xor_count.py",
+        XOR_30 | UNCLIPPED | {"xor_count.running": True, "batches": 1600, "rule": "deep e-prop"},
+        {"learning_rate": (0.3, 1.0), "update_every": (1, 5, 15, 45), "seed": SEEDS[:3]},
+        compared="update_every",
+    ),
+    "stale_traces_text_sgd": Sweep(
+        "The next character, updates inside the 32 steps of a batch by plain gradient descent",
+        "configs/text.py",
+        TEXT | UNCLIPPED | {"text.layers": 1, "rule": "deep e-prop"},
+        {"learning_rate": (1.0, 3.0), "update_every": (1, 4, 32), "seed": SEEDS[:3]},
         threshold=3.5,
         measure="bits per character",
         compared="update_every",
