@@ -28,7 +28,7 @@ from experiments import settings
 from experiments.loop import Learning, Loop, quotient
 from experiments.refusal import Refused
 from experiments.settings import Settings
-from experiments.workdir import OtherConfig, Workdir
+from experiments.workdir import InUse, OtherConfig, Workdir
 
 try:
     from tensorboardX import SummaryWriter
@@ -124,10 +124,11 @@ def main(arguments: list[str] | None = None) -> int:
         config, path = settings.read(sys.argv[1:] if arguments is None else arguments)
         setting = settings.make(config)
         workdir = Workdir(Path(path), config.to_dict())
-    except (Refused, OtherConfig) as error:
+    except (Refused, OtherConfig, InUse) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if workdir.newest() == config.batches:
+        workdir.close()
         console.print(f"{path} is complete; nothing to do.")
         return 0
     if SummaryWriter is None:

@@ -6,10 +6,11 @@ all. So after a kill at any moment the newest checkpoint and the lines up to its
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 try:
     import orbax.checkpoint as orbax
@@ -24,29 +25,40 @@ class OtherConfig(ValueError):
     """The folder belongs to a run of another configuration."""
 
 
+class InUse(RuntimeError):
+    """Another program is writing into the folder."""
+
+
 class Workdir:
-    """Opened for one configuration, as a dictionary that JSON can hold.
+    """Opened for one configuration, as a dictionary that JSON can hold, by one program at a time.
 
     Args:
       read_only: to read checkpoints alone; nothing is changed, so a run may go on meanwhile.
 
     Raises:
       OtherConfig: it holds a run of another configuration.
+      InUse: a run goes on in it.
     """
 
     def __init__(self, path: Path, config: dict[str, Any], read_only: bool = False) -> None:
         self.path = path
+        self._lock: IO[str] | None = None
         if read_only:
             options = orbax.CheckpointManagerOptions(read_only=True)
             self._checkpoints = orbax.CheckpointManager((path / "checkpoints").absolute(), options=options)
             return
         path.mkdir(parents=True, exist_ok=True)
-        config = json.loads(json.dumps(config))
-        stored = path / "config.json"
-        if stored.exists():
-            _check_same(path, json.loads(stored.read_text()), config)
-        else:
-            _write(stored, json.dumps(config, indent=2, sort_keys=True) + "\n")
+        self._lock = _locked(path)
+        try:
+            config = json.loads(json.dumps(config))
+            stored = path / "config.json"
+            if stored.exists():
+                _check_same(path, json.loads(stored.read_text()), config)
+            else:
+                _write(stored, json.dumps(config, indent=2, sort_keys=True) + "\n")
+        except OtherConfig:
+            self._lock.close()
+            raise
         options = orbax.CheckpointManagerOptions(
             max_to_keep=KEPT_CHECKPOINTS, cleanup_tmp_directories=True, enable_async_checkpointing=False
         )
@@ -85,6 +97,21 @@ class Workdir:
     def close(self) -> None:
         """Nothing may be written afterwards."""
         self._checkpoints.close()
+        if self._lock is not None:
+            self._lock.close()
+
+
+def _locked(path: Path) -> IO[str]:
+    """A file that one program can hold; the system lets go of it when that program ends, however it ends."""
+    lock = (path / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise InUse(
+            f"{path} is in use by another training program. Wait for it to end, or give another --workdir."
+        ) from None
+    return lock
 
 
 def _write(path: Path, text: str) -> None:
