@@ -17,12 +17,17 @@ from matplotlib import pyplot
 
 COLOURS = {
     "BPTT": "#222222",
+    "TBPTT(10)": "#7d5ba6",
+    "TBPTT(50)": "#b59ad0",
     "exact RTRL": "#4c9a52",
+    "exact in segments": "#96c79a",
     "deep e-prop": "#c8402f",
     "e-prop in segments": "#c8402f",
+    "hops = 1": "#7fb8e0",
     "hops = 0": "#3b6fb6",
     "immediate only": "#d9a441",
     "lower frozen": "#9a9a9a",
+    "readout only": "#c9b8a8",
 }
 # Rules that agree lie on top of each other, so the line below is the wider one and the one above is dashed.
 LINES = {
