@@ -318,7 +318,7 @@ SWEEPS: dict[str, Sweep] = {
         "Recall over 32 characters of text, exact within segments",
         "configs/text_recall.py",
         RECALL_GRID | {"text_recall.gap": 32, "text_recall.pairs": 1, "rule": "exact in segments"},
-        {"segment_length": (2, 4, 8, 16), "seed": SEEDS[:3]},
+        {"segment_length": (2, 4, 8, 16, 32), "seed": SEEDS[:3]},
         compared="segment_length",
     ),
     "stale_traces_xor_count": Sweep(
