@@ -90,6 +90,9 @@ report: $(VENV)/test
 	@$(RUN) -m experiments.sweep_report
 	@$(RUN) -m experiments.cosine_report
 	@$(RUN) -m experiments.rates_report
+	@$(RUN) -m experiments.ablation --report
+	@$(RUN) -m experiments.fidelity_study --report
+	@$(RUN) -m experiments.fidelity_trained --report
 
 wheel: $(VENV)/test
 	$(RUN) -m build --wheel --no-isolation

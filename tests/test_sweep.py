@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 
 import pytest
 
@@ -212,3 +213,17 @@ def test_the_page_holds_the_best_learning_rates_of_the_stored_results():
     page = rates_report.PAGE.read_text()
     assert rates_report.fill(page, rates_report.stored()) == page
     assert rates_report.SECTION.search(page)
+
+
+def test_the_readme_says_what_is_stored_of_five_layers():
+    result = json.loads((sweep_report.PAGE.parent / "experiments" / "relay_ladder_32.json").read_text())
+    rules = sweep_report.groups(result["runs"])[("xor_count.depth", 5),]
+    words = (sweep_report.PAGE.parents[1] / "README.md").read_text().split("* **Deeper**")[1].split("\n\n")[0]
+    for rule, named in (
+        ("deep e-prop", "Deep e-prop"),
+        ("BPTT", "BPTT"),
+        ("hops = 1", "`hops=1`)"),
+        ("lower frozen", "frozen"),
+    ):
+        mean = statistics.mean(sweep_report.final(rules[rule]))
+        assert f"{named} {mean:.3f}" in words
