@@ -182,6 +182,13 @@ SWEEPS: dict[str, Sweep] = {
         # A truncation after 10 steps and segments of 32 are the whole sequence here.
         {"rule": [rule for rule in MANY if rule not in ("TBPTT(10)", "exact in segments")], "seed": SEEDS},
     ),
+    "digits_rows_sgd": Sweep(
+        "Digits by rows, 8 steps, plain gradient descent",
+        "configs/digits.py",
+        DIGITS | SGD | {"digits.blank": 0},
+        {"learning_rate": SGD_RATES, "rule": CONTROLS, "seed": SEEDS[:3]},
+        by_rule={rule: {"segment_length": 4} for rule in IN_SEGMENTS},
+    ),
     "digits_blank_32": Sweep(
         "Digits by rows, then 32 blank steps",
         "configs/digits.py",
@@ -203,13 +210,6 @@ SWEEPS: dict[str, Sweep] = {
         {"learning_rate": RATES, "rule": CONTROLS, "seed": SEEDS[:3]},
         by_rule=IN_SEGMENTS,
     ),
-    "digits_pixels_sgd": Sweep(
-        "Digits pixel by pixel, plain gradient descent",
-        "configs/digits.py",
-        DIGITS | SGD | {"digits.pixels_per_step": 1, "digits.blank": 0, "batches": 3000, "checkpoint_every": 1500},
-        {"learning_rate": SGD_RATES, "rule": CONTROLS, "seed": SEEDS[:3]},
-        by_rule=IN_SEGMENTS,
-    ),
     "digits_blank_32_rates": Sweep(
         "Digits by rows, then 32 blank steps, two smaller learning rates",
         "configs/digits.py",
@@ -229,6 +229,13 @@ SWEEPS: dict[str, Sweep] = {
         "configs/series.py",
         {},
         {"learning_rate": RATES, "rule": CONTROLS, "seed": SEEDS[:3]},
+        by_rule=IN_SEGMENTS,
+    ),
+    "japanese_vowels_sgd": Sweep(
+        "Japanese vowels, plain gradient descent",
+        "configs/series.py",
+        SGD,
+        {"learning_rate": SGD_RATES, "rule": CONTROLS, "seed": SEEDS[:3]},
         by_rule=IN_SEGMENTS,
     ),
     "basic_motions": Sweep(
