@@ -321,6 +321,13 @@ SWEEPS: dict[str, Sweep] = {
         {"rule": ("BPTT", "deep e-prop"), "seed": SEEDS[:3]},
         by_rule={"deep e-prop": {"segment_length": 64}},
     ),
+    "text_recall_512_pairs": Sweep(
+        "Recall of one of several values over 512 characters of text",
+        "configs/text_recall.py",
+        RECALL_GRID | {"text_recall.gap": 512},
+        {"text_recall.pairs": (2, 4), "rule": ("BPTT", "deep e-prop"), "seed": SEEDS[:3]},
+        by_rule={"deep e-prop": {"segment_length": 64}},
+    ),
     "text_recall_segments": Sweep(
         "Recall over 32 characters of text, exact within segments",
         "configs/text_recall.py",
