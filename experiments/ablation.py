@@ -27,6 +27,7 @@ from experiments import settings, sweep
 from experiments.catalogue import Task
 from experiments.grid import slug
 from experiments.sweep_report import PAGE
+from experiments.sweeps import SWEEPS
 from experiments.train import Run
 from experiments.workdir import Workdir
 
@@ -114,10 +115,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--report", action="store_true", help="write the page's table from the stored result")
     options = parser.parse_args(arguments)
     if not options.report:
-        missing = [name for _, name, fields in cases() if not (options.results / name / slug(fields)).is_dir()]
+        complete = {name: len(sweep.collect(SWEEPS[name], options.results / name)) for _, name, _ in cases()}
+        missing = [name for name, runs in complete.items() if runs < len(list(SWEEPS[name].runs()))]
         if missing:
+            commands = " && ".join(f"python -m experiments.sweep {name}" for name in missing)
             print(
-                f"error: run first: python -m experiments.sweep {' and '.join(sorted(set(missing)))}", file=sys.stderr
+                f"error: {options.results} lacks runs of {', '.join(missing)}. Run first: {commands}", file=sys.stderr
             )
             return 2
         STORED.parent.mkdir(exist_ok=True)

@@ -30,8 +30,10 @@ def best(by_rate: dict[float, list[Run]]) -> tuple[float, float]:
 
 
 def row(result: dict[str, Any]) -> list[str] | None:
-    """A sweep's row; None for a sweep of something else than rules at several rates."""
-    if result.get("compared", "rule") != "rule" or any(RATE not in run["fields"] for run in result["runs"]):
+    """A sweep's row; None for a sweep of something else than the accuracy of rules at several rates."""
+    if result.get("measure", "test accuracy") != "test accuracy":
+        return None
+    if any(run["fields"].keys() != {RATE, "rule", "seed"} for run in result["runs"]):
         return None
     rates: dict[str, dict[float, list[Run]]] = {}
     for setting, rules in groups(result["runs"]).items():

@@ -56,7 +56,7 @@ class Workdir:
                 _check_same(path, json.loads(stored.read_text()), config)
             else:
                 _write(stored, json.dumps(config, indent=2, sort_keys=True) + "\n")
-        except OtherConfig:
+        except BaseException:
             self._lock.close()
             raise
         options = orbax.CheckpointManagerOptions(
@@ -96,9 +96,11 @@ class Workdir:
 
     def close(self) -> None:
         """Nothing may be written afterwards."""
-        self._checkpoints.close()
-        if self._lock is not None:
-            self._lock.close()
+        try:
+            self._checkpoints.close()
+        finally:
+            if self._lock is not None:
+                self._lock.close()
 
 
 def _locked(path: Path) -> IO[str]:

@@ -50,7 +50,8 @@ def test_the_table_by_hand():
 
 def test_runs_that_are_not_there_are_named(tmp_path, capsys):
     assert ablation.main(["--results", str(tmp_path)]) == 2
-    assert "experiments.sweep text_recall_grid" in capsys.readouterr().err
+    commands = "python -m experiments.sweep text_recall_grid && python -m experiments.sweep text_recall_segments"
+    assert commands in capsys.readouterr().err
 
 
 def test_the_page_holds_the_stored_result():

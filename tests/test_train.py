@@ -28,7 +28,7 @@ from experiments.loop import Learning, Loop, compare
 from experiments.refusal import Refused
 from experiments.rules import RULES
 from experiments.tasks.targets import Targets, cross_entropy
-from experiments.workdir import InUse, OtherConfig, Workdir
+from experiments.workdir import Workdir
 from tests.gradients import FLOAT64, assert_same_gradient
 
 ROOT = Path(__file__).parents[1]
@@ -246,36 +246,6 @@ def test_online_updates_and_options_can_be_chosen() -> None:
     grads = {"a": jnp.array([3.0, 4.0])}
     steps, _ = made.optimiser.update(grads, made.optimiser.init(grads), grads)
     np.testing.assert_allclose(steps["a"], -config.learning_rate * 0.5 * np.array([0.6, 0.8]), rtol=1e-6)
-
-
-def test_a_folder_of_another_configuration_is_refused_with_the_fields(tmp_path: Path) -> None:
-    Workdir(tmp_path, {"rule": "BPTT", "task": {"delay": 3}, "seed": 0}).close()
-    Workdir(tmp_path, {"rule": "BPTT", "task": {"delay": 3}, "seed": 0}).close()
-    with pytest.raises(OtherConfig) as error:
-        Workdir(tmp_path, {"rule": "BPTT", "task": {"delay": 4}, "seed": 0, "rank": 1})
-    assert str(error.value).splitlines()[1:-1] == [
-        "  rank: there 'missing', here 1",
-        "  task.delay: there 3, here 4",
-    ]
-
-
-def test_a_folder_in_use_is_refused_until_its_program_ends(
-    small_run: tuple[Callable[[str], int], Callable[[], Loop]], tmp_path: Path, capsys
-) -> None:
-    run, _ = small_run
-    program = (
-        "import sys; from pathlib import Path; from experiments.workdir import Workdir\n"
-        "workdir = Workdir(Path(sys.argv[1]), {}); print('open', flush=True); sys.stdin.read()\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path / "run")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
-        assert other.stdout is not None and other.stdout.readline() == b"open\n"
-        with pytest.raises(InUse, match="in use by another training program"):
-            Workdir(tmp_path / "run", {})
-        assert run("run") == 2 and "give another --workdir" in capsys.readouterr().err
-        other.kill()
-    Workdir(tmp_path / "run", {}).close()
 
 
 # That a run goes on as if nothing had happened.
