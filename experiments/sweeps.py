@@ -120,6 +120,13 @@ SWEEPS: dict[str, Sweep] = {
         },
         by_rule=IN_SEGMENTS,
     ),
+    "relay_ladder_32_rates": Sweep(
+        "XOR-count with 32 inputs, through two dense relays, three learning rates",
+        "configs/xor_count.py",
+        RELAYS | {"xor_count.depth": 4},
+        {"learning_rate": RATES, "rule": FEW, "seed": SEEDS[:3]},
+        by_rule=IN_SEGMENTS,
+    ),
     "mixing": Sweep(
         "XOR-count, a memory whose units mix",
         "configs/xor_count.py",
@@ -290,6 +297,24 @@ SWEEPS: dict[str, Sweep] = {
         measure="bits per character",
         by_rule=TEXT_IN_SEGMENTS,
     ),
+    "text_24_rates": Sweep(
+        "The next character, two layers of 24 GRU units, three learning rates",
+        "configs/text.py",
+        TEXT_24,
+        {"learning_rate": RATES, "rule": FEW, "seed": SEEDS[:3]},
+        threshold=2.37,
+        measure="bits per character",
+        by_rule=TEXT_IN_SEGMENTS,
+    ),
+    "text_24_sgd": Sweep(
+        "The next character, two layers of 24 GRU units, plain gradient descent",
+        "configs/text.py",
+        TEXT_24 | SGD,
+        {"learning_rate": SGD_RATES, "rule": FEW, "seed": SEEDS[:3]},
+        threshold=2.37,
+        measure="bits per character",
+        by_rule=TEXT_IN_SEGMENTS,
+    ),
     "text_exact": Sweep(
         "The next character by exact RTRL, one to three layers of 16 GRU units",
         "configs/text.py",
@@ -311,6 +336,13 @@ SWEEPS: dict[str, Sweep] = {
         "configs/text_recall.py",
         RECALL_GRID,
         {"text_recall.gap": (32, 128), "text_recall.pairs": (1, 2, 4), "rule": FEW, "seed": SEEDS[:3]},
+        by_rule=IN_SEGMENTS,
+    ),
+    "text_recall_rates": Sweep(
+        "Recall over 32 characters of text, three learning rates",
+        "configs/text_recall.py",
+        RECALL_GRID | {"text_recall.gap": 32},
+        {"learning_rate": RATES, "rule": FEW, "seed": SEEDS[:3]},
         by_rule=IN_SEGMENTS,
     ),
     "text_recall_512": Sweep(
@@ -387,5 +419,12 @@ SWEEPS: dict[str, Sweep] = {
         EVIDENCE | {"evidence.cells": "LIF, ALIF"},
         {"rule": SPIKING_RULES, "seed": SEEDS[:3]},
         by_rule=FROZEN_IN_SEGMENTS,
+    ),
+    "evidence_two_layers_rates": Sweep(
+        "Evidence accumulation, spiking neurons below adaptive ones, three learning rates",
+        "configs/evidence.py",
+        EVIDENCE | {"evidence.cells": "LIF, ALIF"},
+        {"learning_rate": RATES, "rule": ("BPTT", "deep e-prop", "lower frozen"), "seed": SEEDS[:3]},
+        by_rule=TEXT_IN_SEGMENTS,
     ),
 }

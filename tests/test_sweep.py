@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 
 import pytest
@@ -207,7 +208,10 @@ def test_the_best_learning_rate_by_hand():
     fast = [one | {"fields": one["fields"] | {"learning_rate": 1.0}, "test_accuracy": [0.5, 0.8]} for one in runs]
     result = {"title": "XOR", "runs": slow + fast}
     assert rates_report.row(result) == ["XOR", "1.000 (0.1)", "–", "0.800 (1)", "–", "–"]
-    assert rates_report.row(result | {"measure": "bits per character"}) is None
+    # Of bits the fewest: 1 at the large rate, 2 at the small one.
+    bits = [one | {"test_loss": [9.0, (1 if one in fast else 2) * math.log(2)]} for one in slow + fast]
+    row = rates_report.row(result | {"measure": "bits per character", "runs": bits})
+    assert row == ["XOR, bits per character", "1.000 (1)", "–", "1.000 (1)", "–", "–"]
     # With a second setting there is no one best rate.
     deeper = [one | {"fields": one["fields"] | {"depth": 3}} for one in slow]
     assert rates_report.row({"title": "XOR", "runs": deeper}) is None
