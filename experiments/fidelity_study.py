@@ -29,7 +29,7 @@ from deepeprop_jax import Cell, deep_eprop, stack
 from deepeprop_jax.cells import indrnn, lif, lru
 from deepeprop_jax.reference import bptt
 from experiments.loop import compare
-from experiments.networks import relay
+from experiments.networks import relay, rotated_integrator
 from experiments.report import COLOURS
 from experiments.sweep import commit
 
@@ -46,12 +46,16 @@ CELLS: dict[str, Callable[[int], Cell | nn.Module]] = {
     "tanh, gain 0.5": lambda n: relay(n, leak=0.5, recurrent_gain=0.5, input_gain=1.0),
     "tanh, gain 0.9": lambda n: relay(n, leak=0.5, recurrent_gain=0.9, input_gain=1.0),
     "tanh, gain 1.1": lambda n: relay(n, leak=0.5, recurrent_gain=1.1, input_gain=1.0),
+    "tanh, gain 2": lambda n: relay(n, leak=0.5, recurrent_gain=2.0, input_gain=1.0),
     "GRU": lambda n: nn.GRUCell(features=n),
     "LSTM": lambda n: nn.OptimizedLSTMCell(features=n),
     "LRU": lambda n: lru(n, n),
     "IndRNN": lambda n: indrnn(n),
     "LIF": lambda n: lif(n, recurrent=False),
 }
+LINEAR = "linear memory"
+DECAY = 0.95
+"""Of a linear memory, whose units an angle mixes."""
 
 
 class Setting(NamedTuple):
@@ -62,29 +66,38 @@ class Setting(NamedTuple):
     delay: int = 20
     width: int = 16
     loss: str = "last step"
+    angle: float = 0.0
+
+    def layer(self) -> Cell | nn.Module:
+        """One of the network's recurrent layers."""
+        linear = self.cell == LINEAR
+        return rotated_integrator(self.width, DECAY, self.angle) if linear else CELLS[self.cell](self.width)
 
 
 DIALS: dict[str, tuple] = {
     "cell": tuple(CELLS),
     "depth": (1, 2, 3, 4, 5),
-    "delay": (5, 10, 20, 50, 100),
+    "delay": (5, 10, 20, 50, 100, 200),
     "width": (8, 16, 32, 64, 128, 256),
     "loss": ("last step", "every step"),
+    "angle": (0.0, 0.02, 0.1, 0.2, 0.5, 1.0),
 }
 DEEP = 5
 """Depth at which cells are compared."""
+BASES: dict[str, dict[str, Any]] = {"cell": {"depth": DEEP}, "angle": {"cell": LINEAR}}
+"""What else is different where a dial is turned."""
 
 
 def settings() -> Iterator[tuple[str, Setting]]:
     """Every dial's settings."""
     for dial, values in DIALS.items():
         for value in values:
-            yield dial, Setting(**({"depth": DEEP} if dial == "cell" else {}) | {dial: value})
+            yield dial, Setting(**BASES.get(dial, {}) | {dial: value})
 
 
 def measure(setting: Setting, seeds: int = SEEDS) -> dict[str, list[dict[str, float | None]]]:
     """Per rule and layer, from bottom to top, the mean cosine and norm ratio."""
-    network = stack(*(CELLS[setting.cell](setting.width) for _ in range(setting.depth)), nn.Dense(OUTPUTS))
+    network = stack(*(setting.layer() for _ in range(setting.depth)), nn.Dense(OUTPUTS))
     steps = NOISE + setting.delay
     counted = jnp.ones(steps) if setting.loss == "every step" else jnp.zeros(steps).at[-1].set(1.0)
 
@@ -144,37 +157,41 @@ def _ratio(value: float | None) -> str:
 
 def markdown(result: dict[str, Any]) -> str:
     """All tables."""
-    base = ", ".join(f"{name} {value}" for name, value in Setting()._asdict().items())
+    base = ", ".join(f"{name} {value}" for name, value in Setting()._asdict().items() if name != "angle")
     parts = [
         f'`{result["command"]}`, commit {result["commit"]}; {SEEDS} seeds. Layers from bottom to top; "1" is a cosine '
-        f"above 1 − 10⁻⁶. Unless varied: {base}; cells are compared at depth {DEEP}."
+        f"above 1 − 10⁻⁶. Unless varied: {base}; cells are compared at depth {DEEP}, angles with a linear memory "
+        f"(λ = {DECAY}), whose state they rotate at each step."
     ]
     return "\n\n".join(parts + [table(result, dial) for dial in DIALS])
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Cosine of the lowest layer against depth, delay and width."""
-    dials = ("depth", "delay", "width")
-    figure, axes = pyplot.subplots(1, len(dials), figsize=(10, 3), layout="constrained", sharey=True)
-    for axis, dial in zip(axes, dials, strict=True):
+    """Cosine of the lowest and the topmost layer against depth, delay, width and mixing."""
+    dials = {"depth": "layers", "delay": "delay, steps", "width": "units a layer", "angle": "mixing: angle"}
+    figure, axes = pyplot.subplots(1, len(dials), figsize=(13, 3.2), layout="constrained", sharey=True)
+    for axis, (dial, label) in zip(axes, dials.items(), strict=True):
         rows = [row for row in result["rows"] if row["dial"] == dial]
+        values = [row["setting"][dial] for row in rows]
         for rule in RULES:
             lowest = [row["layers"][rule][0]["cosine"] for row in rows]
-            values = [row["setting"][dial] for row in rows]
-            axis.plot(values, lowest, "o-", color=COLOURS.get(rule), label=rule)
-        axis.set_xlabel({"delay": "delay, steps", "width": "units a layer", "depth": "layers"}[dial])
+            axis.plot(values, lowest, "o-", color=COLOURS.get(rule), label=f"{rule}, lowest layer")
+        # Above the topmost layer nothing remembers: there both rules are one.
+        topmost = [row["layers"]["hops = 0"][-1]["cosine"] for row in rows]
+        axis.plot(values, topmost, "^:", color="grey", label="both, topmost layer")
+        axis.set_xlabel(label)
         axis.spines[["top", "right"]].set_visible(False)
     axes[1].set_xscale("log")
     axes[2].set_xscale("log", base=2)
-    axes[0].set_ylabel("cosine to BPTT, lowest layer")
-    axes[0].legend(frameon=False)
+    axes[0].set_ylabel("cosine to BPTT")
+    axes[-1].legend(frameon=False)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 
 def fill(page: str, result: dict[str, Any]) -> str:
     """The page with the study's tables between its markers."""
-    body = f"{markdown(result)}\n\n![Cosine to BPTT against depth, delay and width](fidelity/study.png)"
+    body = f"{markdown(result)}\n\n![Cosine to BPTT against depth, delay, width and mixing](fidelity/study.png)"
     return SECTION.sub(lambda found: found[1] + body + found[2], page)
 
 
