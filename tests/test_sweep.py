@@ -30,6 +30,7 @@ TINY = Sweep(
 
 def test_a_sweep_runs_what_is_missing_and_stores_all(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(SWEEPS, "tiny", TINY)
+    monkeypatch.setattr(sweep, "commit", lambda: "aaa")
     arguments = ["tiny", "--results", str(tmp_path / "runs"), "--out", str(tmp_path)]
     first = tmp_path / "runs" / "tiny" / "cues=3,rule=BPTT,seed=0"
     assert sweep.main(arguments) == 0
@@ -37,12 +38,19 @@ def test_a_sweep_runs_what_is_missing_and_stores_all(tmp_path, monkeypatch, caps
     assert [run["fields"]["seed"] for run in stored["runs"]] == [0, 1]
     assert all(run["batch"] == [0, 1, 2] and len(run["test_accuracy"]) == 3 for run in stored["runs"])
     assert stored["runs"][0]["test_accuracy"] != stored["runs"][1]["test_accuracy"]
+    assert stored["commit"] == "aaa"
     written = (first / "metrics.jsonl").stat().st_mtime_ns
+    # What is complete has been trained at the commit that it was trained at.
+    monkeypatch.setattr(sweep, "commit", lambda: "bbb")
     assert sweep.main(arguments) == 0
+    assert json.loads((tmp_path / "tiny.json").read_text())["commit"] == "aaa"
     assert (first / "metrics.jsonl").stat().st_mtime_ns == written
     assert capsys.readouterr().out.count("is complete") == 2
-    # A run that was cut short is not a result.
-    (first / "metrics.jsonl").write_text('{"batch": 0, "test_accuracy": 0.5}\n')
+    # A run that was cut short, in the middle of a line too, is not a result; it is gone on with at another commit.
+    (first / "metrics.jsonl").write_text('{"batch": 0, "test_accuracy": 0.5}\n{"batch": 2, "test_acc')
+    sweep.trained_at(first, "bbb")
+    sweep.trained_at(first, "bbb")
+    assert sweep.commits(first) == ["aaa", "bbb"]
     assert [run["fields"]["seed"] for run in sweep.collect(TINY, tmp_path / "runs" / "tiny")] == [1]
     sweep_report.draw(stored, tmp_path / "tiny.png")
     assert (tmp_path / "tiny.png").read_bytes().startswith(b"\x89PNG")
@@ -159,6 +167,10 @@ def test_the_page_holds_the_stored_results():
             "a sweep's results are stored when complete"
         )
         assert stored["fixed"] == wanted.fixed and stored["commit"]
+        ran = {r["fields"].get("rule") for r in stored["runs"]}
+        both = (stored.get("by_rule", {}), wanted.by_rule)
+        here, there = ({rule: fields[rule] for rule in ran & set(fields)} for fields in both)
+        assert here == there
         assert (stored["title"], stored["config"], stored["threshold"]) == (
             wanted.title,
             wanted.config,
