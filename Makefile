@@ -85,6 +85,11 @@ SWEEP := all
 # The seeds of one setting are one program, compiled once.
 experiments: $(VENV)/test
 	@JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=results/compiled $(RUN) -m experiments.sweep $(SWEEP)
+ifeq ($(SWEEP),all)
+	@JAX_PLATFORMS=cpu $(RUN) -m experiments.ablation
+	@JAX_PLATFORMS=cpu $(RUN) -m experiments.fidelity_study
+	@JAX_PLATFORMS=cpu $(RUN) -m experiments.fidelity_trained
+endif
 
 report: $(VENV)/test
 	@$(RUN) -m experiments.sweep_report

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from deepeprop_jax import Cell, stack
 from experiments import networks
 from experiments.cells import CELLS
-from experiments.refusal import Refused, check_name
+from experiments.refusal import check_name
 from experiments.rules import LossFn
 from experiments.tasks import digits, evidence, motifs, recall, series, text, text_recall, xor_count
+from experiments.tasks.arguments import check_at_least
 from experiments.tasks.targets import Targets, bit_cross_entropy, cross_entropy
 
 PyTree = Any
@@ -64,8 +65,7 @@ def independent(sample: Callable[[jax.Array], tuple[jax.Array, Targets]]) -> Cal
 def layers_below_readout(cell: str, layers: int, features: int, outputs: int) -> Cell:
     """Equal layers of a cell by name, below a linear readout."""
     check_name("cell", cell, CELLS)
-    if layers < 1:
-        raise Refused(f"layers must be at least 1; seen {layers}.")
+    check_at_least(1, layers=layers, features=features)
     return stack(*[CELLS[cell](features) for _ in range(layers)], nn.Dense(outputs))
 
 

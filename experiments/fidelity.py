@@ -1,12 +1,16 @@
 """How far each mode's gradient is from BPTT's, layer by layer, on untrained two-layer networks.
 
-    python -m experiments.fidelity
+    python -m experiments.fidelity [--out FOLDER]
 
-T = 10, batch 8, 16 units, loss at every step; mean over five random networks and sequences.
+T = 10, batch 8, 16 units, loss at every step; mean over five random networks and sequences. Prints a table and writes
+it to ``<out>/fidelity/modes.json`` (default ``docs``); README.md shows it.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -16,8 +20,10 @@ import numpy as np
 
 from deepeprop_jax import deep_eprop, stack
 from deepeprop_jax.reference import bptt
+from experiments.sweep import commit
 
 UNITS, STEPS, BATCH, INPUTS, OUTPUTS, SEEDS = 16, 10, 8, 8, 4, 5
+STORED = "fidelity/modes.json"
 CELLS = {"SimpleCell": nn.SimpleCell, "GRUCell": nn.GRUCell}
 MODES: dict[str, dict[str, Any]] = {
     "exact=True": {"exact": True},
@@ -57,13 +63,21 @@ def _minus(tree: Any, other: Any) -> Any:
     return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), tree, other)
 
 
-def main() -> None:
-    """Print the table in Markdown."""
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print and store."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs")
+    path = parser.parse_args(arguments).out / STORED
+    rows = []
     print("| mode | cell | lower layer | upper layer |\n|---|---|---:|---:|")
     for mode, options in MODES.items():
         for name, cell in CELLS.items():
-            lower, upper = relative_errors(cell, options)
+            lower, upper = (float(error) for error in relative_errors(cell, options))
+            rows.append({"mode": mode, "cell": name, "lower": lower, "upper": upper})
             print(f"| {mode} | {name} | {lower:.2g} | {upper:.2g} |", flush=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    result = {"command": "python -m experiments.fidelity", "commit": commit(), "rows": rows}
+    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

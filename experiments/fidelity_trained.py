@@ -25,7 +25,7 @@ from experiments.fidelity_study import run_study
 from experiments.loop import Loop
 from experiments.report import COLOURS
 from experiments.rules import RULES
-from experiments.sweeps import XOR_20, XOR_30
+from experiments.sweeps.shared import XOR_20, XOR_30
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

@@ -120,7 +120,10 @@ class Loop:
         return jnp.sum(right * targets.weight) / jnp.sum(targets.weight), losses.sum()
 
     def fidelity(self, params: PyTree, key: jax.Array, index: int) -> list[dict[str, float | None]]:
-        """The rule's gradient beside that of BPTT, per layer: same parameters, batch ``index``, no update inside it."""
+        """The rule's gradient beside that of BPTT, per layer: same parameters, batch ``index``, no update inside it.
+
+        Both start from the initial carry, without traces, also where training goes on from batch to batch.
+        """
         return [compare(*pair) for pair in zip(*self._gradients(params, key, index), strict=True)]
 
     def _both_gradients(self, params: PyTree, key: jax.Array, index: jax.Array) -> tuple[PyTree, PyTree]:

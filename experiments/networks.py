@@ -14,6 +14,7 @@ import scipy.linalg
 from deepeprop_jax import Cell, linen_cell, stack
 from deepeprop_jax.cells import alif, leaky_readout, lif
 from experiments.refusal import check_name
+from experiments.tasks.arguments import check_at_least
 
 PyTree = Any
 
@@ -93,7 +94,13 @@ def relay(features: int, leak: float = 0.6, recurrent_gain: float = 0.9, input_g
 
 
 def integrator(features: int, decay: float, gain: float = 3.0) -> Cell:
-    """A linear, element-wise memory: h_t = λ h_{t−1} + (1 − λ) · gain · W u_t, y_t = h_t."""
+    """A linear, element-wise memory: h_t = λ h_{t−1} + (1 − λ) · gain · W u_t, y_t = h_t; λ = ``decay``.
+
+    Raises:
+      ValueError: ``decay`` is not in [0, 1).
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay must be in [0, 1); seen {decay!r}.")
 
     def init(key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         weight = nn.initializers.lecun_normal()(key, (x.shape[-1], features))
@@ -149,8 +156,9 @@ def xor_network(
       bias_scale, from_rest: of the detector, see ``Detector``.
 
     Raises:
-      ValueError: ``depth`` below 2.
+      ValueError: ``depth`` below 2, ``features`` below 1.
     """
+    check_at_least(1, features=features)
     if depth < 2:
         raise ValueError(f"There is a detector and an integrator, so depth must be >= 2; seen {depth!r}.")
     options = {"bias_scale": bias_scale, "from_rest": from_rest}
@@ -162,11 +170,13 @@ def xor_network(
 
 def motif_network(features: int, classes: int) -> Cell:
     """Two dense leaky tanh layers, a fast one (leak 0.5) below a slow one (leak 0.05), and a linear readout."""
+    check_at_least(1, features=features)
     return stack(relay(features, leak=0.5), relay(features, leak=0.05), nn.Dense(classes))
 
 
 def recall_network(features: int, classes: int, decay: float) -> Cell:
     """A GRU layer, which can tell what is worth keeping; a linear memory; a layer without memory; a linear readout."""
+    check_at_least(1, features=features)
     return stack(nn.GRUCell(features), integrator(features, decay), Detector(features), nn.Dense(classes))
 
 
@@ -190,4 +200,5 @@ def spiking_network(features: int, classes: int, cells: str, dt: float) -> Cell:
       Refused: ``cells`` is not a key of ``SPIKING``.
     """
     check_name("choice of spiking cells", cells, SPIKING)
+    check_at_least(1, features=features)
     return stack(*SPIKING[cells](features, dt), leaky_readout(classes, tau=20, dt=dt))

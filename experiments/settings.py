@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,7 +71,7 @@ def _parse(arguments: list[str]) -> flags.FlagValues:
     flags.DEFINE_string("workdir", None, "folder", flag_values=values)
     try:
         rest = values(program)[1:]
-    except (flags.Error, AttributeError, KeyError) as error:
+    except (flags.Error, AttributeError, KeyError, SyntaxError) as error:
         raise Refused(str(error)) from error
     if rest:
         raise Refused(f"Seen {rest[0]!r}; every argument is --config=FILE, --config.FIELD=VALUE or --workdir=FOLDER.")
@@ -95,9 +96,9 @@ def make(config: ml_collections.ConfigDict) -> Settings:
     _check_fields(config)
     check_name("rule", config.rule, RULES)
     check_name("optimiser", config.optimiser, OPTIMISERS)
-    for name in ("batches", "evaluate_every", "checkpoint_every", "learning_rate"):
-        if config[name] <= 0:
-            raise Refused(f"{name} must be above 0; seen {config[name]}.")
+    for name in ("batches", "evaluate_every", "checkpoint_every", "learning_rate", "clip"):
+        if config[name] is not None and not 0 < config[name] < math.inf:
+            raise Refused(f"{name} must be above 0 and finite; seen {config[name]}.")
     for outer, inner in (("batches", "evaluate_every"), ("checkpoint_every", "evaluate_every")):
         if config[outer] % config[inner]:
             raise Refused(f"{inner} must divide {outer}; seen {config[inner]} and {config[outer]}.")

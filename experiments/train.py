@@ -14,17 +14,23 @@ In the folder (default ``results/train/<name of the configuration's file>``):
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from experiments import settings
+try:
+    from experiments import settings
+except ModuleNotFoundError as error:
+    raise ImportError(f"{error}. Training needs more packages: pip install -e '.[experiments]'") from error
 from experiments.loop import Learning, Loop, quotient
 from experiments.refusal import Refused
 from experiments.settings import Settings
@@ -55,11 +61,11 @@ class Run:
         resumed = self._workdir.newest()
         self._workdir.truncate(resumed)
         bar = progress.add_task(config.rule, total=config.batches, completed=self.batch, note="compiling")
-        board = None
-        if SummaryWriter is not None:
-            # Events after the checkpoint are those of the run that was killed.
-            purge = None if resumed is None else resumed + 1
-            board = SummaryWriter(str(self._workdir.path / "tensorboard"), purge_step=purge)
+        with self._board() as board:
+            self._train_on(resumed, progress, bar, board)
+
+    def _train_on(self, resumed: int | None, progress: Progress, bar: TaskID, board: Any) -> None:
+        config = self.config
         learning = self._first() if resumed is None else self.restored(resumed)
         if resumed is None:
             self._write(self._measured(learning, None), board)
@@ -79,8 +85,19 @@ class Run:
                 self._workdir.save(self.batch, self._state(learning))
             note = f"accuracy {metrics['test_accuracy']:.3f}, {rate:,.0f} steps/s"
             progress.update(bar, completed=self.batch, note=note)
-        if board is not None:
-            board.close()
+
+    @contextlib.contextmanager
+    def _board(self) -> Iterator[Any]:
+        """TensorBoard's events, at first those of the metrics that are kept: a killed program's may be too few."""
+        if SummaryWriter is None:
+            yield None
+            return
+        folder = self._workdir.path / "tensorboard"
+        shutil.rmtree(folder, ignore_errors=True)
+        with SummaryWriter(str(folder)) as board:
+            for metrics in self._workdir.lines("metrics"):
+                show(board, metrics)
+            yield board
 
     def _first(self) -> Learning:
         return self._loop.start(self._key)
@@ -108,13 +125,18 @@ class Run:
     def _write(self, metrics: dict[str, Any], board: Any) -> None:
         self._workdir.append("metrics", metrics)
         if board is not None:
-            for name in ("train_loss", "test_accuracy", "test_loss"):
-                if metrics[name] is not None:
-                    board.add_scalar(name, metrics[name], self.batch)
-            for layer, figures in enumerate(metrics.get("layers", [])):
-                for name, value in figures.items():
-                    if value is not None:
-                        board.add_scalar(f"layer {layer}/{name}", value, self.batch)
+            show(board, metrics)
+            board.flush()
+
+
+def show(board: Any, metrics: dict[str, Any]) -> None:
+    """A line of metrics on TensorBoard."""
+    named = {name: metrics[name] for name in ("train_loss", "test_accuracy", "test_loss")}
+    for layer, figures in enumerate(metrics.get("layers", [])):
+        named |= {f"layer {layer}/{name}": value for name, value in figures.items()}
+    for name, value in named.items():
+        if value is not None:
+            board.add_scalar(name, value, metrics["batch"])
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -56,13 +56,13 @@ class Workdir:
                 _check_same(path, json.loads(stored.read_text()), config)
             else:
                 _write(stored, json.dumps(config, indent=2, sort_keys=True) + "\n")
+            options = orbax.CheckpointManagerOptions(
+                max_to_keep=KEPT_CHECKPOINTS, cleanup_tmp_directories=True, enable_async_checkpointing=False
+            )
+            self._checkpoints = orbax.CheckpointManager((path / "checkpoints").absolute(), options=options)
         except BaseException:
             self._lock.close()
             raise
-        options = orbax.CheckpointManagerOptions(
-            max_to_keep=KEPT_CHECKPOINTS, cleanup_tmp_directories=True, enable_async_checkpointing=False
-        )
-        self._checkpoints = orbax.CheckpointManager((path / "checkpoints").absolute(), options=options)
 
     def newest(self) -> int | None:
         """The batch of the newest checkpoint."""
@@ -84,15 +84,18 @@ class Workdir:
             file.flush()
             os.fsync(file.fileno())
 
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """What ``metrics.jsonl`` or ``timings.jsonl`` holds; of a killed run the last line may have been cut short."""
+        path = self.path / f"{name}.jsonl"
+        text = path.read_text() if path.exists() else ""
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
     def truncate(self, batch: int | None) -> None:
         """Drop the lines after a batch, all of them for None: what a killed run wrote after its last checkpoint."""
         last = -1 if batch is None else batch
         for name in ("metrics", "timings"):
-            path = self.path / f"{name}.jsonl"
-            if path.exists():
-                # The last line may have been cut short.
-                lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-                _write(path, "".join(line for line in lines if json.loads(line)["batch"] <= last))
+            kept = [line for line in self.lines(name) if line["batch"] <= last]
+            _write(self.path / f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
     def close(self) -> None:
         """Nothing may be written afterwards."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 
 import pytest
 
+from experiments import fidelity
 from experiments import fidelity_study as study
 from experiments import fidelity_trained as trained
 
@@ -43,6 +45,15 @@ def test_the_page_shows_the_stored_figures_of_trained_networks():
         (run["layers"][rule][m][0]["relative_error"]) for rule in trained.COMPARED for run in runs for m in range(4)
     ]
     assert max(detector[: len(detector) // 2]) < 1e-3 < 0.1 < min(detector[len(detector) // 2 :])
+
+
+def test_the_readme_shows_the_stored_errors_of_the_modes():
+    stored = json.loads((study.PAGE.parent / fidelity.STORED).read_text())
+    assert [(row["mode"], row["cell"]) for row in stored["rows"]] == list(product(fidelity.MODES, fidelity.CELLS))
+    readme = (study.PAGE.parents[1] / "README.md").read_text().replace("`", "")
+    for tanh, gru in zip(stored["rows"][::2], stored["rows"][1::2], strict=True):
+        errors = [f"{tanh[layer]:.2g}; {gru[layer]:.2g}" for layer in ("lower", "upper")]
+        assert f"| {tanh['mode']} | tanh; GRU | {errors[0]} | {errors[1]} |" in readme
 
 
 def test_gradients_are_compared_while_bptt_trains(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -58,6 +59,12 @@ def test_digits_are_the_same_fixed_split_of_all_images(images: tuple[digits.Imag
     assert counts.shape == (10,) and counts.min() == 174 and counts.max() == 183
     # The test set alone is balanced well enough that guessing one class stays near chance.
     assert np.bincount(test.label).max() / 500 < digits.CHANCE + 0.03
+
+
+def test_without_scikit_learn_the_digits_say_how_to_get_it(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(ImportError, match="pip install -e"):
+        digits.load()
 
 
 def test_digits_show_their_rows_from_the_top_and_then_nothing(images: tuple[digits.Images, digits.Images]) -> None:

@@ -29,6 +29,7 @@ from experiments.refusal import Refused
 from experiments.rules import RULES
 from experiments.tasks.targets import Targets, cross_entropy
 from experiments.workdir import Workdir
+from tests import board
 from tests.gradients import FLOAT64, assert_same_gradient
 
 ROOT = Path(__file__).parents[1]
@@ -194,8 +195,13 @@ REFUSED: list[tuple[list[str], str]] = [
     ([XOR, "--config.evaluate_every=7"], "evaluate_every must divide batches"),
     ([XOR, "--config.checkpoint_every=75"], "evaluate_every must divide checkpoint_every"),
     (["--config=configs/digits.py", "--config.digits.cell=GRU"], "Did you mean 'GRUCell'"),
-    (["--config=configs/digits.py", "--config.digits.layers=0"], "layers must be"),
+    (["--config=configs/digits.py", "--config.digits.layers=0"], "layers must be an integer >= 1"),
     ([XOR, "--config.batches=0"], "batches must be above 0"),
+    ([XOR, "--config.optimiser=sgd", "--config.clip=-1.0"], "clip must be above 0"),
+    ([XOR, "--config.learning_rate=nan"], "learning_rate must be above 0 and finite; seen nan"),
+    ([XOR, "--config.xor_count.features=0"], "features must be an integer >= 1"),
+    ([XOR, "--config.xor_count.decay=7.0"], "decay must be in"),
+    (["--config=README.md"], "README.md"),
     ([XOR, "--config.xor_count.cues=4"], "odd number of cues"),
 ]
 
@@ -256,9 +262,10 @@ def batches(path: Path, name: str) -> list[int]:
 
 
 def assert_same_run(seen: Path, needed: Path) -> None:
-    """Metrics and the last checkpoint, bit for bit."""
+    """Metrics, TensorBoard's events and the last checkpoint, bit for bit."""
     assert (seen / "metrics.jsonl").read_bytes() == (needed / "metrics.jsonl").read_bytes()
     assert batches(seen, "timings") == batches(needed, "timings")
+    assert board.scalars(seen / "tensorboard") == board.scalars(needed / "tensorboard") != []
     states = []
     for path in (seen, needed):
         with orbax.CheckpointManager(path / "checkpoints") as manager:

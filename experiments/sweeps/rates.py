@@ -6,7 +6,6 @@ from experiments.grid import Sweep
 from experiments.sweeps.shared import (
     CONTROLS,
     DIGITS,
-    EVIDENCE,
     FEW,
     IN_SEGMENTS,
     RATES,
@@ -130,12 +129,5 @@ RATES_OF_RULES: dict[str, Sweep] = {
         RECALL_GRID | {"text_recall.gap": 32},
         {"learning_rate": RATES, "rule": FEW, "seed": SEEDS[:3]},
         by_rule=IN_SEGMENTS,
-    ),
-    "evidence_two_layers_rates": Sweep(
-        "Evidence accumulation, spiking neurons below adaptive ones, three learning rates",
-        "configs/evidence.py",
-        EVIDENCE | {"evidence.cells": "LIF, ALIF"},
-        {"learning_rate": RATES, "rule": ("BPTT", "deep e-prop", "lower frozen"), "seed": SEEDS[:3]},
-        by_rule=TEXT_IN_SEGMENTS,
     ),
 }

@@ -27,7 +27,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn import datasets
 
 from experiments.tasks.arguments import check_at_least
 from experiments.tasks.targets import Targets, at_last_step
@@ -47,7 +46,15 @@ class Images(NamedTuple):
 
 
 def load(seed: int = 0) -> tuple[Images, Images]:
-    """The training set (1,297 images) and the test set (500), split by one fixed permutation per ``seed``."""
+    """The training set (1,297 images) and the test set (500), split by one fixed permutation per ``seed``.
+
+    Raises:
+      ImportError: without scikit-learn, with the command that installs it.
+    """
+    try:
+        from sklearn import datasets
+    except ImportError as error:
+        raise ImportError("The digits are those of scikit-learn: pip install -e '.[experiments]'") from error
     pixels, label = datasets.load_digits(return_X_y=True)
     order = np.random.default_rng(seed).permutation(len(label))
     images = Images((pixels / 16).reshape(-1, ROWS, ROWS).astype(np.float32)[order], label.astype(np.int32)[order])
