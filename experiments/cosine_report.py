@@ -41,7 +41,7 @@ class Case(NamedTuple):
 
 
 def cases(results: Iterable[dict[str, Any]]) -> list[Case]:
-    """Of all sweeps by rules; without those where BPTT is no better than the frozen control."""
+    """Of all sweeps by rules, each once; without those where BPTT is no better than the frozen control."""
     found = []
     for result in results:
         if result.get("compared", "rule") != "rule":
@@ -55,7 +55,7 @@ def cases(results: Iterable[dict[str, Any]]) -> list[Case]:
                 ratio = statistics.median(one["norm_ratio"] for one in lowest)
                 cosine = None if ratio < NOTHING else round(statistics.median(one["cosine"] for one in lowest), 6)
                 found.append(Case(rule, cosine, ratio, gap))
-    return found
+    return list(dict.fromkeys(found))
 
 
 def row(title: str, chosen: list[Case]) -> str:

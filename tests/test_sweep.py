@@ -185,7 +185,8 @@ def test_the_cosine_beside_the_gap_closed_by_hand():
     faint = {"cosine": 0.99, "norm_ratio": 0.03}
     runs = [run(rule, 0, [0.5, end], [1.0]) for rule, end in (("BPTT", 1.0), ("hops = 0", 0.6), ("lower frozen", 0.5))]
     runs[1]["layers"]["0"] = [faint]
-    (case,) = cosine_report.cases([{"runs": runs}, {"runs": runs, "compared": "delay"}])
+    # The same case in two sweeps is one.
+    (case,) = cosine_report.cases([{"runs": runs}, {"runs": runs}, {"runs": runs, "compared": "delay"}])
     assert case == ("hops = 0", 0.99, 0.03, pytest.approx(0.2))
     strong = case._replace(norm_ratio=1.0, gap_closed=0.9)
     # Where there is no gradient there is no cosine, whatever rounding says.

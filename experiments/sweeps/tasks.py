@@ -39,7 +39,7 @@ TASKS: dict[str, Sweep] = {
         {"rule": CONTROLS, "seed": SEEDS},
     ),
     "xor_count_30_running": Sweep(
-        "XOR-count, silent delay of 30 steps, a loss at every step",
+        "XOR-count, silent delay of 30 steps, a running label: a loss at 36 of 45 steps",
         "configs/xor_count.py",
         XOR_30 | {"xor_count.running": True},
         {"rule": CONTROLS, "seed": SEEDS},
