@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
+import subprocess
 
 import pytest
 
@@ -54,6 +56,26 @@ def test_a_sweep_runs_what_is_missing_and_stores_all(tmp_path, monkeypatch, caps
     assert [run["fields"]["seed"] for run in sweep.collect(TINY, tmp_path / "runs" / "tiny")] == [1]
     sweep_report.draw(stored, tmp_path / "tiny.png")
     assert (tmp_path / "tiny.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_commit_is_that_of_the_sources(tmp_path, monkeypatch):
+    def git(*words):
+        names = {f"GIT_{who}_{what}": "a" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+        subprocess.run(["git", *words], cwd=tmp_path, env=os.environ | names, check=True, capture_output=True)
+
+    for folder in ("experiments", "docs"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "file").write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    monkeypatch.setattr(sweep, "ROOT", tmp_path)
+    clean = sweep.commit()
+    assert len(clean) == 12
+    (tmp_path / "docs" / "file").write_text("a result")
+    assert sweep.commit() == clean
+    (tmp_path / "experiments" / "file").write_text("2")
+    assert sweep.commit() == f"{clean}-dirty"
 
 
 def test_a_refused_sweep_does_not_stop_the_others(tmp_path, monkeypatch):
