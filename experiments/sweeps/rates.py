@@ -32,7 +32,7 @@ RATES_OF_RULES: dict[str, Sweep] = {
         "XOR-count, silent delay of 30 steps, three learning rates",
         "configs/xor_count.py",
         XOR_30,
-        {"learning_rate": RATES, "rule": FEW, "seed": SEEDS},
+        {"learning_rate": RATES, "rule": FEW, "seed": SEEDS[:3]},
         by_rule=IN_SEGMENTS,
     ),
     "relay_ladder_32_rates": Sweep(
@@ -53,7 +53,7 @@ RATES_OF_RULES: dict[str, Sweep] = {
         "Classify three motifs, then count, three learning rates",
         "configs/motifs.py",
         {},
-        {"learning_rate": RATES, "rule": CONTROLS, "seed": SEEDS},
+        {"learning_rate": RATES, "rule": CONTROLS, "seed": SEEDS[:3]},
         by_rule=IN_SEGMENTS,
     ),
     "motifs_sgd": Sweep(
