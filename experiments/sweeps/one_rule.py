@@ -40,7 +40,7 @@ ONE_RULE: dict[str, Sweep] = {
         "The next character, two layers of 24 GRU units, exact within segments",
         "configs/text.py",
         TEXT_24 | {"text.layers": 2, "rule": "exact in segments"},
-        {"segment_length": (8, 16), "seed": SEEDS[:3]},
+        {"segment_length": (4, 8, 16), "seed": SEEDS[:3]},
         threshold=2.37,
         measure="bits per character",
         compared="segment_length",
