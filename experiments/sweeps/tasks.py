@@ -213,7 +213,7 @@ TASKS: dict[str, Sweep] = {
         "Evidence accumulation, spiking neurons below adaptive ones",
         "configs/evidence.py",
         EVIDENCE | {"evidence.cells": "LIF, ALIF"},
-        {"rule": (*SPIKING_RULES[:2], "hops = 0", *SPIKING_RULES[2:]), "seed": SEEDS[:3]},
+        {"rule": (*SPIKING_RULES[:2], "hops = 1", "hops = 0", *SPIKING_RULES[2:]), "seed": SEEDS[:3]},
         by_rule=TEXT_IN_SEGMENTS,
     ),
 }
