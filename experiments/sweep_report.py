@@ -118,7 +118,8 @@ def markdown(result: dict[str, Any]) -> str:
     """All tables of a sweep."""
     seeds = len({run["fields"]["seed"] for run in result["runs"]})
     compared = result.get("compared", "rule")
-    parts = [f"`{result['command']}`, commit {result['commit']}; {seeds} seeds, mean ± standard deviation."]
+    number = "one seed" if seeds == 1 else f"{seeds} seeds, mean ± standard deviation"
+    parts = [f"`{result['command']}`, commit {result['commit']}; {number}."]
     for setting, rules in groups(result["runs"], compared).items():
         title = ", ".join([result["title"], *(f"{field_name(name)} {value}" for name, value in setting)])
         measure = result.get("measure", "test accuracy")
