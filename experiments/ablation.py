@@ -25,6 +25,7 @@ import ml_collections
 
 from experiments import settings, sweep
 from experiments.catalogue import Task
+from experiments.commit import commit
 from experiments.grid import slug
 from experiments.sweep_report import PAGE
 from experiments.sweeps import SWEEPS
@@ -77,12 +78,12 @@ def trained(folder: Path) -> tuple[Task, PyTree]:
 
 def measure(results: Path) -> dict[str, Any]:
     """All cases, from the sweeps' folders."""
-    runs = []
+    runs, now = [], commit()
     for rule, name, fields in cases():
         task, params = trained(results / name / slug(fields))
         zeroed = {word: [accuracy(task, params, layer, step) for step in STEPS] for word, layer in LAYERS.items()}
         runs.append({"rule": rule, "seed": fields["seed"], "whole": accuracy(task, params), "zeroed": zeroed})
-    return {"command": "python -m experiments.ablation", "commit": sweep.commit(), "steps": STEPS, "runs": runs}
+    return {"command": "python -m experiments.ablation", "commit": now, "steps": STEPS, "runs": runs}
 
 
 def markdown(result: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 
 from deepeprop_jax import deep_eprop, stack
 from deepeprop_jax.reference import bptt
-from experiments.sweep import commit
+from experiments.commit import commit
 
 UNITS, STEPS, BATCH, INPUTS, OUTPUTS, SEEDS = 16, 10, 8, 8, 4, 5
 STORED = "fidelity/modes.json"
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs")
     path = parser.parse_args(arguments).out / STORED
-    rows = []
+    rows, now = [], commit()
     print("| mode | cell | lower layer | upper layer |\n|---|---|---:|---:|")
     for mode, options in MODES.items():
         for name, cell in CELLS.items():
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
             rows.append({"mode": mode, "cell": name, "lower": lower, "upper": upper})
             print(f"| {mode} | {name} | {lower:.2g} | {upper:.2g} |", flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    result = {"command": "python -m experiments.fidelity", "commit": commit(), "rows": rows}
+    result = {"command": "python -m experiments.fidelity", "commit": now, "rows": rows}
     path.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -28,10 +28,10 @@ from rich.progress import track
 from deepeprop_jax import Cell, deep_eprop, stack
 from deepeprop_jax.cells import indrnn, lif, lru
 from deepeprop_jax.reference import bptt
+from experiments.commit import commit
 from experiments.loop import compare
 from experiments.networks import relay, rotated_integrator
 from experiments.report import COLOURS
-from experiments.sweep import commit
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -210,7 +210,8 @@ def run_study(
     options = parser.parse_args(arguments)
     path = options.out / stored
     if not options.report:
-        result = {**measured(), "commit": commit()}
+        now = commit()
+        result = {**measured(), "commit": now}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + "\n")
     result = json.loads(path.read_text())

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,22 +18,17 @@ from typing import Any
 from experiments import train
 from experiments.grid import MEASURES, Sweep, slug
 from experiments.sweeps import SWEEPS
+from experiments.workdir import commits, whole_lines
 
 INTERRUPTED = 130
-ROOT = Path(__file__).parents[1]
-SOURCES = ("deepeprop_jax", "experiments", "configs")
-COMMITS = "commits"
 RESULTS, OUT = Path("results") / "sweeps", Path("docs") / "experiments"
 
 
 def metrics(path: Path) -> list[dict[str, Any]] | None:
     """A run's lines; None for a run that is not there or not complete."""
-    config, lines = path / "config.json", path / "metrics.jsonl"
-    if not config.exists() or not lines.exists():
-        return None
-    whole = [json.loads(line) for line in lines.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    complete = whole and whole[-1]["batch"] == json.loads(config.read_text())["batches"]
-    return whole if complete else None
+    config, lines = path / "config.json", whole_lines(path / "metrics.jsonl")
+    complete = config.exists() and lines and lines[-1]["batch"] == json.loads(config.read_text())["batches"]
+    return lines if complete else None
 
 
 def collect(sweep: Sweep, folder: Path) -> list[dict[str, Any]]:
@@ -55,29 +49,6 @@ def collect(sweep: Sweep, folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def commit() -> str:
-    """Of the repository, and whether the sources have been changed since; empty without git."""
-    try:
-        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, cwd=ROOT)
-        changes = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", *SOURCES], capture_output=True, cwd=ROOT)
-    except OSError:
-        return ""
-    return head.stdout.strip() + ("-dirty" if head.returncode == 0 and changes.returncode else "")
-
-
-def trained_at(path: Path, now: str) -> None:
-    """Keep a commit beside a run that it is about to begin or to go on with."""
-    kept = commits(path)
-    if now not in kept:
-        path.mkdir(parents=True, exist_ok=True)
-        (path / COMMITS).write_text("".join(f"{one}\n" for one in [*kept, now]))
-
-
-def commits(path: Path) -> list[str]:
-    """At which a run was trained: one, or several where it was interrupted."""
-    return (path / COMMITS).read_text().split() if (path / COMMITS).exists() else []
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run a sweep; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -85,14 +56,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(arguments)
-    refused, now = 0, commit()
+    refused = 0
     for name in SWEEPS if options.name == "all" else [options.name]:
         sweep, folder = SWEEPS[name], options.results / name
         runs = list(sweep.runs())
         for number, run in enumerate(runs, 1):
             print(f"{name}, run {number} of {len(runs)}: {slug(run)}", flush=True)
-            if metrics(folder / slug(run)) is None:
-                trained_at(folder / slug(run), now)
             status = train.main(sweep.arguments(run, folder))
             if status == INTERRUPTED:
                 return status

@@ -9,7 +9,8 @@ In the folder (default ``results/train/<name of the configuration's file>``):
   start, the middle and the end also ``layers``, each layer's gradient by the rule beside that of BPTT. What is
   undefined or not finite is null.
 * ``timings.jsonl``: a line per evaluation, kept apart so that metrics repeat bit for bit.
-* ``checkpoints/``, ``config.json`` and, where tensorboardX is installed, ``tensorboard/``.
+* ``checkpoints/``, ``config.json``, ``commits`` (of the programs that trained) and, where tensorboardX is installed,
+  ``tensorboard/``.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ try:
     from experiments import settings
 except ModuleNotFoundError as error:
     raise ImportError(f"{error}. Training needs more packages: pip install -e '.[experiments]'") from error
+from experiments.commit import commit
 from experiments.loop import Learning, Loop, quotient
 from experiments.refusal import Refused
 from experiments.settings import Settings
@@ -153,6 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
         workdir.close()
         console.print(f"{path} is complete; nothing to do.")
         return 0
+    workdir.trained_at(commit())
     if SummaryWriter is None:
         console.print("No TensorBoard: it needs tensorboardX (pip install -e '.\\[experiments]').")
     run = Run(setting, workdir)

@@ -19,6 +19,7 @@ except ImportError as error:
 
 PyTree = Any
 KEPT_CHECKPOINTS = 3
+COMMITS = "commits"
 
 
 class OtherConfig(ValueError):
@@ -64,6 +65,12 @@ class Workdir:
             self._lock.close()
             raise
 
+    def trained_at(self, commit: str) -> None:
+        """Keep the commit of the program that begins the run or goes on with it."""
+        kept = commits(self.path)
+        if commit not in kept:
+            _write(self.path / COMMITS, "".join(f"{one}\n" for one in [*kept, commit]))
+
     def newest(self) -> int | None:
         """The batch of the newest checkpoint."""
         return self._checkpoints.latest_step()
@@ -85,10 +92,8 @@ class Workdir:
             os.fsync(file.fileno())
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """What ``metrics.jsonl`` or ``timings.jsonl`` holds; of a killed run the last line may have been cut short."""
-        path = self.path / f"{name}.jsonl"
-        text = path.read_text() if path.exists() else ""
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        """What ``metrics.jsonl`` or ``timings.jsonl`` holds."""
+        return whole_lines(self.path / f"{name}.jsonl")
 
     def truncate(self, batch: int | None) -> None:
         """Drop the lines after a batch, all of them for None: what a killed run wrote after its last checkpoint."""
@@ -104,6 +109,17 @@ class Workdir:
         finally:
             if self._lock is not None:
                 self._lock.close()
+
+
+def whole_lines(path: Path) -> list[dict[str, Any]]:
+    """Of a JSONL file; none where there is no such file. The last line of a killed run may have been cut short."""
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def commits(path: Path) -> list[str]:
+    """At which the run of a folder was trained: one, or several where it was interrupted."""
+    return (path / COMMITS).read_text().split() if (path / COMMITS).exists() else []
 
 
 def _locked(path: Path) -> IO[str]:

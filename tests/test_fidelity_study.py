@@ -56,6 +56,18 @@ def test_the_readme_shows_the_stored_errors_of_the_modes():
         assert f"| {tanh['mode']} | tanh; GRU | {errors[0]} | {errors[1]} |" in readme
 
 
+def test_the_readme_says_what_is_stored_of_braintrace():
+    stored = json.loads((study.PAGE.parent / "benchmarks" / "acceptance.json").read_text())
+    (rivals,) = (one["rivals"] for one in stored["comparisons"] if "braintrace D_RTRL" in one["rivals"])
+    readme = (study.PAGE.parents[1] / "README.md").read_text()
+    for rival, words in (("D_RTRL", "D_RTRL {:.2f} and {:.2f}"), ("D_RTRL, windows", "64 steps {:.2f} and {:.2f}")):
+        assert words.format(*rivals[f"braintrace {rival}"]["errors"]) in readme
+    assert "ES_D_RTRL {:.2f} and {:.2f}".format(*rivals["braintrace ES_D_RTRL"]["errors"]) in readme
+    # As far off as hops=0 is here.
+    for theirs, ours in (("D_RTRL", "hops=0"), ("D_RTRL, windows", "hops=0, exact inside")):
+        assert rivals[f"braintrace {theirs}"]["errors"] == pytest.approx(rivals[ours]["errors"], rel=5e-3)
+
+
 def test_gradients_are_compared_while_bptt_trains(tmp_path, monkeypatch):
     tiny = {"batches": 4, "evaluate_every": 1, "checkpoint_every": 4, "xor_count.features": 3, "xor_count.batch": 4}
     tiny |= {"xor_count.delay": 2, "xor_count.test_size": 8}

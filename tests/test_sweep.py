@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
-import subprocess
 
 import pytest
 
-from experiments import cosine_report, rates_report, settings, sweep, sweep_report
+from experiments import cosine_report, rates_report, settings, sweep, sweep_report, train
 from experiments.grid import Sweep
 from experiments.sweeps import SWEEPS
 
@@ -32,7 +30,7 @@ TINY = Sweep(
 
 def test_a_sweep_runs_what_is_missing_and_stores_all(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(SWEEPS, "tiny", TINY)
-    monkeypatch.setattr(sweep, "commit", lambda: "aaa")
+    monkeypatch.setattr(train, "commit", lambda: "aaa")
     arguments = ["tiny", "--results", str(tmp_path / "runs"), "--out", str(tmp_path)]
     first = tmp_path / "runs" / "tiny" / "cues=3,rule=BPTT,seed=0"
     assert sweep.main(arguments) == 0
@@ -43,39 +41,16 @@ def test_a_sweep_runs_what_is_missing_and_stores_all(tmp_path, monkeypatch, caps
     assert stored["commit"] == "aaa"
     written = (first / "metrics.jsonl").stat().st_mtime_ns
     # What is complete has been trained at the commit that it was trained at.
-    monkeypatch.setattr(sweep, "commit", lambda: "bbb")
+    monkeypatch.setattr(train, "commit", lambda: "bbb")
     assert sweep.main(arguments) == 0
     assert json.loads((tmp_path / "tiny.json").read_text())["commit"] == "aaa"
     assert (first / "metrics.jsonl").stat().st_mtime_ns == written
     assert capsys.readouterr().out.count("is complete") == 2
-    # A run that was cut short, in the middle of a line too, is not a result; it is gone on with at another commit.
+    # A run that was cut short, in the middle of a line too, is not a result.
     (first / "metrics.jsonl").write_text('{"batch": 0, "test_accuracy": 0.5}\n{"batch": 2, "test_acc')
-    sweep.trained_at(first, "bbb")
-    sweep.trained_at(first, "bbb")
-    assert sweep.commits(first) == ["aaa", "bbb"]
     assert [run["fields"]["seed"] for run in sweep.collect(TINY, tmp_path / "runs" / "tiny")] == [1]
     sweep_report.draw(stored, tmp_path / "tiny.png")
     assert (tmp_path / "tiny.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_commit_is_that_of_the_sources(tmp_path, monkeypatch):
-    def git(*words):
-        names = {f"GIT_{who}_{what}": "a" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-        subprocess.run(["git", *words], cwd=tmp_path, env=os.environ | names, check=True, capture_output=True)
-
-    for folder in ("experiments", "docs"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "file").write_text("1")
-    git("init")
-    git("add", ".")
-    git("commit", "-m", "first")
-    monkeypatch.setattr(sweep, "ROOT", tmp_path)
-    clean = sweep.commit()
-    assert len(clean) == 12
-    (tmp_path / "docs" / "file").write_text("a result")
-    assert sweep.commit() == clean
-    (tmp_path / "experiments" / "file").write_text("2")
-    assert sweep.commit() == f"{clean}-dirty"
 
 
 def test_a_refused_sweep_does_not_stop_the_others(tmp_path, monkeypatch):

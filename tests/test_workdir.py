@@ -1,7 +1,8 @@
-"""The folder of a run belongs to one configuration, and to one program at a time."""
+"""The folder of a run: one configuration, one program at a time, the commits of those that trained in it."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from experiments import train
-from experiments.workdir import InUse, OtherConfig, Workdir
+from experiments.commit import commit
+from experiments.workdir import InUse, OtherConfig, Workdir, commits
 
 HOLDER = """
 import sys
@@ -52,3 +54,38 @@ def test_a_folder_that_was_refused_is_free_again(tmp_path: Path) -> None:
     (tmp_path / "config.json").unlink()
     Workdir(tmp_path, {}).close()
     assert error
+
+
+def test_a_folder_keeps_the_commits_that_trained_in_it(tmp_path: Path) -> None:
+    for one in ("aaa", "bbb", "bbb"):
+        workdir = Workdir(tmp_path, {})
+        workdir.trained_at(one)
+        workdir.close()
+    assert commits(tmp_path) == ["aaa", "bbb"]
+
+
+def test_a_commit_is_that_of_the_sources(tmp_path: Path) -> None:
+    def git(*words: str) -> None:
+        names = {f"GIT_{who}_{what}": "a" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+        subprocess.run(["git", *words], cwd=tmp_path, env=os.environ | names, check=True, capture_output=True)
+
+    for folder in ("experiments", "docs"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "file").write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    clean = commit(tmp_path)
+    assert len(clean) == 12
+    (tmp_path / "docs" / "file").write_text("a result")
+    commit.cache_clear()
+    assert commit(tmp_path) == clean
+    (tmp_path / "experiments" / "file").write_text("2")
+    commit.cache_clear()
+    assert commit(tmp_path) == f"{clean}-dirty"
+
+
+def test_training_without_its_packages_says_how_to_get_them() -> None:
+    program = "import sys; sys.modules['ml_collections'] = None; import experiments.train"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert run.returncode and "pip install -e '.[experiments]'" in run.stderr.splitlines()[-1]

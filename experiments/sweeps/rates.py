@@ -8,6 +8,7 @@ from experiments.sweeps.shared import (
     DIGITS,
     FEW,
     IN_SEGMENTS,
+    IN_SEGMENTS_OF_32,
     RATES,
     RECALL_10,
     RECALL_GRID,
@@ -16,7 +17,6 @@ from experiments.sweeps.shared import (
     SGD,
     SGD_RATES,
     TEXT_24,
-    TEXT_IN_SEGMENTS,
     XOR_20,
     XOR_30,
 )
@@ -112,7 +112,7 @@ RATES_OF_RULES: dict[str, Sweep] = {
         {"learning_rate": RATES, "rule": FEW, "seed": SEEDS[:3]},
         threshold=2.37,
         measure="bits per character",
-        by_rule=TEXT_IN_SEGMENTS,
+        by_rule=IN_SEGMENTS_OF_32,
     ),
     "text_24_sgd": Sweep(
         "The next character, two layers of 24 GRU units, plain gradient descent",
@@ -121,7 +121,7 @@ RATES_OF_RULES: dict[str, Sweep] = {
         {"learning_rate": SGD_RATES, "rule": FEW, "seed": SEEDS[:3]},
         threshold=2.37,
         measure="bits per character",
-        by_rule=TEXT_IN_SEGMENTS,
+        by_rule=IN_SEGMENTS_OF_32,
     ),
     "text_recall_rates": Sweep(
         "Recall over 32 characters of text, three learning rates",

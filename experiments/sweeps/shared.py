@@ -52,7 +52,6 @@ EVIDENCE = {"batches": 150, "evaluate_every": 25, "checkpoint_every": 150}
 IN_SEGMENTS = {
     rule: {"segment_length": 16} for rule in ("exact RTRL", "deep e-prop", "hops = 1", "hops = 0", "lower frozen")
 }
-# A batch of text, whose traces come from the batches before it and go on to the next.
-TEXT_IN_SEGMENTS = {rule: {"segment_length": 32} for rule in IN_SEGMENTS}
+# Of text a segment is then a whole batch, whose traces come from the batches before it and go on to the next.
+IN_SEGMENTS_OF_32 = {rule: {"segment_length": 32} for rule in IN_SEGMENTS}
 SPIKING_RULES = ("BPTT", "e-prop in segments", "immediate only", "lower frozen")
-FROZEN_IN_SEGMENTS = {"lower frozen": {"segment_length": 32}}
