@@ -84,7 +84,10 @@ def test_the_speeds_are_those_that_were_measured():
     stepwise = ratio("leaky tanh", 256, "braintrace D_RTRL").removesuffix("0")
     assert f"D_RTRL {stepwise} one step at a time and {ratio('leaky tanh', 256, 'braintrace D_RTRL, windows')}" in text
     ours = [ratio("leaky tanh", 256, rival) for rival in ("hops=0", "hops=0, exact inside")]
-    assert f"this library {ours[0]} at `hops=0` with the former's gradient, and {ours[1]} with the latter's" in text
+    assert (
+        f"this library {ours[0]} at `hops=0`, whose error is the former's, and {ours[1]} with that of the latter"
+        in text
+    )
     small, large = (
         [ratio(cell, 128, "hops=0", "gpu") for cell in ("leaky tanh", "GRU")],
         ratio("GRU", 512, "hops=0", "gpu", 64),
