@@ -151,7 +151,7 @@ def analyse_node(name: str, apply: Callable, params: PyTree, carry: PyTree, x: P
 
     # The VJP of F is linear in the cotangent of h_t, and JAX has resolved custom rules, jit and remat in it.
     def vjp(p: Reals, h: Reals, u: Reals, others: Others, ct: Reals) -> tuple[Reals, Reals]:
-        return jax.vjp(lambda p, h: cut.next_carry(p, h, u, others), p, h)[1](ct)
+        return jax.vjp(lambda p, at: cut.next_carry(p, at, u, others, h), p, h)[1](ct)
 
     reals = [_real_avals(view) for view in views[:3]]
     others = tuple(view.other_avals for view in views[:3])
@@ -253,7 +253,7 @@ def _blocks_by_slot(
 
 def _blocks_from_jacobian(cut: Cut, units: Units) -> Callable[[Reals, Reals, Reals, Others], jax.Array]:
     def blocks(p: Reals, h: Reals, u: Reals, others: Others) -> jax.Array:
-        _, vjp = jax.vjp(lambda h: cut.next_carry(p, h, u, others), h)
+        _, vjp = jax.vjp(lambda at: cut.next_carry(p, at, u, others, h), h)
         view = RealView(h)
         rows = jax.vmap(lambda ct: view.flatten(vjp(cast_like(view.unflatten(ct), h))[0]))
         jacobian = rows(jnp.eye(view.size, dtype=jnp.result_type(*h)))

@@ -86,9 +86,9 @@ class NodeSegment:
         def output_map(p: Reals, h_t: Reals, h_tm1: Reals, u: Reals) -> tuple[Reals, list]:
             # Steps and examples as one axis, which XLA on a CPU contracts without copying.
             c, b = self.sizes["c"], self.sizes["b"]
-            leaves = (h_t, h_tm1, u, new.other, carry_tm1.other, self.input.other)
+            leaves = (h_t, h_tm1, u, new.other, carry_tm1.other, self.input.other, (new.real, carry_tm1.real))
             flat = jax.tree.map(lambda leaf: leaf.reshape(c * b, *leaf.shape[2:]), leaves)
-            every = jax.vmap(self._output_of_one, (None, *(0,) * 6), axis_size=c * b)(p, *flat)
+            every = jax.vmap(self._output_of_one, (None, *(0,) * 7), axis_size=c * b)(p, *flat)
             return jax.tree.map(lambda leaf: leaf.reshape(c, b, *leaf.shape[1:]), every)
 
         self._output_map = output_map
@@ -98,9 +98,10 @@ class NodeSegment:
         )  # fmt: skip
         self.outputs = Parts(real, other)
 
-    def _output_of_one(self, p, h_t, h_tm1, u, h_t_other, h_tm1_other, u_other) -> tuple[Reals, list]:
+    def _output_of_one(self, p, h_t, h_tm1, u, h_t_other, h_tm1_other, u_other, point) -> tuple[Reals, list]:
         """g of one example at one step."""
-        parts = self.node.cut.output_parts(p, h_t, h_tm1, u, (self.params.other, h_tm1_other, u_other), h_t_other)
+        others = (self.params.other, h_tm1_other, u_other)
+        parts = self.node.cut.output_parts(p, h_t, h_tm1, u, others, h_t_other, point)
         return parts.real, parts.other
 
     # --- linear values -----------------------------------------------------------------------------------------------
@@ -334,12 +335,12 @@ class NodeSegment:
 
         def one(dy, h_t, h_tm1, u, *others) -> list[jax.Array]:
             def every_step(p: Reals) -> tuple[Reals, list]:
-                return jax.vmap(self._output_of_one, (None, *(0,) * 6))(p, h_t, h_tm1, u, *others)
+                return jax.vmap(self._output_of_one, (None, *(0,) * 7))(p, h_t, h_tm1, u, *others)
 
             return jax.vjp(every_step, self.params.real, has_aux=True)[1](dy)[0]
 
-        arguments = (h_t, h_tm1, u, self.carry_t.other, self.carry_tm1.other, self.input.other)
+        arguments = (h_t, h_tm1, u, self.carry_t.other, self.carry_tm1.other, self.input.other, (h_t, h_tm1))
         every = jax.vmap(one, in_axes=1, axis_size=self.sizes["b"])
         if "r" in axes:
-            every = jax.vmap(every, in_axes=(1, *(None,) * 6))
+            every = jax.vmap(every, in_axes=(1, *(None,) * 7))
         return [Lifted(leaf, axes.replace("c", "")) for leaf in every(full, *arguments)]
