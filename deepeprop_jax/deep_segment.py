@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from deepeprop_jax.forward_loop import Run, leading_sizes, run_forward, with_inputs
+from deepeprop_jax.forward_loop import Run, leading_sizes, run_forward, with_inputs, without_cut_off_steps
 from deepeprop_jax.lifted import Lifted, broadcast
 from deepeprop_jax.node_segment import NodeSegment
 from deepeprop_jax.real import Parts, PyTree
@@ -65,6 +67,15 @@ class DeepSegment:
         top, (self._inputs, self._runs) = lax.scan(body, inputs, (params, start, initial), depth)
         self.carry_end = self._runs.carry_end
         self.outputs = self.node.output.split(self.node.input.join(*top))
+
+    def after_resets(self) -> DeepSegment:
+        """``NodeSegment.after_resets`` of all layers."""
+        resets = self.flags.resets
+        if resets is None:
+            return self
+        seen = copy.copy(self)
+        seen._runs, seen._inputs = jax.vmap(partial(without_cut_off_steps, resets))(self._runs, self._inputs)
+        return seen
 
     def over_layers(
         self, body: Callable[[Any, NodeSegment, Any], tuple[Any, Any]], start: Any, others: PyTree

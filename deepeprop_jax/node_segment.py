@@ -16,12 +16,20 @@ import numpy as np
 from deepeprop_jax import labels as lb
 from deepeprop_jax import outer
 from deepeprop_jax.cut import Reals
-from deepeprop_jax.forward_loop import Run, leading_sizes
+from deepeprop_jax.forward_loop import Run, leading_sizes, with_inputs, without_cut_off_steps
 from deepeprop_jax.jaxprs import Atom, Variable, backward_slice, bind, is_variable
 from deepeprop_jax.lifted import Lifted, Rule, Values, add, broadcast, elementwise, pull, union
 from deepeprop_jax.node import from_grid
 from deepeprop_jax.real import Parts
-from deepeprop_jax.through_time import Carry, Flags, Flow, Leaves, pull_local, through_time
+from deepeprop_jax.through_time import (
+    Carry,
+    Flags,
+    Flow,
+    Leaves,
+    last_where_cut_off,
+    pull_local,
+    through_time,
+)
 from deepeprop_jax.trace import spread
 from deepeprop_jax.vjp_program import Pull, VjpProgram
 
@@ -68,7 +76,7 @@ class NodeSegment:
         flags: Flags,
         slots_wanted: bool,
     ):
-        self.program, self.node, self.params, self.flags = program, program.node, params, flags
+        self.program, self.node, self.params, self.flags, self.run = program, program.node, params, flags, run
         self.sizes = dict(zip("cb", leading_sizes(inputs), strict=True))
         self.values, self.input, self.carry_tm1, self.carry_t = values, inputs, run.carry_tm1, run.new_carry()
         self.values.known |= {v: Lifted(a, "cb") for v, a in zip(program.carry_tm1, run.carry_tm1.real, strict=True)}
@@ -79,6 +87,22 @@ class NodeSegment:
         self._blocks: dict[tuple[int, int], Lifted] | None = None
         self._slots: list[tuple[Leaves, Leaves]] | None = None
         self._slots_wanted = slots_wanted
+
+    def after_resets(self) -> NodeSegment:
+        """The node as the carry after the segment depends on it; without resets the node itself.
+
+        See ``through_time.last_where_cut_off``.
+        """
+        resets, program = self.flags.resets, self.program
+        if resets is None:
+            return self
+        run, inputs = without_cut_off_steps(resets, self.run, self.input)
+        values = Values(self.values.equations, {v: x for v, x in self.values.known.items() if "c" not in x.axes})
+        values.known |= with_inputs(program, values, inputs).known
+        moving = [v for v in program.before_loop if self.values.known[v].axes == "cb"]
+        before = last_where_cut_off(resets, [self.values.known[v].value for v in moving])
+        values.known |= {v: Lifted(x, "cb") for v, x in zip(moving, before, strict=True)}
+        return NodeSegment(program, self.params, values, run, inputs, self.flags, self._slots_wanted)
 
     def _run_output(self) -> None:
         new, carry_tm1 = self.carry_t, self.carry_tm1
@@ -220,7 +244,7 @@ class NodeSegment:
         if recurrence == "none":
             start: Leaves = []
             steps = dh_t
-        elif recurrence == "local" and self._slots_wanted and self._slots is None and self._slots_of_examples():
+        elif recurrence == "local" and self._shares_loop():
             (start, steps), *self._slots = self._through_time(recurrence, [flow, *self._slot_flows()], sizes)
         else:
             ((start, steps),) = self._through_time(recurrence, [flow], sizes)
@@ -253,9 +277,15 @@ class NodeSegment:
         below = self.linear_values(self.program.to_input, back.steps)
         return back._replace(input=[add(a, b) for a, b in zip(back.input, below, strict=True)] if back.input else below)
 
-    def _slots_of_examples(self) -> bool:
-        """Whether ``slots`` differs between examples; else XLA takes its loop out of the loop over segments."""
-        return any(f is not None for f in self.flags) or any("b" in x.axes for x in self.blocks().values())
+    def _shares_loop(self) -> bool:
+        """Whether ``slots`` goes through one loop with other cotangents.
+
+        Where it is the same for all examples, XLA takes its loop out of the loop over segments; with resets it is that
+        of ``after_resets``.
+        """
+        if not self._slots_wanted or self._slots is not None or self.flags.resets is not None:
+            return False
+        return self.flags.valid is not None or any("b" in x.axes for x in self.blocks().values())
 
     def slots(self) -> list[tuple[Leaves, Leaves]]:
         """Per slot of a unit, for ones on that slot of the last carry: the cotangents at the start and at every step.

@@ -11,6 +11,7 @@ nodes pass on what their output owes to its own step.
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple
 
 import jax
@@ -91,6 +92,12 @@ class Segment:
         self.sizes = {"c": leaf.shape[0], "b": leaf.shape[1]}
         # What a wire carries beside real numbers, of one example: connect() wants it, no derivative depends on it.
         self._x, self._outputs = jax.tree.map(lambda leaf: leaf[0, 0], (xs, outputs))
+
+    def after_resets(self) -> Segment:
+        """The segment as its last carries, and so the traces, depend on it; without resets the segment itself."""
+        seen = copy.copy(self)
+        seen.nodes = [node.after_resets() for node in self.nodes]
+        return seen
 
     def distribute(self, wire: Any, view: RealView, ct: Leaves, sizes: dict[str, int]) -> dict[int, Leaves]:
         """The cotangent of what a wire carries, handed to the outputs that it is made of."""

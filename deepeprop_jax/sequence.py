@@ -150,7 +150,7 @@ def by_segments(
         found = segment_gradient.gradient(part, traces, dy, exact)
         if flags.resets is not None:
             traces = slots.without_examples(plan, flags.resets.any(axis=0), traces)
-        new = Stream(part.carry_end, segment_update.update(part, traces))
+        new = Stream(part.carry_end, segment_update.update(part.after_resets(), traces))
         return (new, loss + values.sum(), jax.tree.map(jnp.add, grads, found)), aux
 
     begin = Stream(start.carry, slots.split_slots(plan, start.traces))

@@ -21,6 +21,24 @@ class Flags(NamedTuple):
     valid: jax.Array | None
 
 
+def last_where_cut_off(resets: jax.Array, values: Any) -> Any:
+    """(C, batch, ...) values, with those of the last step in place of all that lie before a later reset.
+
+    Nothing of a step before a reset reaches what follows it: its cotangents are zeros. Of a carry that is not finite
+    they would still be multiplied with derivatives that are not finite.
+
+    Args:
+      resets: (C, batch).
+      values: a pytree.
+    """
+    later = jnp.flip(jnp.cumsum(jnp.flip(resets, 0), axis=0), 0) > resets  # a reset after the step itself
+
+    def choose(x: jax.Array) -> jax.Array:
+        return jnp.where(later.reshape(*later.shape, *(1,) * (x.ndim - 2)), x[-1:], x)
+
+    return jax.tree.map(choose, values)
+
+
 class Flow(NamedTuple):
     """Cotangents that enter the loop.
 

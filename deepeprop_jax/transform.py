@@ -141,6 +141,9 @@ def deep_eprop(
         carry, x, update, active = state.pending
         if not isinstance(active, jax.core.Tracer) and not active.any():
             raise ValueError("No step is pending in this state. Call learner.step first, then learner.gradient.")
+        # An example that was reset may have left numbers that are not finite: zero times those is no zero.
+        first = jnp.argmax(active)
+        carry, x = select_examples(active, (carry, x), jax.tree.map(lambda leaf: leaf[first][None], (carry, x)))
         if stream.applies(plan):
             now = run_step(plan, params, carry, x)
             dy = keep_examples(active, checks.check_cotangent(dy, _at_its_step(now.outputs)))
