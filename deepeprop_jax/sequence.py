@@ -28,7 +28,7 @@ class Sequence(NamedTuple):
     """What a sequence is made of.
 
     Attributes:
-      loss_fn: ``(y_t, target_t) -> scalar`` or ``(scalar, aux)``.
+      loss_fn: ``(y_t, target_t) -> loss`` or ``(loss, aux)``, the loss a scalar or one per example.
       has_aux: which of the two.
       initial_carry: what an example returns to on a reset.
       xs, targets: (time, ...).
@@ -63,7 +63,7 @@ def make_sequence(
     flags = {k: None if f is None else checks.check_flags(f, (length, batch), k) for k, f in named.items()}
     y = jax.tree.map(lambda aval: jax.ShapeDtypeStruct((batch, *aval.shape), aval.dtype), plan.output_avals)
     loss = jax.eval_shape(loss_fn, y, target)
-    checks.check_loss(loss, has_aux)
+    checks.check_loss(loss, has_aux, batch)
     return Sequence(loss_fn, has_aux, initial_carry, xs, targets, Flags(**flags), (loss[0] if has_aux else loss).dtype)
 
 
@@ -141,7 +141,7 @@ def by_segments(
         stream, loss, grads = sums
         xs, targets, flags = inputs
         part = segment.Segment(ready, stream.carry, sequence.initial_carry, xs, flags)
-        (values, aux), dy = loss_and_dy(part.outputs, targets)
+        (values, aux), dy = loss_and_dy(part.outputs, targets, flags.valid)
         if flags.valid is not None:
             dy = keep_examples(flags.valid, dy)
         traces = stream.traces
@@ -192,7 +192,7 @@ def by_steps(plan: Plan, params: PyTree, start: Stream, sequence: Sequence) -> R
             nothing = jax.tree.map(jnp.zeros_like, traces_tm1)
             traces_tm1 = lattice.select_examples(flags.resets, nothing, traces_tm1)
         carry_t, y_t, moments = lattice.forward(plan, params, carry_tm1, x)
-        (value, aux), dy = loss_and_dy(y_t, target)
+        (value, aux), dy = loss_and_dy(y_t, target, flags.valid)
         if flags.valid is not None:
             dy = keep_examples(flags.valid, dy)
         blocks = lattice.local_blocks(plan, moments)
@@ -208,11 +208,15 @@ def by_steps(plan: Plan, params: PyTree, start: Stream, sequence: Sequence) -> R
     return Result(loss, aux, grads, end)
 
 
-def _loss_and_dy(sequence: Sequence) -> Callable[[PyTree, PyTree], tuple[tuple[jax.Array, PyTree], PyTree]]:
-    """``(y_t, target_t) -> ((loss_t, aux), dL_t/dy_t)``."""
+def _loss_and_dy(sequence: Sequence) -> Callable[..., tuple[tuple[jax.Array, PyTree], PyTree]]:
+    """``(y_t, target_t, valid_t) -> ((loss_t, aux), dL_t/dy_t)``; losses per example are summed over valid ones."""
 
-    def with_aux(y: PyTree, target: PyTree) -> tuple[jax.Array, PyTree]:
-        return sequence.loss_fn(y, target) if sequence.has_aux else (sequence.loss_fn(y, target), None)
+    def with_aux(y: PyTree, target: PyTree, valid: jax.Array | None) -> tuple[jax.Array, PyTree]:
+        found = sequence.loss_fn(y, target)
+        loss, aux = found if sequence.has_aux else (found, None)
+        if loss.ndim and valid is not None:
+            loss = jnp.where(valid, loss, 0)
+        return loss.sum() if loss.ndim else loss, aux
 
     return jax.value_and_grad(with_aux, has_aux=True, allow_int=True)
 
