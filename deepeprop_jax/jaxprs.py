@@ -22,6 +22,20 @@ _INLINED = {
 """Calls that mean just their body. Not ``custom_jvp_call``: its body is the primal, without the rule."""
 
 
+_SETTINGS = (
+    "jax_allow_f16_reductions", "jax_debug_infs", "jax_debug_nans", "jax_default_matmul_precision",
+    "jax_default_prng_impl", "jax_disable_jit", "jax_enable_custom_prng", "jax_enable_x64", "jax_explicit_x64_dtypes",
+    "jax_legacy_prng_key", "jax_numpy_dtype_promotion", "jax_numpy_rank_promotion", "jax_random_seed_offset",
+    "jax_softmax_custom_jvp", "jax_threefry_partitionable",
+)  # fmt: skip
+"""What a user may set for a while, and a traced program then keeps."""
+
+
+def context() -> tuple[Any, ...]:
+    """The settings in force that a traced program depends on; equal programs may be used again only in the same."""
+    return (jax.sharding.get_abstract_mesh(), *(getattr(jax.config, name, None) for name in _SETTINGS))
+
+
 class Variable:
     """A value of a flat program; every call of an inlined function gets variables of its own."""
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepeprop_jax.cell import Graph, PyTree, Vertex, Wire, connect, parents, select
+from deepeprop_jax.jaxprs import context
 from deepeprop_jax.layer import Wanted
 from deepeprop_jax.low_rank import Layout, layout_of
 from deepeprop_jax.node import Node, analyse_node
@@ -148,7 +149,8 @@ def make_plan(
         )
         outputs[index] = _check_cell(vertex, node_params, node_carry, u)
         arguments = (node_params, node_carry, u, outputs[index])
-        key = (vertex.cell.apply, jax.tree.structure(arguments), tuple(map(str, jax.tree.leaves(arguments))))
+        avals = tuple(map(str, jax.tree.leaves(arguments)))
+        key = (vertex.cell.apply, jax.tree.structure(arguments), avals, context())
         if key not in known:
             known[key] = _analyse(vertex, *arguments)
         nodes.append(known[key]._replace(name=vertex.name))

@@ -8,13 +8,14 @@ import jax
 
 from deepeprop_jax import checks, stream
 from deepeprop_jax.cell import Graph, PyTree
+from deepeprop_jax.jaxprs import context
 from deepeprop_jax.node import Node
 from deepeprop_jax.plan import Plan, make_plan, with_rank
 from deepeprop_jax.vjp_program import VjpProgram, vjp_program
 
 
 class Planner:
-    """Analyses a network once per shapes of its params, carry and input.
+    """Analyses a network once per shapes of its params, carry and input, and per context (see ``jaxprs.context``).
 
     Args:
       graph: the network.
@@ -85,4 +86,4 @@ def _avals(tree: PyTree, without_batch: bool = False) -> PyTree:
 
 def _key(*trees: PyTree) -> Any:
     leaves, structure = jax.tree.flatten(trees)
-    return structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
+    return structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves), context()
