@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from deepeprop_jax.devices import vary_like
 from deepeprop_jax.forward_loop import Run, leading_sizes, run_forward, with_inputs, without_cut_off_steps
 from deepeprop_jax.lifted import Lifted, broadcast
 from deepeprop_jax.node_segment import NodeSegment
@@ -112,7 +113,8 @@ class DeepSegment:
         def full(ct: Leaves) -> list[jax.Array]:
             zeros = [Lifted(jnp.zeros(shape, dtype)) for shape, dtype in zip(view.shapes, view.dtypes, strict=True)]
             pairs = zip(ct or [None] * len(zeros), zeros, strict=True)
-            return [broadcast(zero if x is None else x, axes, sizes).astype(zero.value.dtype) for x, zero in pairs]
+            full = [broadcast(zero if x is None else x, axes, sizes).astype(zero.value.dtype) for x, zero in pairs]
+            return vary_like(full, self._runs)
 
         def body(dy: list[jax.Array], part: NodeSegment, end: list[jax.Array]) -> tuple[list[jax.Array], Any]:
             arrived: Leaves = [Lifted(leaf, axes) for leaf in dy]

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.extend.core as jex
 
+from deepeprop_jax.devices import varying_axes, vary, vary_like
+
 Literal = jex.Literal
 
 _INLINED = {
@@ -133,12 +135,26 @@ def dependents(equations: Sequence[Equation], sources: Iterable[Variable]) -> se
 
 def bind(equation: Equation, *values: Any) -> list[Any]:
     """Apply an equation's primitive to values."""
+    values = _varying_alike(equation, values)
     params = equation.primitive.get_bind_params(equation.params)
     if isinstance(params, tuple):  # (functions, params) in older JAX
         result = equation.primitive.bind(*params[0], *values, **params[1])
     else:
         result = equation.primitive.bind(*values, **params)
     return list(result) if equation.primitive.multiple_results else [result]
+
+
+def _varying_alike(equation: Equation, values: Sequence[Any]) -> Sequence[Any]:
+    """Operands of types that vary along the axes of a mesh that they varied along when the equation was traced.
+
+    Those of a primitive that brings no program of its own have to vary along the same ones.
+    """
+    axes = varying_axes(*values)
+    if not axes:
+        return values
+    if not any(isinstance(value, jex.Jaxpr | jex.ClosedJaxpr) or callable(value) for value in equation.params.values()):
+        return [vary(value, axes) for value in values]
+    return [vary_like(value, atom.aval) for value, atom in zip(values, equation.inputs, strict=True)]
 
 
 def evaluate(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepeprop_jax.cut import Reals
+from deepeprop_jax.devices import vary_like
 from deepeprop_jax.influence import Influence, Product, add_leaves
 from deepeprop_jax.node import Node, cast_like, from_grid, to_grid
 from deepeprop_jax.real import Parts, PyTree, RealView
@@ -174,7 +175,8 @@ def partials(node: Node, moment: Moment, blocks: jax.Array | None, wanted: Wante
 
 def _basis_rows(pull, basis: np.ndarray, view: RealView, like: Reals):
     """Pull every row of ``basis`` (cotangents of all real numbers of ``view``) back."""
-    return jax.vmap(lambda ct: pull(cast_like(view.unflatten(ct), like)))(jnp.asarray(basis, jnp.result_type(*like)))
+    cotangents = vary_like(jnp.asarray(basis, jnp.result_type(*like)), like)
+    return jax.vmap(lambda ct: pull(cast_like(view.unflatten(ct), like)))(cotangents)
 
 
 def _carry_partials(node: Node, next_carry, p: Reals, h: Reals, u: Reals, full: bool, wanted: Wanted) -> Partials:

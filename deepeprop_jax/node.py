@@ -153,7 +153,7 @@ def analyse_node(name: str, apply: Callable, params: PyTree, carry: PyTree, x: P
     def vjp(p: Reals, h: Reals, u: Reals, others: Others, ct: Reals) -> tuple[Reals, Reals]:
         return jax.vjp(lambda p, at: cut.next_carry(p, at, u, others, h), p, h)[1](ct)
 
-    reals = [_real_avals(view) for view in views[:3]]
+    reals = [view.real_avals for view in views[:3]]
     others = tuple(view.other_avals for view in views[:3])
     program = trace(vjp, *reals, others, reals[1])
     count_p, count_h = len(views.params.shapes), len(views.carry.shapes)
@@ -165,10 +165,6 @@ def analyse_node(name: str, apply: Callable, params: PyTree, carry: PyTree, x: P
     leaves = tuple(_leaf(leaf, atom, exact) for leaf, atom in zip(views.params.names, params_bar, strict=True))
     recurrence = _recurrence(program, carry_bar, ids, seeds, exact, views.carry, units, cut)
     return Node(name, apply, *views, cut, units, leaves, recurrence)
-
-
-def _real_avals(view: RealView) -> list[jax.ShapeDtypeStruct]:
-    return [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in zip(view.shapes, view.dtypes, strict=True)]
 
 
 # --- rows of a parameter, blocks of the recurrence -------------------------------------------------------------------

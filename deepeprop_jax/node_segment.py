@@ -16,6 +16,7 @@ import numpy as np
 from deepeprop_jax import labels as lb
 from deepeprop_jax import outer
 from deepeprop_jax.cut import Reals
+from deepeprop_jax.devices import vary_like
 from deepeprop_jax.forward_loop import Run, leading_sizes, with_inputs, without_cut_off_steps
 from deepeprop_jax.jaxprs import Atom, Variable, backward_slice, bind, is_variable
 from deepeprop_jax.lifted import Lifted, Rule, Values, add, broadcast, elementwise, pull, union
@@ -268,7 +269,7 @@ class NodeSegment:
         for d, like in zip(dy, self.outputs.real, strict=True):
             shape = (*(sizes[axis] for axis in axes), *like.shape[2:])
             full.append(jnp.zeros(shape, like.dtype) if d is None else broadcast(d, axes, sizes).astype(like.dtype))
-        return full
+        return vary_like(full, self.outputs.real)
 
     def _down(self, back: Back, upto: str) -> Back:
         """Add what the input's cotangent gets from the new carry's."""

@@ -14,7 +14,7 @@ from deepeprop_jax.jaxprs import context
 from deepeprop_jax.layer import Wanted
 from deepeprop_jax.low_rank import Layout, layout_of
 from deepeprop_jax.node import Node, analyse_node
-from deepeprop_jax.real import RealView
+from deepeprop_jax.real import RealView, shape_and_dtype
 from deepeprop_jax.trace import Block
 from deepeprop_jax.vjp_program import VjpProgram
 
@@ -217,7 +217,7 @@ def _layer_avals(vertex: Vertex, what: str, tree: PyTree) -> PyTree:
                 f"that size{' behind the batch axis' if what == 'carry' else ''}; seen shape {leaf.shape} at "
                 f"'{jax.tree_util.keystr(path, simple=True, separator='/')}'."
             )
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
+    return jax.tree.map(lambda leaf: shape_and_dtype(leaf, 1), tree)
 
 
 def describe(tree: PyTree) -> str:

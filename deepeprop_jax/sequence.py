@@ -12,6 +12,7 @@ from jax import lax
 
 from deepeprop_jax import checks, lattice, segment, segment_gradient, segment_update, slots
 from deepeprop_jax.cell import PyTree, assemble
+from deepeprop_jax.devices import vary_like
 from deepeprop_jax.plan import Plan
 from deepeprop_jax.real import select_examples
 from deepeprop_jax.through_time import Flags
@@ -61,7 +62,7 @@ def make_sequence(
     batch = checks.batch_size(initial_carry, x)
     named = {"resets": resets, "valid": valid}
     flags = {k: None if f is None else checks.check_flags(f, (length, batch), k) for k, f in named.items()}
-    y = jax.tree.map(lambda aval: jax.ShapeDtypeStruct((batch, *aval.shape), aval.dtype), plan.output_avals)
+    y = jax.tree.map(lambda aval: aval.update(shape=(batch, *aval.shape)), plan.output_avals)
     loss = jax.eval_shape(loss_fn, y, target)
     checks.check_loss(loss, has_aux, batch)
     return Sequence(loss_fn, has_aux, initial_carry, xs, targets, Flags(**flags), (loss[0] if has_aux else loss).dtype)
@@ -154,8 +155,8 @@ def by_segments(
         return (new, loss + values.sum(), jax.tree.map(jnp.add, grads, found)), aux
 
     begin = Stream(start.carry, slots.split_slots(plan, start.traces))
-    sums = (begin, jnp.zeros((), sequence.loss_dtype), _zero_gradient(plan))
     inputs = (sequence.xs, sequence.targets, sequence.flags)
+    sums = (begin, *vary_like((jnp.zeros((), sequence.loss_dtype), _zero_gradient(plan)), begin))
     steps = jax.tree.leaves(sequence.xs)[0].shape[0]
     whole = steps // length
 
@@ -203,7 +204,7 @@ def by_steps(plan: Plan, params: PyTree, start: Stream, sequence: Sequence) -> R
             traces_t = lattice.select_examples(flags.valid, traces_t, traces_tm1)
         return (Stream(carry_t, traces_t), loss + value, jax.tree.map(jnp.add, grads, found)), aux
 
-    sums = (start, jnp.zeros((), sequence.loss_dtype), _zero_gradient(plan))
+    sums = (start, *vary_like((jnp.zeros((), sequence.loss_dtype), _zero_gradient(plan)), start))
     (end, loss, grads), aux = lax.scan(body, sums, (sequence.xs, sequence.targets, sequence.flags))
     return Result(loss, aux, grads, end)
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from deepeprop_jax.devices import vary, varying_axes
 from deepeprop_jax.lifted import Lifted, add, broadcast, elementwise, scan_back, union
 
 Leaves = list[Lifted | None]
@@ -96,10 +97,12 @@ def through_time(
         axes.append(union(*(x.axes for x in (*given, *read))).replace("c", ""))
         dtypes.append([jnp.result_type(*(x.value for x in given), dtype) for dtype in carry.dtypes])
 
+    varying = varying_axes((flows, table, flags))
+
     def whole(f: int, i: int, x: Lifted | None) -> jax.Array:
         if x is None:
-            return jnp.zeros((*(sizes[a] for a in axes[f]), *carry.shapes[i]), dtypes[f][i])
-        return broadcast(x, axes[f], sizes).astype(dtypes[f][i])
+            return vary(jnp.zeros((*(sizes[a] for a in axes[f]), *carry.shapes[i]), dtypes[f][i]), varying)
+        return vary(broadcast(x, axes[f], sizes).astype(dtypes[f][i]), varying)
 
     def body(carried: list[list[jax.Array]], step: Any) -> tuple[list[list[jax.Array]], list[list[jax.Array]]]:
         given, now_table, (resets, valid) = step

@@ -106,7 +106,7 @@ class VjpProgram(NamedTuple):
 def vjp_program(node: Node) -> VjpProgram:
     """Trace and split a node's step and VJP. Cost: as ``analyse_node``."""
     views = (node.params, node.carry, node.input)
-    reals = [[jax.ShapeDtypeStruct(*leaf) for leaf in zip(v.shapes, v.dtypes, strict=True)] for v in views]
+    reals = [view.real_avals for view in views]
     others = tuple(view.other_avals for view in views)
     primal = unconcatenate(trace(node.cut.next_carry_parts, *reals, others, reals[1]))
 
