@@ -39,7 +39,9 @@ def check_nothing_survives(name: str, mode: str, length: int) -> None:
     for number in (jnp.nan, jnp.inf):
         spoiled = jax.tree.map(lambda leaf, number=number: leaf.at[1:4, 1].set(number), p.xs)
         (loss, seen), _ = run(p.params, start(learner, p), spoiled, p.targets, resets)
-        assert_same_gradient((seen.carry, seen.traces), (needed.carry, needed.traces), SAME, f"{name}, {mode}, {number}")
+        assert_same_gradient(
+            (seen.carry, seen.traces), (needed.carry, needed.traces), SAME, f"{name}, {mode}, {number}"
+        )
     assert number == jnp.inf
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(seen.traces))
     _, grads = run(p.params, seen, p.xs, p.targets, jnp.zeros((9, 3), bool))
