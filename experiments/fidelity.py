@@ -38,7 +38,7 @@ MODES: dict[str, dict[str, Any]] = {
 
 def squared_error(y: jax.Array, target: jax.Array) -> jax.Array:
     """Mean over batch and outputs."""
-    return jnp.mean((y - target) ** 2)
+    return jnp.mean(optax.losses.squared_error(y, target))
 
 
 def relative_errors(cell: type[nn.RNNCellBase], options: dict[str, Any]) -> np.ndarray:

@@ -21,6 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import matplotlib
+import optax
 from rich.progress import track
 
 from deepeprop_jax import Cell, deep_eprop, stack
@@ -101,7 +102,7 @@ def measure(setting: Setting, seeds: int = SEEDS) -> dict[str, list[dict[str, fl
     counted = jnp.ones(steps) if setting.loss == "every step" else jnp.zeros(steps).at[-1].set(1.0)
 
     def loss_fn(y: jax.Array, target: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return target[1] * jnp.mean((y - target[0]) ** 2)
+        return target[1] * jnp.mean(optax.losses.squared_error(y, target[0]))
 
     learners = {rule: deep_eprop(network, **options) for rule, options in RULES.items()}
     runs = {rule: jax.jit(learner.value_and_grad(loss_fn)) for rule, learner in learners.items()}

@@ -1,4 +1,4 @@
-"""Every program: its help does nothing, what it does not know is refused, what it compiles is kept; pages take tables."""
+"""Every program: its help does nothing, what it does not know is refused, what it compiles is kept; the pages."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_a_table_without_its_place_is_refused_not_dropped():
     stored = json.loads(ablation.STORED.read_text())
     with pytest.raises(Refused, match="<!-- ablation: note -->\n<!-- end of ablation -->"):
         ablation.fill("a page", stored)
-    with pytest.raises(Refused, match="no section 'demo.md'"):
+    with pytest.raises(Refused, match=r"no section 'demo\.md'"):
         readme.insert("a page", "table")
     assert pages.fill("<!-- a: x -->\n<!-- end of a -->", "a", r"\1\n") == "<!-- a: x -->\n\\1\\n\n<!-- end of a -->"
 

@@ -54,7 +54,7 @@ def test_what_a_file_leaves_out_can_be_set(file: str, tmp_path: Path):
         ("--config.digits.layers=1", "No field"),
     ],
 )
-def test_what_is_wrong_is_refused_as_before(file: str, argument: str, message: str):
+def test_what_is_wrong_is_still_refused(file: str, argument: str, message: str):
     with pytest.raises(Refused, match=message):
         settings.read([file, argument])
 
@@ -62,7 +62,7 @@ def test_what_is_wrong_is_refused_as_before(file: str, argument: str, message: s
 def test_a_task_without_a_section_is_refused():
     config = ml_collections.ConfigDict({"task": "text", "text": 3})
     settings.add_defaults(config)
-    with pytest.raises(Refused, match="Start from configs/text.py"):
+    with pytest.raises(Refused, match=r"Start from configs/text\.py"):
         settings.make(config)
 
 
