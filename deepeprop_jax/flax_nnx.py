@@ -168,7 +168,13 @@ def _step_of(module: nnx.Module, instance: nnx.Module | None) -> NnxStep:
 
 
 def _build(factory: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> nnx.Module:
-    module = factory(nnx.Rngs(key))
+    try:
+        module = factory(nnx.Rngs(key))
+    except (TypeError, AttributeError) as error:
+        raise TypeError(
+            f"nnx_cell takes an NNX module, or a function factory(rngs) -> nnx.Module; called with rngs, "
+            f"{getattr(factory, '__name__', type(factory).__name__)} raised: {error}"
+        ) from error
     if not isinstance(module, nnx.Module):
         raise TypeError(f"The factory given to nnx_cell returned a {type(module).__name__}; needed an nnx.Module.")
     return module
@@ -176,6 +182,8 @@ def _build(factory: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> nnx.Mod
 
 def _check_source(source: Any) -> None:
     name = source.__name__ if inspect.isclass(source) else type(source).__name__
+    if isinstance(source, nnx.bridge.ToNNX):
+        raise TypeError("Seen a nnx.bridge.ToNNX; give the Linen module that it was made of, e.g. stack(nn.Dense(10)).")
     if isinstance(source, nnx.Module):
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(nnx.state(source))):
             raise ValueError(f"Seen a {name} without values, as nnx.eval_shape makes it; give it values, or a factory.")

@@ -48,7 +48,7 @@ def as_cell(network: Any) -> Cell:
     if inspect.isclass(network) or not callable(network):
         name = network.__name__ if inspect.isclass(network) else type(network).__name__
         what = f"the class {name}" if inspect.isclass(network) else f"an object of type {name}"
-        layers = " Layers in a list or tuple: stack(*layers)." if isinstance(network, list | tuple) else ""
+        layers = " Layers in a list or tuple: stack(*layers)." if type(network) in (list, tuple) else ""
         raise TypeError(
             f"Seen {what}; needed a Cell, a Flax module instance such as nn.GRUCell(features=64), a function "
             f"(params, carry, x) -> (carry, y), or an activation x -> y such as nn.relu.{layers}"

@@ -289,6 +289,8 @@ def test_nnx_refuses_what_is_no_pure_function(kind, named):
         (nnx.GRUCell, TypeError, "the class GRUCell.*lambda rngs: GRUCell"),
         (nn.Dense(3), TypeError, "linen_cell"),
         (3, TypeError, "type int"),
+        (nn.relu, TypeError, r"factory\(rngs\) -> nnx.Module; called with rngs, relu raised"),
+        (lambda: 3, TypeError, r"factory\(rngs\) -> nnx.Module"),
         (lambda rngs: "module", TypeError, "returned a str"),
         (lambda rngs: nnx.RNN(nnx.GRUCell(2, 2, rngs=rngs), rngs=rngs), ValueError, "RNN.*whole sequence"),
     ],

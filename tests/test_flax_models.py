@@ -235,8 +235,9 @@ def test_a_factory_of_a_whole_model_is_refused():
         (Two(), r"Two is called with \(x, y, z\); needed \(x\)"),
         (nnx.Module(), "Module has no __call__"),
         (nnx.GRUCell, r"class GRUCell.*rngs=nnx.Rngs\(0\)"),
+        (nnx.bridge.ToNNX(nn.Dense(3), rngs=nnx.Rngs(0)), "ToNNX; give the Linen module"),
     ],
-    ids=["no call", "three inputs", "nnx no call", "nnx class"],
+    ids=["no call", "three inputs", "nnx no call", "nnx class", "bridge"],
 )
 def test_other_modules_are_refused(module, message):
     refused(lambda: deep_eprop(module), TypeError, message)
