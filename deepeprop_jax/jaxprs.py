@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.extend.core as jex
 
-from deepeprop_jax.devices import varying_axes, vary, vary_like
+from deepeprop_jax.devices import vary, vary_like, varying_axes
 
 Literal = jex.Literal
 
