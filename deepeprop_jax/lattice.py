@@ -26,7 +26,7 @@ from deepeprop_jax.influence import Influence
 from deepeprop_jax.layer import LayerGradient, Moment, Partials, Past, Wanted
 from deepeprop_jax.node import Node
 from deepeprop_jax.plan import Plan
-from deepeprop_jax.real import RealView
+from deepeprop_jax.real import RealView, float32_or_wider
 from deepeprop_jax.trace import add_columns, computed_once, contract, joint
 
 Traces = dict[str, Any]
@@ -285,5 +285,5 @@ def _wide_zeros(leaf: jax.Array, trace_dtype: Any) -> jax.Array:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return leaf
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        return jnp.zeros(leaf.shape, jnp.result_type(jnp.complex64, trace_dtype))
+        return jnp.zeros(leaf.shape, float32_or_wider(jnp.complex64, trace_dtype))
     return jnp.zeros(leaf.shape, trace_dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype)

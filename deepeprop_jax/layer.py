@@ -15,7 +15,7 @@ from deepeprop_jax.cut import Reals
 from deepeprop_jax.devices import vary_like
 from deepeprop_jax.influence import Influence, Product, add_leaves
 from deepeprop_jax.node import Node, cast_like, from_grid, to_grid
-from deepeprop_jax.real import Parts, PyTree, RealView
+from deepeprop_jax.real import Parts, PyTree, RealView, float32_or_wider
 from deepeprop_jax.trace import Block, advance, push
 
 
@@ -175,7 +175,7 @@ def partials(node: Node, moment: Moment, blocks: jax.Array | None, wanted: Wante
 
 def _basis_rows(pull, basis: np.ndarray, view: RealView, like: Reals):
     """Pull every row of ``basis`` (cotangents of all real numbers of ``view``) back."""
-    cotangents = vary_like(jnp.asarray(basis, jnp.result_type(*like)), like)
+    cotangents = vary_like(jnp.asarray(basis, float32_or_wider(*(leaf.dtype for leaf in like))), like)
     return jax.vmap(lambda ct: pull(cast_like(view.unflatten(ct), like)))(cotangents)
 
 

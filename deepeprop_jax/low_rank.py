@@ -160,7 +160,7 @@ def advance(layout: Layout, trace: LowRank, recurrence: jax.Array, deltas: jax.A
     wide = spread(recurrence, layout.unit)
     left, probed = _through(wide, trace.left), _through(wide, trace.probed)
     signs, stray = _random(layout.columns, rank, right.dtype)
-    start = _unit_length(right) + STRAY * stray
+    start = _unit_length(right) + STRAY * stray[None]
     # What is new of A start^T, and of A times the signs.
     directions = jnp.concatenate([start, jnp.broadcast_to(signs, (len(right), *signs.shape))], axis=1)
     new = _times(deltas, _onto(factors, directions))

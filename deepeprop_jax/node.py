@@ -22,7 +22,7 @@ from deepeprop_jax.jaxprs import (
     is_variable,
     trace,
 )
-from deepeprop_jax.real import PyTree, RealView
+from deepeprop_jax.real import PyTree, RealView, float32_or_wider
 
 
 class Units(NamedTuple):
@@ -242,7 +242,7 @@ def _blocks_by_slot(
             carry = evaluate(after, known | dict(zip(cotangents, cts, strict=True)), carry_bar, rule)
             return to_grid(view.flatten([jnp.broadcast_to(c, x.shape) for c, x in zip(carry, h, strict=True)]), units)
 
-        return jax.vmap(slot_row)(jnp.asarray(basis, jnp.result_type(*h)))
+        return jax.vmap(slot_row)(jnp.asarray(basis, float32_or_wider(*(leaf.dtype for leaf in h))))
 
     return blocks
 
@@ -252,7 +252,7 @@ def _blocks_from_jacobian(cut: Cut, units: Units) -> Callable[[Reals, Reals, Rea
         _, vjp = jax.vjp(lambda at: cut.next_carry(p, at, u, others, h), h)
         view = RealView(h)
         rows = jax.vmap(lambda ct: view.flatten(vjp(cast_like(view.unflatten(ct), h))[0]))
-        jacobian = rows(jnp.eye(view.size, dtype=jnp.result_type(*h)))
+        jacobian = rows(jnp.eye(view.size, dtype=float32_or_wider(*view.dtypes)))
         padded = jnp.pad(jacobian, ((0, 1), (0, 1)))
         return padded[units.grid[:, None], units.grid[None]]
 

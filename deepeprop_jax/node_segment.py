@@ -21,7 +21,7 @@ from deepeprop_jax.forward_loop import Run, leading_sizes, with_inputs, without_
 from deepeprop_jax.jaxprs import Atom, Variable, backward_slice, bind, is_variable
 from deepeprop_jax.lifted import Lifted, Rule, Values, add, broadcast, elementwise, pull, union
 from deepeprop_jax.node import from_grid
-from deepeprop_jax.real import Parts
+from deepeprop_jax.real import Parts, float32_or_wider
 from deepeprop_jax.through_time import (
     Carry,
     Flags,
@@ -313,7 +313,7 @@ class NodeSegment:
                 nothing,
                 nothing,
                 [
-                    Lifted(jnp.ones(shape, jnp.result_type(jnp.float32, dtype))) if of == slot else None
+                    Lifted(jnp.ones(shape, float32_or_wider(dtype))) if of == slot else None
                     for of, shape, dtype in zip(slots, node.carry.shapes, node.carry.dtypes, strict=True)
                 ],
             )
@@ -326,7 +326,7 @@ class NodeSegment:
 
     def _through_time(self, recurrence: str, flows: list[Flow], sizes: dict[str, int]) -> list[tuple[Leaves, Leaves]]:
         # Sums and products over many steps: float32 at least, whatever the carry is held in.
-        carry = Carry(self.node.carry.shapes, [jnp.result_type(jnp.float32, d) for d in self.node.carry.dtypes])
+        carry = Carry(self.node.carry.shapes, [float32_or_wider(d) for d in self.node.carry.dtypes])
         leaves = range(len(carry.shapes))
         if recurrence == "local":
             blocks = self.blocks()

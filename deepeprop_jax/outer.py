@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from deepeprop_jax.jaxprs import Atom, Equation, Variable, dot_axes, is_variable, shape_of
 from deepeprop_jax.lifted import Lifted, pull, union
+from deepeprop_jax.real import float32_or_wider
 
 
 class Product(NamedTuple):
@@ -155,7 +156,7 @@ def sums(
 def _sum(x: Lifted, keep: str) -> Lifted:
     summed = tuple(i for i, axis in enumerate(x.axes) if axis not in keep)
     kept = "".join(axis for axis in x.axes if axis in keep)
-    dtype = jnp.result_type(jnp.float32, x.value.dtype)  # a sum over many steps
+    dtype = float32_or_wider(x.value.dtype)  # a sum over many steps
     if "r" in kept and summed == (0,):
         # XLA on a CPU sums so large an array over its first axis ten times slower than it multiplies it by ones.
         ones = jnp.ones(x.value.shape[0], dtype)
@@ -187,7 +188,7 @@ def summed_product(product: Product, lhs: Lifted, rhs: Lifted, keep: str) -> Lif
             ("c" + name[2:], value.reshape(value.shape[0] * value.shape[1], *value.shape[2:]))
             for name, value in operands
         ]
-    dtype = jnp.result_type(jnp.float32, lhs.value.dtype, rhs.value.dtype)
+    dtype = float32_or_wider(lhs.value.dtype, rhs.value.dtype)
 
     def einsum(operands: list[tuple[str, Any]], result: str) -> jax.Array:
         (lhs_names, a), (rhs_names, b) = operands

@@ -14,7 +14,7 @@ from deepeprop_jax.jaxprs import context
 from deepeprop_jax.layer import Wanted
 from deepeprop_jax.low_rank import Layout, layout_of
 from deepeprop_jax.node import Node, analyse_node
-from deepeprop_jax.real import RealView, shape_and_dtype
+from deepeprop_jax.real import RealView, float32_or_wider, shape_and_dtype
 from deepeprop_jax.trace import Block
 from deepeprop_jax.vjp_program import VjpProgram
 
@@ -161,7 +161,7 @@ def make_plan(
     )
     columns = tuple(sum(n.params.sizes[i] for i in idx) for n, idx in zip(nodes, trained, strict=True))
     dtypes = [dtype for node in nodes for dtype in node.params.dtypes + node.carry.dtypes]
-    dtype = jnp.result_type(jnp.float32, *dtypes)
+    dtype = float32_or_wider(*dtypes)
     output_avals = _carried("outputs", graph.output, x, outputs)
     output = RealView(output_avals)
     nothing: tuple[Any, Any, Any, Any, Any] = ((), (), (), {}, frozenset())

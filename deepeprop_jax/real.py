@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -33,10 +34,6 @@ def shape_and_dtype(leaf: Any, without_axes: int = 0) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, leaf.dtype)
     held = NamedSharding(kind.sharding.mesh, PartitionSpec())
     return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=held, manual_axis_type=kind.manual_axis_type)
-
-
-def _real_part(aval: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    return aval.update(dtype=np.zeros(0, aval.dtype).real.dtype)
 
 
 class RealView:
@@ -73,9 +70,9 @@ class RealView:
                 self.dtypes.append(np.zeros(0, aval.dtype).real.dtype if kind == "complex" else aval.dtype)
                 self.names.append(name + part)
         self.real_avals = [
-            part
+            part if kind == "real" else part.update(dtype=np.zeros(0, part.dtype).real.dtype)
             for aval, kind in zip(self.avals, self.kinds, strict=True)
-            for part in {"real": [aval], "complex": [_real_part(aval)] * 2, "other": []}[kind]
+            for part in {"real": [aval], "complex": [aval, aval], "other": []}[kind]
         ]
         self.sizes = [int(np.prod(shape, dtype=int)) for shape in self.shapes]
         self.size = sum(self.sizes)
@@ -157,6 +154,11 @@ def _kind(dtype: Any) -> str:
     if jnp.issubdtype(dtype, jnp.complexfloating):
         return "complex"
     return "real" if jnp.issubdtype(dtype, jnp.floating) else "other"
+
+
+def float32_or_wider(*dtypes: Any) -> np.dtype:
+    """The smallest dtype that holds all of these, float32 at least, whatever promotion of dtypes the user has set."""
+    return functools.reduce(np.promote_types, (np.dtype(dtype) for dtype in dtypes), np.dtype(np.float32))
 
 
 def select_examples(where: jax.Array, values: PyTree, others: PyTree) -> PyTree:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from deepeprop_jax.devices import vary, varying_axes
 from deepeprop_jax.lifted import Lifted, add, broadcast, elementwise, scan_back, union
+from deepeprop_jax.real import float32_or_wider
 
 Leaves = list[Lifted | None]
 """Cotangents of some real leaves; None is a zero."""
@@ -32,7 +33,8 @@ def last_where_cut_off(resets: jax.Array, values: Any) -> Any:
       resets: (C, batch).
       values: a pytree.
     """
-    later = jnp.flip(jnp.cumsum(jnp.flip(resets, 0), axis=0), 0) > resets  # a reset after the step itself
+    from_here_on = jax.lax.cummax(resets.astype(jnp.int32), axis=0, reverse=True)
+    later = jnp.pad(from_here_on[1:], ((0, 1), (0, 0))) > 0
 
     def choose(x: jax.Array) -> jax.Array:
         return jnp.where(later.reshape(*later.shape, *(1,) * (x.ndim - 2)), x[-1:], x)
@@ -95,7 +97,7 @@ def through_time(
             found |= {s for r, s in reach if r in found}
         alive.append(sorted(found))
         axes.append(union(*(x.axes for x in (*given, *read))).replace("c", ""))
-        dtypes.append([jnp.result_type(*(x.value for x in given), dtype) for dtype in carry.dtypes])
+        dtypes.append([float32_or_wider(*(x.value.dtype for x in given), dtype) for dtype in carry.dtypes])
 
     varying = varying_axes((flows, table, flags))
 

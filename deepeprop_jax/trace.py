@@ -168,7 +168,7 @@ def select_rows(node: Node, block: Block, rows: np.ndarray, trace: jax.Array) ->
     """``push`` with a matrix that selects carry components, which many cells' outputs do: (batch, rows, columns)."""
     if block.kind == "dense":
         return trace[:, rows]
-    own = jnp.asarray(node.units.unit[rows])[:, None] == jnp.asarray(block.unit)[None]
+    own = jnp.asarray(node.units.unit[rows], jnp.int32)[:, None] == jnp.asarray(block.unit, jnp.int32)[None]
     return jnp.where(own, trace[:, node.units.slot[rows]], 0)
 
 

@@ -94,7 +94,7 @@ def _rows_of_product(
         # A slot may have no unit that the vector depends on.
         wide = spread(wide, places[reached]) if reached.any() else wide[..., :0]
         wide = jnp.moveaxis(wide, -1, 1).astype(dtype)
-        product = wide.reshape(*wide.shape, *(1,) * (by_unit.ndim - 1)) * by_unit[places[reached]][:, None]
+        product = wide.reshape(*wide.shape, *(1,) * (by_unit.ndim - 1)) * by_unit[places[reached]][None, :, None]
         parts.append(jnp.pad(product, [(0, 0), (0, int((~reached).sum()))] + [(0, 0)] * (product.ndim - 2)))
     return Lifted(_in_order(jnp.concatenate(parts, axis=1), np.concatenate(order)), "crb")
 

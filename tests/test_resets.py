@@ -1,4 +1,4 @@
-"""A reset cleans: nothing of an example whose numbers were not finite is left after it, wherever in a segment it falls."""
+"""A reset cleans: nothing of an example whose numbers were not finite is left after it, at any step of a segment."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def check_nothing_survives(name: str, mode: str, length: int) -> None:
     needed = run(p.params, start(learner, p), p.xs, p.targets, resets)[0][1]
     for number in (jnp.nan, jnp.inf):
         spoiled = jax.tree.map(lambda leaf, number=number: leaf.at[1:4, 1].set(number), p.xs)
-        (loss, seen), _ = run(p.params, start(learner, p), spoiled, p.targets, resets)
+        (_, seen), _ = run(p.params, start(learner, p), spoiled, p.targets, resets)
         assert_same_gradient(
             (seen.carry, seen.traces), (needed.carry, needed.traces), SAME, f"{name}, {mode}, {number}"
         )

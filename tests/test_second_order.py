@@ -1,4 +1,4 @@
-"""The gradient is a function of the parameters, and can be differentiated: by ``jax.grad``, ``jax.jvp``, ``jax.hessian``.
+"""The gradient is a function of the parameters, to be differentiated: ``jax.grad``, ``jax.jvp``, ``jax.hessian``.
 
 With ``exact=True`` its derivative is that of BPTT's gradient. The reference is BPTT through a loop that is written out:
 JAX itself, where it differentiates twice through ``lax.scan``, loses the surrogate derivative of a ``custom_jvp``.
