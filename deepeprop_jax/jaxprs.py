@@ -15,6 +15,7 @@ _INLINED = {
     "pjit": "jaxpr",
     "closed_call": "call_jaxpr",
     "core_call": "call_jaxpr",
+    "eval_jaxpr": "call_jaxpr",  # in place of the two before from JAX 0.12 on
     "remat": "jaxpr",
     "remat2": "jaxpr",
     "checkpoint": "jaxpr",
