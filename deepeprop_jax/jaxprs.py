@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.extend.core as jex
+import jax.numpy as jnp
 
 Literal = jex.Literal
 
@@ -87,7 +88,55 @@ def trace(function: Callable, *args: Any) -> Program:
         return [read(atom) for atom in jaxpr.outvars]
 
     inputs = [Variable(var.aval) for var in getattr(closed, "jaxpr", closed).invars]
-    return Program(equations, inputs, walk(closed, inputs), constants)
+    program = Program(equations, inputs, walk(closed, inputs), constants)
+    for value in constants.values():
+        if isinstance(value, jax.core.Tracer):
+            jax.lax.optimization_barrier(value)  # one of a trace that is over raises here, not where the program is run
+    return program
+
+
+def check_custom_rules(function: Callable, *args: Any) -> None:
+    """Differentiate a function's program once if custom rules stand in it: one that reads a traced value from elsewhere
+    than its arguments fails only there, as in ``jax.grad`` through a scan.
+
+    Args:
+      function: of pytrees.
+      args: with ``jax.ShapeDtypeStruct`` leaves.
+
+    Raises:
+      jax.errors.UnexpectedTracerError: by JAX, for such a rule.
+    """
+    program = trace(function, *args)
+    if not _has_custom_rule(program.equations):
+        return
+    leaves = jax.tree.leaves(args)
+    free = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+
+    def pull(leaves: list[Any]) -> list[Any]:
+        def of_free(values: list[Any]) -> list[Any]:
+            known = dict(zip(program.inputs, leaves, strict=True))
+            known |= {program.inputs[i]: value for i, value in zip(free, values, strict=True)}
+            results = evaluate(program.equations, program.constants | known, program.outputs)
+            return [result for result in results if jnp.issubdtype(jnp.result_type(result), jnp.inexact)]
+
+        results, pull = jax.vjp(of_free, [leaves[i] for i in free])
+        return pull([jnp.ones_like(result) for result in results])
+
+    trace(pull, leaves)
+
+
+def _has_custom_rule(equations: Iterable[Any]) -> bool:
+    """Whether a ``custom_jvp`` or ``custom_vjp`` function is called in equations, at any depth."""
+    for equation in equations:
+        primitive: Any = equation.primitive
+        if primitive.name in ("custom_jvp_call", "custom_vjp_call"):
+            return True
+        inner = [
+            x for value in equation.params.values() for x in (value if isinstance(value, tuple | list) else [value])
+        ]
+        if any(_has_custom_rule(getattr(getattr(x, "jaxpr", x), "eqns", ())) for x in inner):
+            return True
+    return False
 
 
 def is_variable(atom: Atom) -> bool:
