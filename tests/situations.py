@@ -68,7 +68,9 @@ def side_by_side(situations: Mapping[str, Situation]) -> tuple[Cell, list[Pair],
 def loss_fn(y: PyTree, target: jax.Array) -> jax.Array:
     """Weighted by step and by unit, so that no two units are alike."""
     leaves = [leaf.reshape(BATCH, -1) for leaf in jax.tree.leaves(y)]
-    return target * sum(jnp.sum((leaf - 0.3) ** 2 * (1 + jnp.arange(leaf.shape[1]))) for leaf in leaves)
+    return target * sum(
+        jnp.sum((leaf - 0.3) ** 2 @ jnp.arange(1, 1 + leaf.shape[1], dtype=leaf.dtype)) for leaf in leaves
+    )
 
 
 TARGETS = numbers(0, STEPS, scale=1.0)

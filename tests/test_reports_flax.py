@@ -15,6 +15,7 @@ from tests.gradients import FLOAT64, SAME, assert_same_gradient
 from tests.situations import BATCH, INPUTS, STEPS, TARGETS, UNITS, judge, loss_fn, numbers
 
 XS = numbers(1, STEPS, BATCH, INPUTS, scale=1.0)
+X = XS[0].astype(jnp.float32)
 KEY = jax.random.key(0)
 
 
@@ -99,10 +100,12 @@ def test_lifted_transforms_inside_a_cell():
     pairs = [
         Pair(lambda p, h, x, cell=cell: cell.apply(p, h, x)[0], lambda p, h_t, h, x: h_t) for cell in cells.values()
     ]
-    params, carry = network.init(KEY, XS[0].astype(jnp.float32))
+    params, carry = network.init(KEY, X)
     # Biases start at zero and the carry too: none of that by luck.
     draw = iter(range(1000))
-    params, carry = jax.tree.map(lambda leaf: leaf + numbers(next(draw), *leaf.shape, scale=0.3), (params, carry))
+    params, carry = jax.tree.map(
+        lambda leaf: leaf + numbers(next(draw), *leaf.shape, scale=0.3), in_float64((params, carry))
+    )
     judge(network, pairs, params, carry, XS, must_differ=True)
 
 
@@ -114,20 +117,19 @@ NNX = {
 
 
 def test_nnx_cells_are_made_under_jit_eval_shape_and_vmap():
-    x = XS[0].astype(jnp.float32)
     network = graph({name: (nnx_cell(factory), "input") for name, factory in NNX.items()}, outputs=tuple(NNX))
-    eager = network.init(KEY, x)
-    shapes = jax.eval_shape(network.init, KEY, x)
+    eager = network.init(KEY, X)
+    shapes = jax.eval_shape(network.init, KEY, X)
     assert jax.tree.structure(shapes) == jax.tree.structure(eager)
     assert [(s.shape, s.dtype) for s in jax.tree.leaves(shapes)] == [(a.shape, a.dtype) for a in jax.tree.leaves(eager)]
-    assert_same_gradient(jax.jit(network.init)(KEY, x), eager, 1e-6)
+    assert_same_gradient(jax.jit(network.init)(KEY, X), eager, 1e-6)
     keys = jax.random.split(KEY, 3)
-    params, carry = jax.jit(jax.vmap(network.init, in_axes=(0, None)))(keys, x)
+    params, carry = jax.jit(jax.vmap(network.init, in_axes=(0, None)))(keys, X)
     for kernel in jax.tree.leaves(params):
         # Of every seed its own numbers, but for biases, which start at zero.
         assert kernel.shape[0] == 3 and (not kernel.any() or bool(jnp.any(kernel[0] != kernel[1])))
     last = jax.tree.map(lambda leaf: leaf[2], (params, carry))
-    assert_same_gradient(last, network.init(keys[2], x), 1e-6)
+    assert_same_gradient(last, network.init(keys[2], X), 1e-6)
 
 
 def test_nnx_learners_of_several_seeds():
@@ -136,7 +138,7 @@ def test_nnx_learners_of_several_seeds():
     learner = deep_eprop(network, exact=True)
 
     def of_seed(key):
-        params, carry = in_float64(network.init(key, XS[0]))
+        params, carry = in_float64(network.init(key, X))
         _, grads = learner.value_and_grad(loss_fn, segment_length=3)(
             params, learner.init(params, carry, XS[0]), XS, TARGETS
         )
@@ -148,7 +150,7 @@ def test_nnx_learners_of_several_seeds():
 
 def test_frozen_params_give_frozen_gradients():
     learner = deep_eprop(stack(nn.SimpleCell(UNITS), nn.Dense(2)))
-    params, carry = in_float64(learner.network.init(KEY, XS[0]))
+    params, carry = in_float64(learner.network.init(KEY, X))
     run = jax.jit(learner.value_and_grad(loss_fn, segment_length=3))
     _, needed = run(params, learner.init(params, carry, XS[0]), XS, TARGETS)
     frozen = tuple(freeze(layer) for layer in params)
@@ -164,7 +166,7 @@ def test_dropout_is_refused_and_the_remedy_works():
     """The mask is drawn outside and fed in as part of x."""
     layers = (nn.GRUCell(UNITS), nn.Dropout(0.5, deterministic=False), nn.Dense(2))
     with pytest.raises(ValueError, match=r"(?s)dropout.*draw the mask outside and feed it in as part of x"):
-        deep_eprop(stack(*layers)).network.init(KEY, XS[0])
+        deep_eprop(stack(*layers)).network.init(KEY, X)
 
     def masked(params, carry, inputs):
         return carry, inputs["y"] * inputs["x"]["mask"]
@@ -174,6 +176,6 @@ def test_dropout_is_refused_and_the_remedy_works():
 
     gru = linen_cell(layers[0])
     network = graph({"gru": (recurrent, "input"), "drop": (masked, {"y": "gru", "x": "input"})}, outputs="drop")
-    params, carry = in_float64(gru.init(KEY, XS[0]))
-    xs = {"x": XS, "mask": 2.0 * (numbers(8, STEPS, BATCH, UNITS) > 0)}
+    params, carry = in_float64(gru.init(KEY, X))
+    xs = {"x": XS, "mask": 2 * (numbers(8, STEPS, BATCH, UNITS) > 0).astype(float)}
     judge(network, None, {"gru": params, "drop": ()}, {"gru": carry, "drop": ()}, xs, lengths=(3,))
