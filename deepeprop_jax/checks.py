@@ -148,7 +148,7 @@ def check_options(exact: Any, hops: Any, rank: Any) -> None:
         raise ValueError(f"rank must be None (whole traces) or >= 1, the directions that a trace keeps; seen {rank}.")
 
 
-def check_loss(loss: Any, has_aux: bool) -> None:
+def check_loss(loss: Any, has_aux: bool, batch: int) -> None:
     """What ``loss_fn`` returned, as shapes."""
     if has_aux:
         if not isinstance(loss, tuple) or len(loss) != 2:
@@ -156,11 +156,11 @@ def check_loss(loss: Any, has_aux: bool) -> None:
         loss = loss[0]
     if not hasattr(loss, "shape"):
         hint = " For (loss, aux) pass has_aux=True." if isinstance(loss, tuple) else ""
-        raise ValueError(f"loss_fn must return one scalar; seen {type(loss).__name__}.{hint}")
-    if loss.shape != () or not jnp.issubdtype(loss.dtype, jnp.floating):
+        raise ValueError(f"loss_fn must return one array; seen {type(loss).__name__}.{hint}")
+    if loss.shape not in ((), (batch,)) or not jnp.issubdtype(loss.dtype, jnp.floating):
         raise ValueError(
-            f"loss_fn must return a real scalar for one step's batched output; seen {loss.dtype}{list(loss.shape)}. "
-            f"Sum or average over the batch inside it."
+            f"loss_fn must return a real scalar for one step's batched output, or one loss per example, of shape "
+            f"({batch},), which are summed; seen {loss.dtype}{list(loss.shape)}. Sum or average other axes inside it."
         )
 
 

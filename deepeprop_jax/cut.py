@@ -29,6 +29,9 @@ Reals = list[jax.Array]
 Others = tuple[Sequence[Any], Sequence[Any], Sequence[Any]]
 """The leaves that are no variables of differentiation, of (params, carry_tm1, input): see ``real.Parts``."""
 
+Points = tuple[Reals, Reals]
+"""Real leaves of (carry_t, carry_tm1)."""
+
 
 class Views(NamedTuple):
     """A cell's pytrees as real leaves."""
@@ -42,9 +45,12 @@ class Views(NamedTuple):
 class Cut(NamedTuple):
     """A cell in two parts, for one example and real leaves.
 
+    Both take ``point``: the carries once more, where they are not differentiated by (see ``derived.through_sources``).
+
     Attributes:
-      next_carry_parts: F, ``(params, carry_tm1, input, others) -> carry_t``, with the other leaves.
-      output_parts: g, ``(params, carry_t, carry_tm1, input, others, carry_t_other) -> y_t``, likewise.
+      next_carry_parts: F, ``(params, carry_tm1, input, others, point) -> carry_t``, with the other leaves.
+      output_parts: g, ``(params, carry_t, carry_tm1, input, others, carry_t_other, point) -> y_t``, likewise; here
+        ``point`` is the pair (carry_t, carry_tm1).
       output_uses: which of "params", "carry_tm1" and "input" g depends on beside h_t.
       output_rows: where y_t is made of carry components alone, their indices; None where g computes something.
     """
@@ -54,13 +60,15 @@ class Cut(NamedTuple):
     output_uses: frozenset[str]
     output_rows: np.ndarray | None
 
-    def next_carry(self, p: Reals, h: Reals, u: Reals, others: Others) -> Reals:
+    def next_carry(self, p: Reals, h: Reals, u: Reals, others: Others, point: Reals) -> Reals:
         """F, real leaves alone."""
-        return self.next_carry_parts(p, h, u, others).real
+        return self.next_carry_parts(p, h, u, others, point).real
 
-    def output_map(self, p: Reals, h_t: Reals, h: Reals, u: Reals, others: Others, h_t_other: Sequence[Any]) -> Reals:
+    def output_map(
+        self, p: Reals, h_t: Reals, h: Reals, u: Reals, others: Others, h_t_other: Sequence[Any], point: Points
+    ) -> Reals:
         """g, real leaves alone."""
-        return self.output_parts(p, h_t, h, u, others, h_t_other).real
+        return self.output_parts(p, h_t, h, u, others, h_t_other, point).real
 
 
 def cut_cell(apply: Callable, views: Views) -> tuple[Cut, Views]:
@@ -98,18 +106,23 @@ def cut_cell(apply: Callable, views: Views) -> tuple[Cut, Views]:
     groups = zip(("params", "carry_tm1", "input"), np.split(np.arange(ends[-1]), ends[:-1]), strict=True)
     uses = frozenset(name for name, group in groups if any(program.inputs[i] in used for i in group))
 
-    def environment(p: Reals, h: Reals, u: Reals, others: Others) -> dict[Variable, Any]:
-        parts = zip(views[:3], (p, h, u), others, strict=True)
-        params, carry, x = (join_pairs(view, real, other) for view, real, other in parts)
-        leaves = [*params, *through_sources(derived, program.constants, carry), *x]
+    def whole_carry(h: Reals, other: Sequence[Any], point: Reals) -> list[Any]:
+        leaves, at = (join_pairs(view_h, real, other) for real in (h, point))
+        return through_sources(derived, program.constants, leaves, at)
+
+    def environment(p: Reals, h: Reals, u: Reals, others: Others, point: Reals) -> dict[Variable, Any]:
+        params, x = join_pairs(view_p, p, others[0]), join_pairs(view_u, u, others[2])
+        leaves = [*params, *whole_carry(h, others[1], point), *x]
         return {**program.constants, **dict(zip(program.inputs, leaves, strict=True))}
 
-    def next_carry(p: Reals, h: Reals, u: Reals, others: Others) -> Parts:
-        return split_pairs(view_h, evaluate_in_pairs(carry_equations, environment(p, h, u, others), carry_atoms))
+    def next_carry(p: Reals, h: Reals, u: Reals, others: Others, point: Reals) -> Parts:
+        return split_pairs(view_h, evaluate_in_pairs(carry_equations, environment(p, h, u, others, point), carry_atoms))
 
-    def output_map(p: Reals, carry_t: Reals, h: Reals, u: Reals, others: Others, carry_t_other: Sequence[Any]) -> Parts:
-        leaves = through_sources(derived, program.constants, join_pairs(view_h, carry_t, carry_t_other))
-        known = environment(p, h, u, others) | {variable: recover[variable](leaves) for variable in needed}
+    def output_map(
+        p: Reals, carry_t: Reals, h: Reals, u: Reals, others: Others, carry_t_other: Sequence[Any], point: Points
+    ) -> Parts:
+        leaves = whole_carry(carry_t, carry_t_other, point[0])
+        known = environment(p, h, u, others, point[1]) | {variable: recover[variable](leaves) for variable in needed}
         return split_pairs(view_y, evaluate_in_pairs(output_equations, known, output_atoms))
 
     rows = None

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from deepeprop_jax.forward_loop import Run, leading_sizes, run_forward, with_inputs
+from deepeprop_jax.devices import vary_like
+from deepeprop_jax.forward_loop import Run, leading_sizes, run_forward, with_inputs, without_cut_off_steps
 from deepeprop_jax.lifted import Lifted, broadcast
 from deepeprop_jax.node_segment import NodeSegment
 from deepeprop_jax.real import Parts, PyTree
@@ -66,6 +69,15 @@ class DeepSegment:
         self.carry_end = self._runs.carry_end
         self.outputs = self.node.output.split(self.node.input.join(*top))
 
+    def after_resets(self) -> DeepSegment:
+        """``NodeSegment.after_resets`` of all layers."""
+        resets = self.flags.resets
+        if resets is None:
+            return self
+        seen = copy.copy(self)
+        seen._runs, seen._inputs = jax.vmap(partial(without_cut_off_steps, resets))(self._runs, self._inputs)
+        return seen
+
     def over_layers(
         self, body: Callable[[Any, NodeSegment, Any], tuple[Any, Any]], start: Any, others: PyTree
     ) -> tuple[Any, Any]:
@@ -101,7 +113,8 @@ class DeepSegment:
         def full(ct: Leaves) -> list[jax.Array]:
             zeros = [Lifted(jnp.zeros(shape, dtype)) for shape, dtype in zip(view.shapes, view.dtypes, strict=True)]
             pairs = zip(ct or [None] * len(zeros), zeros, strict=True)
-            return [broadcast(zero if x is None else x, axes, sizes).astype(zero.value.dtype) for x, zero in pairs]
+            full = [broadcast(zero if x is None else x, axes, sizes).astype(zero.value.dtype) for x, zero in pairs]
+            return vary_like(full, self._runs)
 
         def body(dy: list[jax.Array], part: NodeSegment, end: list[jax.Array]) -> tuple[list[jax.Array], Any]:
             arrived: Leaves = [Lifted(leaf, axes) for leaf in dy]

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 
 from deepeprop_jax import labels as lb
 from deepeprop_jax.finite import has_finite_slope
@@ -102,28 +103,41 @@ def _is_local(vjp: Program, shape: tuple[int, ...]) -> bool:
     return all(label is None or label.within(units) for label in labels)
 
 
-def through_sources(derived: Sequence[Derived], constants: dict[Variable, Any], leaves: Sequence[Any]) -> list[Any]:
-    """The leaves of a carry as they are, where those that are derived have the derivative of Z at the others.
+def through_sources(
+    derived: Sequence[Derived], constants: dict[Variable, Any], leaves: Sequence[Any], point: Sequence[Any]
+) -> list[Any]:
+    """The leaves of a carry as they are, where those that are derived move as Z does when the others leave ``point``.
 
     Where a slope of Z is not finite it counts as 0.
+
+    Args:
+      leaves: of the carry.
+      point: the same values, but not what F or g is differentiated by. Whoever differentiates once more, by what the
+        whole carry depends on, moves both: then a derived leaf moves with its own value, and the slopes with ``point``.
     """
-    leaves = list(leaves)
+    leaves, point = list(leaves), list(point)
     for d in reversed(derived):  # each is read only after what it is derived from
-        sources = [leaves[i] for i in d.sources.values()]
-        made, pull = jax.vjp(partial(_evaluate, d, constants), [jax.lax.stop_gradient(source) for source in sources])
+        sources, base = ([values[i] for i in d.sources.values()] for values in (leaves, point))
+        made, pull = jax.vjp(partial(_evaluate, d, constants), base)
         slopes = [jnp.where(jnp.isfinite(slope), slope, 0) for slope in pull(jnp.ones_like(made))[0]]
-        leaves[d.leaf] = _with_slopes(leaves[d.leaf], slopes, sources)
+        leaves[d.leaf] = _moving(leaves[d.leaf], slopes, sources, base)
     return leaves
 
 
 @jax.custom_jvp
-def _with_slopes(value: jax.Array, slopes: list[jax.Array], sources: list[jax.Array]) -> jax.Array:
-    """``value``, with these derivatives with respect to the sources, entry by entry."""
+def _moving(value: jax.Array, slopes: list[jax.Array], sources: list[jax.Array], base: list[jax.Array]) -> jax.Array:
+    """``value + slopes · (sources - base)``, entry by entry, where sources and base are equal."""
     return value
 
 
-@_with_slopes.defjvp
-def _with_slopes_jvp(primals: tuple, tangents: tuple) -> tuple:
-    value, slopes, _ = primals
-    terms = [slope * tangent for slope, tangent in zip(slopes, tangents[2], strict=True)]
-    return value, sum(terms[1:], terms[0]).astype(value.dtype)
+def _moving_jvp(primals: tuple, tangents: tuple) -> tuple:
+    value, slopes, _, _ = primals
+    moved, _, sources, base = tangents
+    terms = [] if isinstance(moved, SymbolicZero) else [moved]
+    for slope, source, start in zip(slopes, sources, base, strict=True):
+        terms += [] if isinstance(source, SymbolicZero) else [(slope * source).astype(value.dtype)]
+        terms += [] if isinstance(start, SymbolicZero) else [(-slope * start).astype(value.dtype)]
+    return value, sum(terms[1:], terms[0]) if terms else jnp.zeros_like(value)
+
+
+_moving.defjvp(_moving_jvp, symbolic_zeros=True)

@@ -10,7 +10,7 @@ from jax import lax
 
 from deepeprop_jax.lifted import Lifted, Values, broadcast
 from deepeprop_jax.real import Parts, select_examples
-from deepeprop_jax.through_time import Flags
+from deepeprop_jax.through_time import Flags, last_where_cut_off
 from deepeprop_jax.vjp_program import VjpProgram
 
 
@@ -82,6 +82,13 @@ def run_forward(program: VjpProgram, values: Values, start: Parts, initial: Part
 
     end, (carry_tm1, carry_t, stored) = lax.scan(body, start, (list(moving.values()), flags), steps)
     return Run(end, carry_tm1, carry_t, stored)
+
+
+def without_cut_off_steps(resets: jax.Array, run: Run, inputs: Parts) -> tuple[Run, Parts]:
+    """See ``through_time.last_where_cut_off``."""
+    steps = (run.carry_tm1, run.new_carry(), run.stored, inputs)
+    carry_tm1, carry_t, stored, inputs = last_where_cut_off(resets, steps)
+    return Run(run.carry_end, carry_tm1, carry_t, stored), inputs
 
 
 def leading_sizes(inputs: Parts) -> tuple[int, int]:

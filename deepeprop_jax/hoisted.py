@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from deepeprop_jax import checks
 from deepeprop_jax.cell import graph_of
+from deepeprop_jax.devices import summed_like, vary_alike
 from deepeprop_jax.network import as_cell
 from deepeprop_jax.planner import Planner
 from deepeprop_jax.sequence import Stream, as_params, by_segments, make_sequence
@@ -52,14 +53,15 @@ def hoisted_bptt(network: Any) -> Callable[..., Any]:
             raise TypeError(f"loss_fn must be a function (y_t, target_t) -> scalar; seen {type(loss_fn).__name__}.")
 
         def run(params, carry, xs, targets, resets=None, valid=None):
-            params, carry = (jax.tree.map(jnp.asarray, tree) for tree in (params, carry))
+            given, carry = (jax.tree.map(jnp.asarray, tree) for tree in (params, carry))
             length = checks.sequence_length(xs, targets)
+            params, carry, xs, targets, resets, valid = vary_alike(given, carry, xs, targets, resets, valid)
             x = jax.tree.map(lambda leaf: leaf[0], xs)
             plan, programs = planner.plan(params, carry, x), planner.programs(params, carry, x)
             sequence = make_sequence(plan, loss_fn, has_aux, carry, xs, targets, resets, valid)
             result = by_segments(plan, programs, params, Stream(carry, {}), sequence, length, exact=True)
             loss = (result.loss, result.aux) if has_aux else result.loss
-            return (loss, result.end.carry), as_params(plan, result.grads)
+            return (loss, result.end.carry), summed_like(as_params(plan, result.grads), given)
 
         return run
 

@@ -9,6 +9,8 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 
+from deepeprop_jax.devices import varying_axes, vary, vary_like
+
 Literal = jex.Literal
 
 _INLINED = {
@@ -22,6 +24,20 @@ _INLINED = {
     "checkpoint": "jaxpr",
 }
 """Calls that mean just their body. Not ``custom_jvp_call``: its body is the primal, without the rule."""
+
+
+_SETTINGS = (
+    "jax_allow_f16_reductions", "jax_debug_infs", "jax_debug_nans", "jax_default_matmul_precision",
+    "jax_default_prng_impl", "jax_disable_jit", "jax_enable_custom_prng", "jax_enable_x64", "jax_explicit_x64_dtypes",
+    "jax_legacy_prng_key", "jax_numpy_dtype_promotion", "jax_numpy_rank_promotion", "jax_random_seed_offset",
+    "jax_softmax_custom_jvp", "jax_threefry_partitionable",
+)  # fmt: skip
+"""What a user may set for a while, and a traced program then keeps."""
+
+
+def context() -> tuple[Any, ...]:
+    """The settings in force that a traced program depends on; equal programs may be used again only in the same."""
+    return (jax.sharding.get_abstract_mesh(), *(getattr(jax.config, name, None) for name in _SETTINGS))
 
 
 class Variable:
@@ -169,12 +185,26 @@ def dependents(equations: Sequence[Equation], sources: Iterable[Variable]) -> se
 
 def bind(equation: Equation, *values: Any) -> list[Any]:
     """Apply an equation's primitive to values."""
+    values = tuple(_varying_alike(equation, values))
     params = equation.primitive.get_bind_params(equation.params)
     if isinstance(params, tuple):  # (functions, params) in older JAX
         result = equation.primitive.bind(*params[0], *values, **params[1])
     else:
         result = equation.primitive.bind(*values, **params)
     return list(result) if equation.primitive.multiple_results else [result]
+
+
+def _varying_alike(equation: Equation, values: Sequence[Any]) -> Sequence[Any]:
+    """Operands of types that vary along the axes of a mesh that they varied along when the equation was traced.
+
+    Those of a primitive that brings no program of its own have to vary along the same ones.
+    """
+    axes = varying_axes(*values)
+    if not axes:
+        return values
+    if not any(isinstance(value, jex.Jaxpr | jex.ClosedJaxpr) or callable(value) for value in equation.params.values()):
+        return [vary(value, axes) for value in values]
+    return [vary_like(value, atom.aval) for value, atom in zip(values, equation.inputs, strict=True)]
 
 
 def evaluate(

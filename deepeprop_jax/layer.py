@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepeprop_jax.cut import Reals
+from deepeprop_jax.devices import vary_like
 from deepeprop_jax.influence import Influence, Product, add_leaves
 from deepeprop_jax.node import Node, cast_like, from_grid, to_grid
 from deepeprop_jax.real import Parts, PyTree, RealView
@@ -74,11 +75,12 @@ def reverse(node: Node, moment: Moment, blocks: jax.Array | None, dy: Reals) -> 
     p, h_tm1, h_t, u = moment
 
     def output_map(p_real: Reals, h_t_real: Reals, h_tm1_real: Reals, u_real: Reals) -> Reals:
-        def one(h_t_real, h_tm1_real, u_real, h_tm1_other, u_other, h_t_other):
+        def one(h_t_real, h_tm1_real, u_real, h_tm1_other, u_other, h_t_other, point):
             others = (p.other, h_tm1_other, u_other)
-            return node.cut.output_map(p_real, h_t_real, h_tm1_real, u_real, others, h_t_other)
+            return node.cut.output_map(p_real, h_t_real, h_tm1_real, u_real, others, h_t_other, point)
 
-        return jax.vmap(one)(h_t_real, h_tm1_real, u_real, h_tm1.other, u.other, h_t.other)
+        point = (h_t.real, h_tm1.real)
+        return jax.vmap(one)(h_t_real, h_tm1_real, u_real, h_tm1.other, u.other, h_t.other, point)
 
     y, pull_output = jax.vjp(output_map, p.real, h_t.real, h_tm1.real, u.real)
     dp, dh_t, dh_tm1, du = pull_output(cast_like(dy, y))
@@ -86,10 +88,10 @@ def reverse(node: Node, moment: Moment, blocks: jax.Array | None, dy: Reals) -> 
         return LayerGradient(dp, None, du)
 
     def next_carry(p_real: Reals, h_real: Reals, u_real: Reals) -> Reals:
-        def one(h_real, u_real, h_other, u_other):
-            return node.cut.next_carry(p_real, h_real, u_real, (p.other, h_other, u_other))
+        def one(h_real, u_real, h_other, u_other, point):
+            return node.cut.next_carry(p_real, h_real, u_real, (p.other, h_other, u_other), point)
 
-        return jax.vmap(one)(h_real, u_real, h_tm1.other, u.other)
+        return jax.vmap(one)(h_real, u_real, h_tm1.other, u.other, h_tm1.real)
 
     if blocks is None:
         _, pull_carry = jax.vjp(next_carry, p.real, h_tm1.real, u.real)
@@ -157,7 +159,8 @@ def partials(node: Node, moment: Moment, blocks: jax.Array | None, wanted: Wante
         p = moment.params.real
 
         def next_carry(some: dict[int, jax.Array], h: Reals, u_real: Reals) -> Reals:
-            return node.cut.next_carry([some.get(i, leaf) for i, leaf in enumerate(p)], h, u_real, others)
+            params = [some.get(i, leaf) for i, leaf in enumerate(p)]
+            return node.cut.next_carry(params, h, u_real, others, h_tm1.real)
 
         found = Partials()
         if node.recurrent:
@@ -172,7 +175,8 @@ def partials(node: Node, moment: Moment, blocks: jax.Array | None, wanted: Wante
 
 def _basis_rows(pull, basis: np.ndarray, view: RealView, like: Reals):
     """Pull every row of ``basis`` (cotangents of all real numbers of ``view``) back."""
-    return jax.vmap(lambda ct: pull(cast_like(view.unflatten(ct), like)))(jnp.asarray(basis, jnp.result_type(*like)))
+    cotangents = vary_like(jnp.asarray(basis, jnp.result_type(*like)), like)
+    return jax.vmap(lambda ct: pull(cast_like(view.unflatten(ct), like)))(cotangents)
 
 
 def _carry_partials(node: Node, next_carry, p: Reals, h: Reals, u: Reals, full: bool, wanted: Wanted) -> Partials:
@@ -219,7 +223,8 @@ def _output_partials(node: Node, found: Partials, p: Reals, h_tm1: Parts, h_t: P
     def output_map(a) -> Reals:
         params = [a.get("params", {}).get(i, leaf) for i, leaf in enumerate(p)]
         h_t_real, h_tm1_real = a.get("carry_t", h_t.real), a.get("carry_tm1", h_tm1.real)
-        return node.cut.output_map(params, h_t_real, h_tm1_real, a.get("input", u.real), others, h_t.other)
+        point = (h_t.real, h_tm1.real)
+        return node.cut.output_map(params, h_t_real, h_tm1_real, a.get("input", u.real), others, h_t.other, point)
 
     out, pull = jax.vjp(output_map, asked)
     rows = _basis_rows(pull, np.eye(node.output.size), node.output, out)[0]

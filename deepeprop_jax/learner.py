@@ -122,8 +122,9 @@ class ValueAndGrad(Protocol):
         cotangents back through each segment.
 
         Args:
-          loss_fn: ``loss_fn(y_t, target_t) -> scalar`` on the batched output of one step; with ``has_aux``,
-            ``-> (scalar, aux)``.
+          loss_fn: ``loss_fn(y_t, target_t) -> loss`` on the batched output of one step; with ``has_aux``,
+            ``-> (loss, aux)``. The loss is a real scalar, or one number per example, (batch,): those are summed, over
+            the examples that are ``valid``.
           segment_length: C, steps per segment; the last one may be shorter. None chooses it from the analysis (with
             "exact" it must be given); a ``stack(cell, depth=L)`` with ``hops`` of one or more runs step by step.
           within_segment: "eprop" or "exact".
@@ -135,8 +136,12 @@ class ValueAndGrad(Protocol):
 
           * xs: (time, batch, ...); targets: any pytree with a leading time axis.
           * resets: (time, batch) bool; before such a step the example returns to its initial carry, with zero traces.
-          * valid: (time, batch) bool; elsewhere carry and traces are held, and the example's output gets no cotangent
-            (its loss is still in the value: mask that by weights in targets). Its x must be finite: pad with zeros.
+          * valid: (time, batch) bool; elsewhere carry and traces are held, and the example's output gets no cotangent.
+            Its x must be finite: pad with zeros. Where loss_fn returns one loss per example, value and gradient belong
+            together. A scalar has no examples to leave out: those that are not valid still count in the value, though
+            not in the gradient. The cure, in two lines:
+            ``targets = (targets, valid)`` and ``loss_fn = lambda y, target: jnp.where(target[1], losses(y, target[0]),
+            0).sum()``.
 
           Memory: constant in time, but for xs, targets and aux.
 

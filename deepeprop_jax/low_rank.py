@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from deepeprop_jax.devices import vary_like
 from deepeprop_jax.jaxprs import Atom, is_variable
 from deepeprop_jax.node import Node
 from deepeprop_jax.outer import is_outer
@@ -287,4 +288,4 @@ def orthonormal(rows: jax.Array) -> jax.Array:
         return lax.dynamic_update_index_in_dim(basis, row, index, axis=1)
 
     rows = _unit_length(rows)
-    return lax.fori_loop(0, rows.shape[1], body, jnp.zeros_like(rows))
+    return lax.fori_loop(0, rows.shape[1], body, vary_like(jnp.zeros_like(rows), rows))

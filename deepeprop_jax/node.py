@@ -151,9 +151,9 @@ def analyse_node(name: str, apply: Callable, params: PyTree, carry: PyTree, x: P
 
     # The VJP of F is linear in the cotangent of h_t, and JAX has resolved custom rules, jit and remat in it.
     def vjp(p: Reals, h: Reals, u: Reals, others: Others, ct: Reals) -> tuple[Reals, Reals]:
-        return jax.vjp(lambda p, h: cut.next_carry(p, h, u, others), p, h)[1](ct)
+        return jax.vjp(lambda p, at: cut.next_carry(p, at, u, others, h), p, h)[1](ct)
 
-    reals = [_real_avals(view) for view in views[:3]]
+    reals = [view.real_avals for view in views[:3]]
     others = tuple(view.other_avals for view in views[:3])
     program = trace(vjp, *reals, others, reals[1])
     count_p, count_h = len(views.params.shapes), len(views.carry.shapes)
@@ -165,10 +165,6 @@ def analyse_node(name: str, apply: Callable, params: PyTree, carry: PyTree, x: P
     leaves = tuple(_leaf(leaf, atom, exact) for leaf, atom in zip(views.params.names, params_bar, strict=True))
     recurrence = _recurrence(program, carry_bar, ids, seeds, exact, views.carry, units, cut)
     return Node(name, apply, *views, cut, units, leaves, recurrence)
-
-
-def _real_avals(view: RealView) -> list[jax.ShapeDtypeStruct]:
-    return [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in zip(view.shapes, view.dtypes, strict=True)]
 
 
 # --- rows of a parameter, blocks of the recurrence -------------------------------------------------------------------
@@ -253,7 +249,7 @@ def _blocks_by_slot(
 
 def _blocks_from_jacobian(cut: Cut, units: Units) -> Callable[[Reals, Reals, Reals, Others], jax.Array]:
     def blocks(p: Reals, h: Reals, u: Reals, others: Others) -> jax.Array:
-        _, vjp = jax.vjp(lambda h: cut.next_carry(p, h, u, others), h)
+        _, vjp = jax.vjp(lambda at: cut.next_carry(p, at, u, others, h), h)
         view = RealView(h)
         rows = jax.vmap(lambda ct: view.flatten(vjp(cast_like(view.unflatten(ct), h))[0]))
         jacobian = rows(jnp.eye(view.size, dtype=jnp.result_type(*h)))

@@ -16,12 +16,21 @@ import numpy as np
 from deepeprop_jax import labels as lb
 from deepeprop_jax import outer
 from deepeprop_jax.cut import Reals
-from deepeprop_jax.forward_loop import Run, leading_sizes
+from deepeprop_jax.devices import vary_like
+from deepeprop_jax.forward_loop import Run, leading_sizes, with_inputs, without_cut_off_steps
 from deepeprop_jax.jaxprs import Atom, Variable, backward_slice, bind, is_variable
 from deepeprop_jax.lifted import Lifted, Rule, Values, add, broadcast, elementwise, pull, union
 from deepeprop_jax.node import from_grid
 from deepeprop_jax.real import Parts
-from deepeprop_jax.through_time import Carry, Flags, Flow, Leaves, pull_local, through_time
+from deepeprop_jax.through_time import (
+    Carry,
+    Flags,
+    Flow,
+    Leaves,
+    last_where_cut_off,
+    pull_local,
+    through_time,
+)
 from deepeprop_jax.trace import spread
 from deepeprop_jax.vjp_program import Pull, VjpProgram
 
@@ -68,7 +77,7 @@ class NodeSegment:
         flags: Flags,
         slots_wanted: bool,
     ):
-        self.program, self.node, self.params, self.flags = program, program.node, params, flags
+        self.program, self.node, self.params, self.flags, self.run = program, program.node, params, flags, run
         self.sizes = dict(zip("cb", leading_sizes(inputs), strict=True))
         self.values, self.input, self.carry_tm1, self.carry_t = values, inputs, run.carry_tm1, run.new_carry()
         self.values.known |= {v: Lifted(a, "cb") for v, a in zip(program.carry_tm1, run.carry_tm1.real, strict=True)}
@@ -80,15 +89,31 @@ class NodeSegment:
         self._slots: list[tuple[Leaves, Leaves]] | None = None
         self._slots_wanted = slots_wanted
 
+    def after_resets(self) -> NodeSegment:
+        """The node as the carry after the segment depends on it; without resets the node itself.
+
+        See ``through_time.last_where_cut_off``.
+        """
+        resets, program = self.flags.resets, self.program
+        if resets is None:
+            return self
+        run, inputs = without_cut_off_steps(resets, self.run, self.input)
+        values = Values(self.values.equations, {v: x for v, x in self.values.known.items() if "c" not in x.axes})
+        values.known |= with_inputs(program, values, inputs).known
+        moving = [v for v in program.before_loop if self.values.known[v].axes == "cb"]
+        before = last_where_cut_off(resets, [self.values.known[v].value for v in moving])
+        values.known |= {v: Lifted(x, "cb") for v, x in zip(moving, before, strict=True)}
+        return NodeSegment(program, self.params, values, run, inputs, self.flags, self._slots_wanted)
+
     def _run_output(self) -> None:
         new, carry_tm1 = self.carry_t, self.carry_tm1
 
         def output_map(p: Reals, h_t: Reals, h_tm1: Reals, u: Reals) -> tuple[Reals, list]:
             # Steps and examples as one axis, which XLA on a CPU contracts without copying.
             c, b = self.sizes["c"], self.sizes["b"]
-            leaves = (h_t, h_tm1, u, new.other, carry_tm1.other, self.input.other)
+            leaves = (h_t, h_tm1, u, new.other, carry_tm1.other, self.input.other, (new.real, carry_tm1.real))
             flat = jax.tree.map(lambda leaf: leaf.reshape(c * b, *leaf.shape[2:]), leaves)
-            every = jax.vmap(self._output_of_one, (None, *(0,) * 6), axis_size=c * b)(p, *flat)
+            every = jax.vmap(self._output_of_one, (None, *(0,) * 7), axis_size=c * b)(p, *flat)
             return jax.tree.map(lambda leaf: leaf.reshape(c, b, *leaf.shape[1:]), every)
 
         self._output_map = output_map
@@ -98,9 +123,10 @@ class NodeSegment:
         )  # fmt: skip
         self.outputs = Parts(real, other)
 
-    def _output_of_one(self, p, h_t, h_tm1, u, h_t_other, h_tm1_other, u_other) -> tuple[Reals, list]:
+    def _output_of_one(self, p, h_t, h_tm1, u, h_t_other, h_tm1_other, u_other, point) -> tuple[Reals, list]:
         """g of one example at one step."""
-        parts = self.node.cut.output_parts(p, h_t, h_tm1, u, (self.params.other, h_tm1_other, u_other), h_t_other)
+        others = (self.params.other, h_tm1_other, u_other)
+        parts = self.node.cut.output_parts(p, h_t, h_tm1, u, others, h_t_other, point)
         return parts.real, parts.other
 
     # --- linear values -----------------------------------------------------------------------------------------------
@@ -219,7 +245,7 @@ class NodeSegment:
         if recurrence == "none":
             start: Leaves = []
             steps = dh_t
-        elif recurrence == "local" and self._slots_wanted and self._slots is None and self._slots_of_examples():
+        elif recurrence == "local" and self._shares_loop():
             (start, steps), *self._slots = self._through_time(recurrence, [flow, *self._slot_flows()], sizes)
         else:
             ((start, steps),) = self._through_time(recurrence, [flow], sizes)
@@ -243,7 +269,7 @@ class NodeSegment:
         for d, like in zip(dy, self.outputs.real, strict=True):
             shape = (*(sizes[axis] for axis in axes), *like.shape[2:])
             full.append(jnp.zeros(shape, like.dtype) if d is None else broadcast(d, axes, sizes).astype(like.dtype))
-        return full
+        return vary_like(full, self.outputs.real)
 
     def _down(self, back: Back, upto: str) -> Back:
         """Add what the input's cotangent gets from the new carry's."""
@@ -252,9 +278,15 @@ class NodeSegment:
         below = self.linear_values(self.program.to_input, back.steps)
         return back._replace(input=[add(a, b) for a, b in zip(back.input, below, strict=True)] if back.input else below)
 
-    def _slots_of_examples(self) -> bool:
-        """Whether ``slots`` differs between examples; else XLA takes its loop out of the loop over segments."""
-        return any(f is not None for f in self.flags) or any("b" in x.axes for x in self.blocks().values())
+    def _shares_loop(self) -> bool:
+        """Whether ``slots`` goes through one loop with other cotangents.
+
+        Where it is the same for all examples, XLA takes its loop out of the loop over segments; with resets it is that
+        of ``after_resets``.
+        """
+        if not self._slots_wanted or self._slots is not None or self.flags.resets is not None:
+            return False
+        return self.flags.valid is not None or any("b" in x.axes for x in self.blocks().values())
 
     def slots(self) -> list[tuple[Leaves, Leaves]]:
         """Per slot of a unit, for ones on that slot of the last carry: the cotangents at the start and at every step.
@@ -334,12 +366,12 @@ class NodeSegment:
 
         def one(dy, h_t, h_tm1, u, *others) -> list[jax.Array]:
             def every_step(p: Reals) -> tuple[Reals, list]:
-                return jax.vmap(self._output_of_one, (None, *(0,) * 6))(p, h_t, h_tm1, u, *others)
+                return jax.vmap(self._output_of_one, (None, *(0,) * 7))(p, h_t, h_tm1, u, *others)
 
             return jax.vjp(every_step, self.params.real, has_aux=True)[1](dy)[0]
 
-        arguments = (h_t, h_tm1, u, self.carry_t.other, self.carry_tm1.other, self.input.other)
+        arguments = (h_t, h_tm1, u, self.carry_t.other, self.carry_tm1.other, self.input.other, (h_t, h_tm1))
         every = jax.vmap(one, in_axes=1, axis_size=self.sizes["b"])
         if "r" in axes:
-            every = jax.vmap(every, in_axes=(1, *(None,) * 6))
+            every = jax.vmap(every, in_axes=(1, *(None,) * 7))
         return [Lifted(leaf, axes.replace("c", "")) for leaf in every(full, *arguments)]

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepeprop_jax.cell import Graph, PyTree, Vertex, Wire, connect, parents, select
-from deepeprop_jax.jaxprs import check_custom_rules
+from deepeprop_jax.jaxprs import check_custom_rules, context
 from deepeprop_jax.layer import Wanted
 from deepeprop_jax.low_rank import Layout, layout_of
 from deepeprop_jax.node import Node, analyse_node
-from deepeprop_jax.real import RealView
+from deepeprop_jax.real import RealView, shape_and_dtype
 from deepeprop_jax.trace import Block
 from deepeprop_jax.vjp_program import VjpProgram
 
@@ -149,7 +149,8 @@ def make_plan(
         )
         outputs[index] = _check_cell(vertex, node_params, node_carry, u)
         arguments = (node_params, node_carry, u, outputs[index])
-        key = (vertex.cell.apply, jax.tree.structure(arguments), tuple(map(str, jax.tree.leaves(arguments))))
+        avals = tuple(map(str, jax.tree.leaves(arguments)))
+        key = (vertex.cell.apply, jax.tree.structure(arguments), avals, context())
         if key not in known:
             known[key] = _analyse(vertex, *arguments)
         nodes.append(known[key]._replace(name=vertex.name))
@@ -226,7 +227,7 @@ def _layer_avals(vertex: Vertex, what: str, tree: PyTree) -> PyTree:
                 f"that size{' behind the batch axis' if what == 'carry' else ''}; seen shape {leaf.shape} at "
                 f"'{jax.tree_util.keystr(path, simple=True, separator='/')}'."
             )
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
+    return jax.tree.map(lambda leaf: shape_and_dtype(leaf, 1), tree)
 
 
 def describe(tree: PyTree) -> str:

@@ -8,13 +8,16 @@ import jax
 
 from deepeprop_jax import checks, stream
 from deepeprop_jax.cell import Graph, PyTree
+from deepeprop_jax.devices import varying_axes
+from deepeprop_jax.jaxprs import context
 from deepeprop_jax.node import Node
 from deepeprop_jax.plan import Plan, make_plan, with_rank
+from deepeprop_jax.real import shape_and_dtype
 from deepeprop_jax.vjp_program import VjpProgram, vjp_program
 
 
 class Planner:
-    """Analyses a network once per shapes of its params, carry and input.
+    """Analyses a network once per shapes of its params, carry and input, and per context (see ``jaxprs.context``).
 
     Args:
       graph: the network.
@@ -80,9 +83,9 @@ class Planner:
 
 
 def _avals(tree: PyTree, without_batch: bool = False) -> PyTree:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[int(without_batch) :], leaf.dtype), tree)
+    return jax.tree.map(lambda leaf: shape_and_dtype(leaf, int(without_batch)), tree)
 
 
 def _key(*trees: PyTree) -> Any:
     leaves, structure = jax.tree.flatten(trees)
-    return structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
+    return structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves), varying_axes(leaves), context()

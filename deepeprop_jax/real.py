@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 PyTree = Any
 
@@ -24,12 +25,27 @@ class Parts(NamedTuple):
     other: list[jax.Array]
 
 
+def shape_and_dtype(leaf: Any, without_axes: int = 0) -> jax.ShapeDtypeStruct:
+    """What is known of an array while a program is traced, without its first axes if so wanted."""
+    shape, is_type = jnp.shape(leaf)[without_axes:], isinstance(leaf, jax.ShapeDtypeStruct)
+    kind = leaf if is_type else jax.typeof(leaf)
+    if not getattr(kind.manual_axis_type, "varying", None):
+        return jax.ShapeDtypeStruct(shape, leaf.dtype)
+    held = NamedSharding(kind.sharding.mesh, PartitionSpec())
+    return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=held, manual_axis_type=kind.manual_axis_type)
+
+
+def _real_part(aval: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return aval.update(dtype=np.zeros(0, aval.dtype).real.dtype)
+
+
 class RealView:
     """Splits pytrees of one structure into ``Parts`` and joins them again.
 
     Attributes:
       shapes: shape of each real leaf (of one example; leading axes of values do not matter).
       dtypes: dtype of each real leaf.
+      real_avals: both together, with the axes of a mesh along which the leaf varies.
       names: pytree path of each real leaf, with ``.real`` or ``.imag`` behind a complex one.
       set_aside: paths of the leaves that were set aside.
       size: number of real numbers.
@@ -42,7 +58,7 @@ class RealView:
           set_aside: indices of leaves that stand among the others, whatever they are.
         """
         paths, self.treedef = jax.tree_util.tree_flatten_with_path(tree)
-        self.avals = [jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype) for _, leaf in paths]
+        self.avals = [shape_and_dtype(leaf) for _, leaf in paths]
         self.kinds = ["other" if i in set_aside else _kind(aval.dtype) for i, aval in enumerate(self.avals)]
         self.shapes: list[tuple[int, ...]] = []
         self.dtypes: list[Any] = []
@@ -56,6 +72,11 @@ class RealView:
                 self.shapes.append(aval.shape)
                 self.dtypes.append(np.zeros(0, aval.dtype).real.dtype if kind == "complex" else aval.dtype)
                 self.names.append(name + part)
+        self.real_avals = [
+            part
+            for aval, kind in zip(self.avals, self.kinds, strict=True)
+            for part in {"real": [aval], "complex": [_real_part(aval)] * 2, "other": []}[kind]
+        ]
         self.sizes = [int(np.prod(shape, dtype=int)) for shape in self.shapes]
         self.size = sum(self.sizes)
 

@@ -11,6 +11,7 @@ nodes pass on what their output owes to its own step.
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 
 from deepeprop_jax.cell import PyTree, assemble, connect, parents, select
 from deepeprop_jax.deep_segment import DeepBack, DeepSegment
+from deepeprop_jax.devices import vary_like
 from deepeprop_jax.forward_loop import run_forward, with_inputs
 from deepeprop_jax.lifted import Lifted, Values, add, broadcast
 from deepeprop_jax.node_segment import Back, NodeSegment
@@ -92,6 +94,12 @@ class Segment:
         # What a wire carries beside real numbers, of one example: connect() wants it, no derivative depends on it.
         self._x, self._outputs = jax.tree.map(lambda leaf: leaf[0, 0], (xs, outputs))
 
+    def after_resets(self) -> Segment:
+        """The segment as its last carries, and so the traces, depend on it; without resets the segment itself."""
+        seen = copy.copy(self)
+        seen.nodes = [node.after_resets() for node in self.nodes]
+        return seen
+
     def distribute(self, wire: Any, view: RealView, ct: Leaves, sizes: dict[str, int]) -> dict[int, Leaves]:
         """The cotangent of what a wire carries, handed to the outputs that it is made of."""
         sources = parents(wire)
@@ -101,6 +109,7 @@ class Segment:
             return {wire: ct}
         views = {p: self.plan.nodes[p].output for p in sources}
         zeros = {p: [jnp.zeros(*leaf) for leaf in zip(views[p].shapes, views[p].dtypes, strict=True)] for p in sources}
+        zeros = vary_like(zeros, self._x, self._outputs)
 
         def carried(real: dict[int, list[jax.Array]]) -> list[jax.Array]:
             outputs = {p: views[p].join(real[p], views[p].split(self._outputs[p]).other) for p in sources}
@@ -114,7 +123,7 @@ class Segment:
             full.append(jnp.zeros(shape, value.dtype) if c is None else broadcast(c, axes, sizes).astype(value.dtype))
         for _ in axes:
             pull = jax.vmap(pull)
-        (found,) = pull(full)
+        (found,) = pull(vary_like(full, values))
         return {p: [Lifted(leaf, axes) for leaf in leaves] for p, leaves in found.items()}
 
 

@@ -12,6 +12,7 @@ from jax import lax
 
 from deepeprop_jax import checks, lattice, segment, segment_gradient, segment_update, slots
 from deepeprop_jax.cell import PyTree, assemble
+from deepeprop_jax.devices import vary_like
 from deepeprop_jax.plan import Plan
 from deepeprop_jax.real import select_examples
 from deepeprop_jax.through_time import Flags
@@ -28,7 +29,7 @@ class Sequence(NamedTuple):
     """What a sequence is made of.
 
     Attributes:
-      loss_fn: ``(y_t, target_t) -> scalar`` or ``(scalar, aux)``.
+      loss_fn: ``(y_t, target_t) -> loss`` or ``(loss, aux)``, the loss a scalar or one per example.
       has_aux: which of the two.
       initial_carry: what an example returns to on a reset.
       xs, targets: (time, ...).
@@ -61,9 +62,9 @@ def make_sequence(
     batch = checks.batch_size(initial_carry, x)
     named = {"resets": resets, "valid": valid}
     flags = {k: None if f is None else checks.check_flags(f, (length, batch), k) for k, f in named.items()}
-    y = jax.tree.map(lambda aval: jax.ShapeDtypeStruct((batch, *aval.shape), aval.dtype), plan.output_avals)
+    y = jax.tree.map(lambda aval: aval.update(shape=(batch, *aval.shape)), plan.output_avals)
     loss = jax.eval_shape(loss_fn, y, target)
-    checks.check_loss(loss, has_aux)
+    checks.check_loss(loss, has_aux, batch)
     return Sequence(loss_fn, has_aux, initial_carry, xs, targets, Flags(**flags), (loss[0] if has_aux else loss).dtype)
 
 
@@ -141,7 +142,7 @@ def by_segments(
         stream, loss, grads = sums
         xs, targets, flags = inputs
         part = segment.Segment(ready, stream.carry, sequence.initial_carry, xs, flags)
-        (values, aux), dy = loss_and_dy(part.outputs, targets)
+        (values, aux), dy = loss_and_dy(part.outputs, targets, flags.valid)
         if flags.valid is not None:
             dy = keep_examples(flags.valid, dy)
         traces = stream.traces
@@ -150,12 +151,12 @@ def by_segments(
         found = segment_gradient.gradient(part, traces, dy, exact)
         if flags.resets is not None:
             traces = slots.without_examples(plan, flags.resets.any(axis=0), traces)
-        new = Stream(part.carry_end, segment_update.update(part, traces))
+        new = Stream(part.carry_end, segment_update.update(part.after_resets(), traces))
         return (new, loss + values.sum(), jax.tree.map(jnp.add, grads, found)), aux
 
     begin = Stream(start.carry, slots.split_slots(plan, start.traces))
-    sums = (begin, jnp.zeros((), sequence.loss_dtype), _zero_gradient(plan))
     inputs = (sequence.xs, sequence.targets, sequence.flags)
+    sums = (begin, *vary_like((jnp.zeros((), sequence.loss_dtype), _zero_gradient(plan)), begin))
     steps = jax.tree.leaves(sequence.xs)[0].shape[0]
     whole = steps // length
 
@@ -192,7 +193,7 @@ def by_steps(plan: Plan, params: PyTree, start: Stream, sequence: Sequence) -> R
             nothing = jax.tree.map(jnp.zeros_like, traces_tm1)
             traces_tm1 = lattice.select_examples(flags.resets, nothing, traces_tm1)
         carry_t, y_t, moments = lattice.forward(plan, params, carry_tm1, x)
-        (value, aux), dy = loss_and_dy(y_t, target)
+        (value, aux), dy = loss_and_dy(y_t, target, flags.valid)
         if flags.valid is not None:
             dy = keep_examples(flags.valid, dy)
         blocks = lattice.local_blocks(plan, moments)
@@ -203,16 +204,20 @@ def by_steps(plan: Plan, params: PyTree, start: Stream, sequence: Sequence) -> R
             traces_t = lattice.select_examples(flags.valid, traces_t, traces_tm1)
         return (Stream(carry_t, traces_t), loss + value, jax.tree.map(jnp.add, grads, found)), aux
 
-    sums = (start, jnp.zeros((), sequence.loss_dtype), _zero_gradient(plan))
+    sums = (start, *vary_like((jnp.zeros((), sequence.loss_dtype), _zero_gradient(plan)), start))
     (end, loss, grads), aux = lax.scan(body, sums, (sequence.xs, sequence.targets, sequence.flags))
     return Result(loss, aux, grads, end)
 
 
-def _loss_and_dy(sequence: Sequence) -> Callable[[PyTree, PyTree], tuple[tuple[jax.Array, PyTree], PyTree]]:
-    """``(y_t, target_t) -> ((loss_t, aux), dL_t/dy_t)``."""
+def _loss_and_dy(sequence: Sequence) -> Callable[..., tuple[tuple[jax.Array, PyTree], PyTree]]:
+    """``(y_t, target_t, valid_t) -> ((loss_t, aux), dL_t/dy_t)``; losses per example are summed over valid ones."""
 
-    def with_aux(y: PyTree, target: PyTree) -> tuple[jax.Array, PyTree]:
-        return sequence.loss_fn(y, target) if sequence.has_aux else (sequence.loss_fn(y, target), None)
+    def with_aux(y: PyTree, target: PyTree, valid: jax.Array | None) -> tuple[jax.Array, PyTree]:
+        found = sequence.loss_fn(y, target)
+        loss, aux = found if sequence.has_aux else (found, None)
+        if loss.ndim and valid is not None:
+            loss = jnp.where(valid, loss, 0)
+        return loss.sum() if loss.ndim else loss, aux
 
     return jax.value_and_grad(with_aux, has_aux=True, allow_int=True)
 

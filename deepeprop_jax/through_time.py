@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from deepeprop_jax.devices import vary, varying_axes
 from deepeprop_jax.lifted import Lifted, add, broadcast, elementwise, scan_back, union
 
 Leaves = list[Lifted | None]
@@ -19,6 +20,24 @@ class Flags(NamedTuple):
 
     resets: jax.Array | None
     valid: jax.Array | None
+
+
+def last_where_cut_off(resets: jax.Array, values: Any) -> Any:
+    """(C, batch, ...) values, with those of the last step in place of all that lie before a later reset.
+
+    Nothing of a step before a reset reaches what follows it: its cotangents are zeros. Of a carry that is not finite
+    they would still be multiplied with derivatives that are not finite.
+
+    Args:
+      resets: (C, batch).
+      values: a pytree.
+    """
+    later = jnp.flip(jnp.cumsum(jnp.flip(resets, 0), axis=0), 0) > resets  # a reset after the step itself
+
+    def choose(x: jax.Array) -> jax.Array:
+        return jnp.where(later.reshape(*later.shape, *(1,) * (x.ndim - 2)), x[-1:], x)
+
+    return jax.tree.map(choose, values)
 
 
 class Flow(NamedTuple):
@@ -78,10 +97,12 @@ def through_time(
         axes.append(union(*(x.axes for x in (*given, *read))).replace("c", ""))
         dtypes.append([jnp.result_type(*(x.value for x in given), dtype) for dtype in carry.dtypes])
 
+    varying = varying_axes((flows, table, flags))
+
     def whole(f: int, i: int, x: Lifted | None) -> jax.Array:
         if x is None:
-            return jnp.zeros((*(sizes[a] for a in axes[f]), *carry.shapes[i]), dtypes[f][i])
-        return broadcast(x, axes[f], sizes).astype(dtypes[f][i])
+            return vary(jnp.zeros((*(sizes[a] for a in axes[f]), *carry.shapes[i]), dtypes[f][i]), varying)
+        return vary(broadcast(x, axes[f], sizes).astype(dtypes[f][i]), varying)
 
     def body(carried: list[list[jax.Array]], step: Any) -> tuple[list[list[jax.Array]], list[list[jax.Array]]]:
         given, now_table, (resets, valid) = step

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from deepeprop_jax.devices import vary_like
 from deepeprop_jax.node import Node, from_grid, to_grid
 from deepeprop_jax.real import PyTree, RealView
 
@@ -185,7 +186,7 @@ def computed_once(tree: PyTree) -> PyTree:
         return jax.tree.map(store, tree, stored)
 
     turns = max((fewest_parts(x.shape[-1]) for x in jax.tree.leaves(tree)), default=0)
-    return lax.fori_loop(0, turns, body, jax.tree.map(jnp.zeros_like, tree))
+    return lax.fori_loop(0, turns, body, vary_like(jax.tree.map(jnp.zeros_like, tree), tree))
 
 
 def fewest_parts(size: int) -> int:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from deepeprop_jax import checks, lattice, segment_gradient, segment_update, slots, stream
 from deepeprop_jax.cell import PyTree, graph_of
+from deepeprop_jax.devices import summed_like, vary_alike, vary_like
 from deepeprop_jax.learner import LearnerState, OnlineLearner, Pending
 from deepeprop_jax.network import as_cell
 from deepeprop_jax.plan import Plan
@@ -98,7 +99,7 @@ def deep_eprop(
         return plan
 
     def init(params: PyTree, carry: PyTree, x: PyTree) -> LearnerState:
-        params, carry, x = (jax.tree.map(jnp.asarray, tree) for tree in (params, carry, x))
+        params, carry, x = vary_alike(*(jax.tree.map(jnp.asarray, tree) for tree in (params, carry, x)))
         plan = plan_of(params, carry, x)
         batch = checks.batch_size(carry, x)
         traces = jax.tree.map(lambda aval: jnp.zeros(aval.shape, aval.dtype), lattice.trace_shapes(plan, batch))
@@ -106,7 +107,7 @@ def deep_eprop(
         if stream.applies(plan):
             update = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), planner.pending_update(params, carry, x))
         pending = Pending(_own_copy(carry), _own_copy(x), update, jnp.zeros(batch, bool))
-        return LearnerState(_own_copy(carry), traces, pending, _own_copy(carry))
+        return vary_like(LearnerState(_own_copy(carry), traces, pending, _own_copy(carry)), params, carry, x)
 
     def run_step(plan: Plan, params: PyTree, carry: PyTree, x: PyTree) -> Segment:
         return stream.run_step(plan, planner.programs(params, carry, x), params, carry, x)
@@ -125,6 +126,7 @@ def deep_eprop(
         return lattice.select_examples(active, moved, state.traces)
 
     def step(params: PyTree, state: LearnerState, x: PyTree) -> tuple[LearnerState, PyTree]:
+        params, state, x = vary_alike(params, state, x)
         plan = plan_for(params, state, x)
         traces = flush(plan, state)
         if stream.applies(plan):
@@ -134,13 +136,18 @@ def deep_eprop(
             carry_t, y_t, _ = lattice.forward(plan, params, state.carry, x)
             update = _own_copy(params)
         pending = Pending(state.carry, _own_copy(x), update, jnp.ones_like(state.pending.active))
-        return LearnerState(carry_t, traces, pending, state.initial_carry), y_t
+        return vary_like((LearnerState(carry_t, traces, pending, state.initial_carry), y_t), params)
 
     def gradient(params: PyTree, state: LearnerState, dy: PyTree) -> PyTree:
+        given = params
+        params, state, dy = vary_alike(params, state, dy)
         plan = plan_for(params, state, state.pending.x)
         carry, x, update, active = state.pending
         if not isinstance(active, jax.core.Tracer) and not active.any():
             raise ValueError("No step is pending in this state. Call learner.step first, then learner.gradient.")
+        # An example that was reset may have left numbers that are not finite: zero times those is no zero.
+        carry = select_examples(active, carry, state.initial_carry)
+        x = select_examples(active, x, jax.tree.map(_finite, x))
         if stream.applies(plan):
             now = run_step(plan, params, carry, x)
             dy = keep_examples(active, checks.check_cotangent(dy, _at_its_step(now.outputs)))
@@ -155,7 +162,7 @@ def deep_eprop(
             dy = keep_examples(active, checks.check_cotangent(dy, y))
             found = lattice.gradient(plan, moments, lattice.local_blocks(plan, moments), state.traces, dy)
         found = [[jnp.where(active.any(), leaf, jnp.nan) for leaf in leaves] for leaves in found]
-        return as_params(plan, found)
+        return summed_like(as_params(plan, found), given)
 
     def value_and_grad(
         loss_fn: Callable[..., Any],
@@ -170,6 +177,8 @@ def deep_eprop(
 
         def run(params, state, xs, targets, resets=None, valid=None):
             steps = checks.sequence_length(xs, targets)
+            given = params
+            params, state, xs, targets, resets, valid = vary_alike(params, state, xs, targets, resets, valid)
             x = jax.tree.map(lambda leaf: leaf[0], xs)
             plan = plan_for(params, state, x)
             sequence = make_sequence(plan, loss_fn, has_aux, state.initial_carry, xs, targets, resets, valid)
@@ -185,7 +194,8 @@ def deep_eprop(
                 result = by_segments(plan, programs, params, start, sequence, length, within_segment == "exact")
             pending = state.pending._replace(active=jnp.zeros_like(state.pending.active))
             end = LearnerState(result.end.carry, result.end.traces, pending, state.initial_carry)
-            return ((((result.loss, result.aux) if has_aux else result.loss), end), as_params(plan, result.grads))
+            loss = (result.loss, result.aux) if has_aux else result.loss
+            return (loss, vary_like(end, params)), summed_like(as_params(plan, result.grads), given)
 
         return run
 
@@ -193,6 +203,7 @@ def deep_eprop(
         if not isinstance(state, LearnerState):
             raise TypeError(f"state must be what learner.init or learner.step returned; seen {type(state).__name__}.")
         where = checks.check_flags(where, state.pending.active.shape, "where")
+        state, where = vary_alike(state, where)
         traces = lattice.select_examples(where, jax.tree.map(jnp.zeros_like, state.traces), state.traces)
         pending = state.pending._replace(active=state.pending.active & ~where)
         return LearnerState(
@@ -205,6 +216,10 @@ def deep_eprop(
 def _at_its_step(outputs: PyTree) -> PyTree:
     """The outputs of a segment of one step."""
     return jax.tree.map(lambda leaf: leaf[0], outputs)
+
+
+def _finite(leaf: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isfinite(leaf), leaf, 0) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
 
 
 def _own_copy(tree: PyTree) -> PyTree:

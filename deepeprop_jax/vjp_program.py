@@ -106,13 +106,15 @@ class VjpProgram(NamedTuple):
 def vjp_program(node: Node) -> VjpProgram:
     """Trace and split a node's step and VJP. Cost: as ``analyse_node``."""
     views = (node.params, node.carry, node.input)
-    reals = [[jax.ShapeDtypeStruct(*leaf) for leaf in zip(v.shapes, v.dtypes, strict=True)] for v in views]
+    reals = [view.real_avals for view in views]
     others = tuple(view.other_avals for view in views)
-    primal = unconcatenate(trace(node.cut.next_carry_parts, *reals, others))
+    primal = unconcatenate(trace(node.cut.next_carry_parts, *reals, others, reals[1]))
 
     def step(p: Reals, h: Reals, u: Reals, others: Others, ct: Reals):
+        point = h
+
         def next_carry(p: Reals, h: Reals, u: Reals):
-            leaves = zip(primal.inputs, jax.tree.leaves((p, h, u, others)), strict=True)
+            leaves = zip(primal.inputs, jax.tree.leaves((p, h, u, others, point)), strict=True)
             outputs = evaluate(primal.equations, {**primal.constants, **dict(leaves)}, primal.outputs)
             return outputs[: len(h)], outputs[len(h) :]
 

@@ -141,6 +141,7 @@ VALUE_ERRORS = {
     "dy of the wrong shape": (r"dy.*\[3, 2\]", lambda s: s.gradient(ones(BATCH, 9), state=s.step()[0])),
     "dy of the wrong structure": (r"structure", lambda s: s.gradient((ones(BATCH, 2),), state=s.step()[0])),
     "loss that is no scalar": (r"scalar", lambda s: s.run(lambda y, t: (y - t) ** 2)),
+    "losses of the wrong number": (r"one loss per example, of shape \(3,\)", lambda s: s.run(lambda y, t: y[0])),
     "loss of integers": (r"scalar", lambda s: s.run(lambda y, t: jnp.zeros((), jnp.int32))),
     "loss with aux unannounced": (r"has_aux=True", lambda s: s.run(lambda y, t: (jnp.sum(y), y))),
     "aux missing": (r"\(loss, aux\)", lambda s: s.run(lambda y, t: jnp.sum(y), has_aux=True)),

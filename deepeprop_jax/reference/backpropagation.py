@@ -6,11 +6,12 @@ Nothing here knows of traces. Every function returns
 
 *Shapes*: ``params`` has no batch axis; ``carry`` leaves are (batch, ...), ``xs`` leaves (T, batch, ...), ``targets``
 any pytree with leading T; ``resets`` and ``valid`` are (T, batch) bool. The loss is the sum over steps of
-``loss_fn(y_t, target_t)`` on the batched output. ``grads`` has the pytree, shapes and dtypes of ``params``: complex
-leaves follow ``jax.grad``'s convention, integer leaves get zeros.
+``loss_fn(y_t, target_t)`` on the batched output, a scalar, or (batch,) losses, which are summed where ``valid``.
+``grads`` has the pytree, shapes and dtypes of ``params``: complex leaves follow ``jax.grad``'s convention, integer
+leaves get zeros.
 
 ``resets``: *before* the step those examples' carry returns to the ``carry`` given. ``valid``: where False, the carry is
-held and the output gets no cotangent; its value still enters the loss.
+held and the output gets no cotangent; its value still enters a scalar loss.
 
 ``stop_gradient.py`` holds the references of deep e-prop, ``paper.py`` the paper's recursion.
 """
@@ -106,7 +107,10 @@ def _make_step(apply: Apply, loss_fn: LossFn, params: PyTree, initial: PyTree) -
         if at.valid is not None:
             carry_t = where_example(at.valid, carry_t, carry_tm1)
             y = where_example(at.valid, y, lax.stop_gradient(y))
-        return carry_t, loss_fn(y, at.target)
+        loss = loss_fn(y, at.target)
+        if jnp.ndim(loss):  # one per example
+            loss = (loss if at.valid is None else jnp.where(at.valid, loss, 0)).sum()
+        return carry_t, loss
 
     return step
 
