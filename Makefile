@@ -89,9 +89,8 @@ bench: $(VENV)/demo
 	@$(RUN) -m experiments.benchmarks --suite $(SUITE)
 
 SWEEP := all
-# The seeds of one setting are one program, compiled once.
 experiments: $(VENV)/test
-	@JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=results/compiled $(RUN) -m experiments.sweep $(SWEEP)
+	@JAX_PLATFORMS=cpu $(RUN) -m experiments.sweep $(SWEEP)
 ifeq ($(SWEEP),all)
 	@JAX_PLATFORMS=cpu $(RUN) -m experiments.ablation
 	@JAX_PLATFORMS=cpu $(RUN) -m experiments.fidelity_study

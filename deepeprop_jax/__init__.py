@@ -5,6 +5,7 @@ from deepeprop_jax.cell import Cell
 from deepeprop_jax.compare import compare_to_bptt
 from deepeprop_jax.flax_linen import linen_cell
 from deepeprop_jax.flax_nnx import nnx_cell
+from deepeprop_jax.flax_params import params_from_linen, params_from_nnx, params_to_linen, params_to_nnx
 from deepeprop_jax.hoisted import hoisted_bptt
 from deepeprop_jax.learner import LearnerState, OnlineLearner
 from deepeprop_jax.low_rank import trace_error
@@ -22,6 +23,10 @@ __all__ = [
     "hoisted_bptt",
     "linen_cell",
     "nnx_cell",
+    "params_from_linen",
+    "params_from_nnx",
+    "params_to_linen",
+    "params_to_nnx",
     "stack",
     "trace_error",
 ]

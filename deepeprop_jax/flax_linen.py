@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from flax import errors, nnx
 
 from deepeprop_jax.cell import Cell, PyTree
+from deepeprop_jax.module_call import check_call
+from deepeprop_jax.whole_model import refuse_whole_model, watched
 
 DROPOUT_REMEDY = (
     "The output of a cell must be a function of (params, carry, x) alone, or its traces would belong to another "
@@ -42,8 +44,11 @@ def linen_cell(module: nn.Module) -> Cell:
       collection than "params", and for parameters of another module.
 
     Raises:
-      TypeError: ``module`` is not an instance of a Linen module.
-      ValueError: ``module`` is ``nn.RNN`` or ``nn.Bidirectional``, which take whole sequences.
+      TypeError: ``module`` is not an instance of a Linen module, is bound to variables, or is called with something
+        else than (carry, x) for an ``RNNCellBase``, and x for others.
+      ValueError: ``module`` is or contains ``nn.RNN`` or ``nn.Bidirectional``, which take whole sequences, or a
+        ``nn.Sequential`` with a cell in it. If it makes them only when it is called, the cell's functions raise it. (A
+        module that runs an RNN over an axis of one step's x is a ``Cell(init, apply)`` by hand.)
 
     >>> cell = linen_cell(nn.GRUCell(features=4))
     >>> params, carry = cell.init(jax.random.key(0), jnp.zeros((3, 5)))
@@ -58,44 +63,47 @@ def linen_cell(module: nn.Module) -> Cell:
         carry = _initialize_carry(module, carry_key, x) if recurrent else ()
         # apply sees one example, so the parameters are made for one: their shapes do not depend on the batch.
         carry_1, x_1 = jax.tree.map(lambda leaf: leaf[0], (carry, x))
-        try:
-            variables = module.init({"params": params_key}, *((carry_1, x_1) if recurrent else (x_1,)))
-        except (errors.FlaxError, ValueError) as error:
-            raise _explained(module, error) from error
+        with watched(module, x_1):
+            try:
+                variables = module.init({"params": params_key}, *((carry_1, x_1) if recurrent else (x_1,)))
+            except (errors.FlaxError, ValueError) as error:
+                raise _explained(module, error) from error
         # Linen draws dropout masks from the "params" stream in init; only apply shows that another stream is needed.
         jax.eval_shape(apply, variables, carry_1, x_1)
         return variables, carry
 
     def apply(params: PyTree, carry: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
         _check_variables(module, params)
-        try:
-            if recurrent:
-                return module.apply(params, carry, x)
-            return (), module.apply(params, x)
-        except (errors.FlaxError, ValueError) as error:
-            raise _explained(module, error) from error
+        with watched(module, x):
+            try:
+                if recurrent:
+                    return module.apply(params, carry, x)
+                return (), module.apply(params, x)
+            except (errors.FlaxError, ValueError) as error:
+                raise _explained(module, error) from error
 
     return Cell(init, apply)
 
 
 def _check_module(module: Any) -> None:
+    name = module.__name__ if inspect.isclass(module) else type(module).__name__
     if inspect.isclass(module) and issubclass(module, nn.Module):
-        raise TypeError(f"Seen the class {module.__name__}; needed an instance, such as {module.__name__}(...).")
+        raise TypeError(f"Seen the class {name}; needed an instance, such as {name}(...).")
     if isinstance(module, nnx.Module):
-        raise TypeError(
-            f"Seen the NNX module {type(module).__name__}; linen_cell takes Flax Linen modules. "
-            f"Use nnx_cell(lambda rngs: {type(module).__name__}(..., rngs=rngs))."
-        )
+        raise TypeError(f"Seen the NNX module {name}; linen_cell takes Flax Linen modules. Use nnx_cell(module).")
     if not isinstance(module, nn.Module):
         raise TypeError(
-            f"Seen an object of type {type(module).__name__}; needed an instance of a Flax Linen module, such as "
+            f"Seen an object of type {name}; needed an instance of a Flax Linen module, such as "
             f"nn.GRUCell(features=64)."
         )
-    if isinstance(module, nn.RNN | nn.Bidirectional):
-        raise ValueError(
-            f"Seen {type(module).__name__}, which runs over a whole sequence; a cell computes one step. Give the cell "
-            f"inside it: linen_cell(module.cell). A bidirectional network needs the future: it has no online gradient."
+    if module.scope is not None:
+        raise TypeError(
+            f"Seen a bound {name}, which holds its variables; a cell takes them as an argument. With it as module, "
+            f"write:\n    module, params = module.unbind()\n    network = stack(module)\n"
+            f"The params of a stack are a tuple, here (params,)."
         )
+    refuse_whole_model(module)
+    check_call(module)
 
 
 def _initialize_carry(module: nn.RNNCellBase, key: jax.Array, x: PyTree) -> PyTree:

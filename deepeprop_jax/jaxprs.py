@@ -9,7 +9,7 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 
-from deepeprop_jax.devices import varying_axes, vary, vary_like
+from deepeprop_jax.devices import vary, vary_like, varying_axes
 
 Literal = jex.Literal
 

@@ -267,7 +267,9 @@ def _over(rows: jax.Array, size: jax.Array) -> jax.Array:
 
 
 def _norm(rows: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.square(rows).sum(axis=-1, keepdims=True))
+    """Of each row; of a zero row 0, and so is its derivative."""
+    squares = jnp.square(rows).sum(axis=-1, keepdims=True)
+    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
 
 
 def orthonormal(rows: jax.Array) -> jax.Array:

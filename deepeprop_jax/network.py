@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -13,49 +13,51 @@ from flax import nnx
 
 from deepeprop_jax.cell import INPUT, Cell, Graph, PyTree, Vertex, Wire, connect, graph_of, parents
 from deepeprop_jax.flax_linen import linen_cell
+from deepeprop_jax.flax_nnx import check_nothing_is_shared, nnx_cell
+from deepeprop_jax.other_libraries import refuse_other_libraries
+from deepeprop_jax.plain_function import function_cell
 
 
 def as_cell(network: Any) -> Cell:
     """Anything that ``deep_eprop``, ``stack`` and ``graph`` accept, as a ``Cell``.
 
     Args:
-      network: a ``Cell``, a Flax Linen module, or a plain function ``(params, carry, x) -> (carry, y)`` written for one
-        example.
+      network: a ``Cell``, a Flax Linen module, an instance of a Flax NNX module, a plain function
+        ``(params, carry, x) -> (carry, y)`` or an activation ``x -> y``, each written for one example.
 
     Raises:
       TypeError: for anything else, with what to do instead.
+      ValueError: for a module that runs over a whole sequence, or is no pure function of params, carry and x.
     """
     if isinstance(network, Cell):
         return network
-    if isinstance(network, nn.Module):
+    if isinstance(network, nn.Module) or _is_class_of(network, nn.Module):
         return linen_cell(network)
-    if isinstance(network, nnx.Module):
-        kind = type(network).__name__
+    if isinstance(network, nnx.Module) or _is_class_of(network, nnx.Module):
+        return nnx_cell(network)
+    refuse_other_libraries(network)
+    owner = getattr(network, "__self__", None)
+    if isinstance(owner, nn.Module | nnx.Module):
+        method = getattr(network, "__name__", "method")
         raise TypeError(
-            f"Seen an instance of the NNX module {kind}, which owns its parameters; a cell takes them as an argument. "
-            f"Pass nnx_cell(lambda rngs: {kind}(..., rngs=rngs))."
+            f"Seen the method {method} of a {type(owner).__name__}; needed the module itself: pass module in place of "
+            f"module.{method}."
         )
+    if owner is not None:
+        refuse_other_libraries(owner)
     if inspect.isclass(network) or not callable(network):
         name = network.__name__ if inspect.isclass(network) else type(network).__name__
         what = f"the class {name}" if inspect.isclass(network) else f"an object of type {name}"
+        layers = " Layers in a list or tuple: stack(*layers)." if type(network) in (list, tuple) else ""
         raise TypeError(
-            f"Seen {what}; needed a Cell, a Flax Linen module instance such as nn.GRUCell(features=64), or a function "
-            f"(params, carry, x) -> (carry, y)."
+            f"Seen {what}; needed a Cell, a Flax module instance such as nn.GRUCell(features=64), a function "
+            f"(params, carry, x) -> (carry, y), or an activation x -> y such as nn.relu.{layers}"
         )
-    return Cell(init=_no_init(network), apply=network)
+    return function_cell(network)
 
 
-def _no_init(function: Callable) -> Callable:
-    name = getattr(function, "__name__", "cell_fn")
-
-    def init(key: jax.Array, x: PyTree) -> tuple[PyTree, PyTree]:
-        del key, x
-        raise ValueError(
-            f"The plain function {name} brings no initialiser. Make its params and carry yourself and give them to "
-            f"learner.init(params, carry, x), or pass Cell(init, {name}) instead of {name}."
-        )
-
-    return init
+def _is_class_of(network: Any, kind: type) -> bool:
+    return inspect.isclass(network) and issubclass(network, kind)
 
 
 def _output_like(name: str, cell: Cell, params: PyTree, carry: PyTree, x: PyTree) -> PyTree:
@@ -107,14 +109,15 @@ def _splice(nodes: list[Vertex], key: int | str, cell: Cell, source: Wire) -> Wi
 def stack(*cells: Any, depth: int | None = None) -> Cell:
     """A network of layers, each fed by the output of the one below.
 
-    ``stack(a, b, c)`` takes cells, Flax Linen modules, plain functions and nested networks; params and carry are tuples
-    in layer order, nested as the cells are.
+    ``stack(a, b, c)`` takes cells, Flax modules, plain functions, activations and nested networks; params and carry are
+    tuples in layer order, nested as the cells are; an activation's are ``()``.
 
     ``stack(cell, depth=L)`` is L identical layers whose output is shaped as their input: params have a leading axis L,
     the carry (batch, L, ...), and the compiled program contains one layer, whatever L is.
 
     Raises:
-      ValueError: no cells; ``depth`` below 1, with several cells, or around a nested network.
+      ValueError: no cells; ``depth`` below 1, with several cells, or around a nested network or an NNX instance; nodes
+        that share NNX parameters.
       TypeError: something that is not a cell.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -133,6 +136,7 @@ def stack(*cells: Any, depth: int | None = None) -> Cell:
     wire: Wire = INPUT
     for index, layer in enumerate(layers):
         wire = _splice(nodes, index, layer, wire)
+    check_nothing_is_shared(nodes)
 
     def init(key: jax.Array, x: PyTree) -> tuple[PyTree, PyTree]:
         params, carries = [], []
@@ -164,6 +168,8 @@ def _deep(layers: list[Cell], depth: int) -> Cell:
         raise ValueError(
             "stack(cell, depth=L) repeats one cell, and was given a network of cells. Write stack(*[network] * L)."
         )
+    vertex = Vertex("layers", (), layer, INPUT, depth)
+    check_nothing_is_shared([vertex])
 
     def init(key: jax.Array, x: PyTree) -> tuple[PyTree, PyTree]:
         params, carry = jax.vmap(lambda layer_key: layer.init(layer_key, x))(jax.random.split(key, depth))
@@ -177,7 +183,7 @@ def _deep(layers: list[Cell], depth: int) -> Cell:
         y, carry_t = jax.lax.scan(layer_step, x, (params, carry), length=depth)
         return carry_t, y
 
-    return Cell(init, apply, Graph((Vertex("layers", (), layer, INPUT, depth),), 0))
+    return Cell(init, apply, Graph((vertex,), 0))
 
 
 def graph(nodes: Mapping[str, tuple[Any, Any]], *, outputs: str | tuple[str, ...]) -> Cell:
@@ -190,7 +196,8 @@ def graph(nodes: Mapping[str, tuple[Any, Any]], *, outputs: str | tuple[str, ...
     Top-down feedback within a step is a cycle; it belongs inside one node.
 
     Raises:
-      ValueError: an unknown name, a cycle, a name that is empty, "input" or contains "/".
+      ValueError: an unknown name, a cycle, a name that is empty, "input" or contains "/"; nodes that share NNX
+        parameters.
       TypeError: something that is not a cell.
 
     >>> import flax.linen as nn
@@ -224,6 +231,7 @@ def graph(nodes: Mapping[str, tuple[Any, Any]], *, outputs: str | tuple[str, ...
     outs: dict[str, Wire] = {INPUT: INPUT}
     for name in order:
         outs[name] = _splice(vertices, name, cells[name], _resolve(wires[name], outs))
+    check_nothing_is_shared(vertices)
     output = outs[outputs] if isinstance(outputs, str) else {name: outs[name] for name in out_names}
     pick = outputs if isinstance(outputs, str) else {name: name for name in out_names}
 

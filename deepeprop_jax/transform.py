@@ -44,8 +44,8 @@ def deep_eprop(
     given network.
 
     Args:
-      network: a Flax Linen module, a ``Cell`` (from ``stack``, ``graph``, ``linen_cell``, ``nnx_cell`` or by hand), or
-        a plain function ``(params, carry, x) -> (carry, y)`` written for one example.
+      network: a Flax module (a Linen one, or an NNX instance), a ``Cell`` (from ``stack``, ``graph``, ``linen_cell``,
+        ``nnx_cell`` or by hand), or a plain function ``(params, carry, x) -> (carry, y)`` written for one example.
       exact: full deep RTRL instead of deep e-prop.
       hops: how many recurrent layers upward a parameter's trace is carried: None for all; 0 for the own node only, with
         the instantaneous signal through the layers above (Zucchet et al. 2023).

@@ -10,9 +10,7 @@ they need is kept elsewhere at that time.
 
 from __future__ import annotations
 
-import argparse
 import json
-import re
 import statistics
 import sys
 from collections.abc import Iterator
@@ -22,9 +20,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+from rich.progress import track
 
-from experiments import settings, sweep
+from experiments import pages, settings, sweep
 from experiments.catalogue import Task
+from experiments.command import Parser, keep_compiled
 from experiments.commit import commit
 from experiments.grid import slug
 from experiments.sweep_report import PAGE
@@ -34,7 +34,6 @@ from experiments.workdir import Workdir
 
 PyTree = Any
 STORED = PAGE.parent / "ablation" / "text_recall.json"
-SECTION = re.compile(r"(<!-- ablation: [^\n]*-->\n).*?(<!-- end of ablation -->)", re.DOTALL)
 LAYERS = {"GRU": 0, "memory": 1}
 STEPS = (3, 10, 20, 32, 36)
 """Of 37: the value is read at step 2, 32 characters of text come at steps 3 to 34, the question at 35 and 36."""
@@ -79,7 +78,7 @@ def trained(folder: Path) -> tuple[Task, PyTree]:
 def measure(results: Path) -> dict[str, Any]:
     """All cases, from the sweeps' folders."""
     runs, now = [], commit()
-    for rule, name, fields in cases():
+    for rule, name, fields in track(list(cases()), "networks"):
         task, params = trained(results / name / slug(fields))
         zeroed = {word: [accuracy(task, params, layer, step) for step in STEPS] for word, layer in LAYERS.items()}
         runs.append({"rule": rule, "seed": fields["seed"], "whole": accuracy(task, params), "zeroed": zeroed})
@@ -106,13 +105,13 @@ def markdown(result: dict[str, Any]) -> str:
 
 def fill(page: str, result: dict[str, Any]) -> str:
     """The page with the table between its markers."""
-    return SECTION.sub(lambda part: part[1] + markdown(result) + "\n" + part[2], page)
+    return pages.fill(page, "ablation", markdown(result))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The measurement, or its report; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=sweep.RESULTS)
+    parser = Parser("experiments.ablation", __doc__)
+    parser.add_argument("--results", type=Path, default=sweep.RESULTS, help="folder of the sweeps' runs")
     parser.add_argument("--report", action="store_true", help="write the page's table from the stored result")
     options = parser.parse_args(arguments)
     if not options.report:
@@ -131,4 +130,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_compiled()
     sys.exit(main())

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,10 +18,11 @@ from typing import Any, NamedTuple
 
 from scipy.stats import spearmanr
 
+from experiments import pages
+from experiments.command import Parser
 from experiments.report import COLOURS
 from experiments.sweep_report import NOTHING, PAGE, gap_closed, groups, pyplot
 
-SECTION = re.compile(r"(<!-- cosine: [^\n]*-->\n).*?(<!-- end of cosine -->)", re.DOTALL)
 WITHOUT_A_GRADIENT_BELOW = ("lower frozen", "readout only")
 THE_REFERENCE = ("BPTT", "exact RTRL")
 COSINES = (0.0, 0.3, 0.7, 0.95, 1.0)
@@ -118,11 +118,12 @@ def stored() -> list[dict[str, Any]]:
 def fill(page: str, found: list[Case]) -> str:
     """The page with the table between its markers."""
     body = f"{markdown(found)}\n\n![Gap closed against the cosine of the first gradient](experiments/cosine.png)"
-    return SECTION.sub(lambda part: part[1] + body + "\n" + part[2], page)
+    return pages.fill(page, "cosine", body)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Write the section and its picture."""
+    Parser("experiments.cosine_report", __doc__).parse_args(arguments)
     found = cases(stored())
     draw(found, PAGE.parent / "experiments" / "cosine.png")
     PAGE.write_text(fill(PAGE.read_text(), found))

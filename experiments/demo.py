@@ -8,7 +8,6 @@ folder. Ctrl-C stops the training and prints the tables as far as they are known
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import threading
@@ -23,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from configs.demo import get_config
 from experiments.catalogue import TASKS, Task
+from experiments.command import Parser, keep_compiled
 from experiments.report import Result, draw_curves, markdown_table, rich_table
 from experiments.trainer import Start, Trainer, make_measure, make_start
 
@@ -94,7 +94,7 @@ class Demo:
 
 def main(arguments: list[str] | None = None, config: ml_collections.ConfigDict | None = None) -> int:
     """Run the demo; returns the exit status (130 after Ctrl-C)."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser("experiments.demo", __doc__)
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder for demo.md and demo.png")
     out = parser.parse_args(arguments).out
     console = Console()
@@ -125,6 +125,7 @@ def main(arguments: list[str] | None = None, config: ml_collections.ConfigDict |
 
 
 if __name__ == "__main__":
+    keep_compiled()
     status = main()
     sys.stdout.flush()
     # Threads may still be compiling for a demo that was interrupted; there is nothing left to wait for.

@@ -14,6 +14,8 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle, FancyArrowPatch
 
+from experiments.command import Parser
+
 STEPS = 4
 LAYERS = 3
 RADIUS = 0.23
@@ -94,5 +96,11 @@ def draw(path: Path) -> None:
     pyplot.close(figure)
 
 
-if __name__ == "__main__":
+def main(arguments: list[str] | None = None) -> None:
+    """Draw the picture."""
+    Parser("experiments.draw_lattice", __doc__).parse_args(arguments)
     draw(Path(__file__).parents[1] / "docs" / "lattice.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -8,8 +8,8 @@ it to ``<out>/fidelity/modes.json`` (default ``docs``); README.md shows it.
 
 from __future__ import annotations
 
-import argparse
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from rich.progress import track
 
 from deepeprop_jax import deep_eprop, stack
 from deepeprop_jax.reference import bptt
+from experiments.command import Parser, keep_compiled
 from experiments.commit import commit
 
 UNITS, STEPS, BATCH, INPUTS, OUTPUTS, SEEDS = 16, 10, 8, 8, 4, 5
@@ -35,7 +38,7 @@ MODES: dict[str, dict[str, Any]] = {
 
 def squared_error(y: jax.Array, target: jax.Array) -> jax.Array:
     """Mean over batch and outputs."""
-    return jnp.mean((y - target) ** 2)
+    return jnp.mean(optax.losses.squared_error(y, target))
 
 
 def relative_errors(cell: type[nn.RNNCellBase], options: dict[str, Any]) -> np.ndarray:
@@ -51,34 +54,27 @@ def relative_errors(cell: type[nn.RNNCellBase], options: dict[str, Any]) -> np.n
         params, carry = learner.network.init(params_key, xs[0])
         _, grads = online(params, learner.init(params, carry, xs[0]), xs, targets)
         _, reference = backward(params, carry, xs, targets)
-        errors.append([_norm(_minus(grads[k], reference[k])) / _norm(reference[k]) for k in range(2)])
+        layers = list(zip(grads, reference, strict=True))[:2]
+        errors.append([optax.tree.norm(optax.tree.sub(g, r)) / optax.tree.norm(r) for g, r in layers])
     return np.mean(errors, axis=0)
-
-
-def _norm(tree: Any) -> float:
-    return float(np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(tree))))
-
-
-def _minus(tree: Any, other: Any) -> Any:
-    return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), tree, other)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print and store."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs")
+    parser = Parser("experiments.fidelity", __doc__)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs", help="folder")
     path = parser.parse_args(arguments).out / STORED
     rows, now = [], commit()
     print("| mode | cell | lower layer | upper layer |\n|---|---|---:|---:|")
-    for mode, options in MODES.items():
-        for name, cell in CELLS.items():
-            lower, upper = (float(error) for error in relative_errors(cell, options))
-            rows.append({"mode": mode, "cell": name, "lower": lower, "upper": upper})
-            print(f"| {mode} | {name} | {lower:.2g} | {upper:.2g} |", flush=True)
+    for mode, name in track(list(product(MODES, CELLS)), "modes and cells"):
+        lower, upper = (float(error) for error in relative_errors(CELLS[name], MODES[mode]))
+        rows.append({"mode": mode, "cell": name, "lower": lower, "upper": upper})
+        print(f"| {mode} | {name} | {lower:.2g} | {upper:.2g} |", flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     result = {"command": "python -m experiments.fidelity", "commit": now, "rows": rows}
     path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
+    keep_compiled()
     main()

@@ -10,9 +10,7 @@ the cosine of the two gradients, all of a layer's parameters as one vector, and 
 
 from __future__ import annotations
 
-import argparse
 import json
-import re
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -23,11 +21,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import matplotlib
+import optax
 from rich.progress import track
 
 from deepeprop_jax import Cell, deep_eprop, stack
 from deepeprop_jax.cells import indrnn, lif, lru
 from deepeprop_jax.reference import bptt
+from experiments import pages
+from experiments.command import Parser, keep_compiled
 from experiments.commit import commit
 from experiments.loop import compare
 from experiments.networks import relay, rotated_integrator
@@ -38,7 +39,6 @@ from matplotlib import pyplot
 
 PAGE = Path(__file__).parents[1] / "docs" / "experiments.md"
 STORED = "fidelity/study.json"
-SECTION = re.compile(r"(<!-- fidelity study: [^\n]*-->\n).*?(\n<!-- end of fidelity study -->)", re.DOTALL)
 NOISE, BATCH, OUTPUTS, SEEDS = 10, 4, 4, 5
 RULES: dict[str, dict[str, Any]] = {"deep e-prop": {}, "hops = 0": {"hops": 0}}
 CELLS: dict[str, Callable[[int], Cell | nn.Module]] = {
@@ -102,7 +102,7 @@ def measure(setting: Setting, seeds: int = SEEDS) -> dict[str, list[dict[str, fl
     counted = jnp.ones(steps) if setting.loss == "every step" else jnp.zeros(steps).at[-1].set(1.0)
 
     def loss_fn(y: jax.Array, target: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return target[1] * jnp.mean((y - target[0]) ** 2)
+        return target[1] * jnp.mean(optax.losses.squared_error(y, target[0]))
 
     learners = {rule: deep_eprop(network, **options) for rule, options in RULES.items()}
     runs = {rule: jax.jit(learner.value_and_grad(loss_fn)) for rule, learner in learners.items()}
@@ -192,20 +192,19 @@ def draw(result: dict[str, Any], path: Path) -> None:
 def fill(page: str, result: dict[str, Any]) -> str:
     """The page with the study's tables between its markers."""
     body = f"{markdown(result)}\n\n![Cosine to BPTT against depth, delay, width and mixing](fidelity/study.png)"
-    return SECTION.sub(lambda found: found[1] + body + found[2], page)
+    return pages.fill(page, "fidelity study", body)
 
 
 def run_study(
     arguments: list[str] | None,
-    description: str,
+    parser: Parser,
     stored: str,
     measured: Callable[[], dict[str, Any]],
     draw: Callable[[dict[str, Any], Path], None],
     fill: Callable[[str, dict[str, Any]], str],
 ) -> int:
     """A program that measures and stores, or reports what is stored; returns the exit status."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--out", type=Path, default=PAGE.parent)
+    parser.add_argument("--out", type=Path, default=PAGE.parent, help="folder for the figures and the picture")
     parser.add_argument("--report", action="store_true", help="from the stored figures")
     options = parser.parse_args(arguments)
     path = options.out / stored
@@ -214,6 +213,8 @@ def run_study(
         result = {**measured(), "commit": now}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + "\n")
+    elif not path.exists():
+        parser.error(f"{path} does not exist, so there is nothing to report. Measure first: leave out --report.")
     result = json.loads(path.read_text())
     draw(result, path.with_suffix(".png"))
     if options.out == PAGE.parent:
@@ -232,8 +233,9 @@ def measure_all() -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The study, or its report."""
-    return run_study(arguments, __doc__.splitlines()[0], STORED, measure_all, draw, fill)
+    return run_study(arguments, Parser("experiments.fidelity_study", __doc__), STORED, measure_all, draw, fill)
 
 
 if __name__ == "__main__":
+    keep_compiled()
     sys.exit(main())

@@ -9,7 +9,6 @@ see the same parameters and the same training batch, a new one; nothing but BPTT
 
 from __future__ import annotations
 
-import re
 import statistics
 import sys
 from pathlib import Path
@@ -20,7 +19,8 @@ import matplotlib
 import numpy as np
 from rich.progress import track
 
-from experiments import settings
+from experiments import pages, settings
+from experiments.command import Parser, keep_compiled
 from experiments.fidelity_study import run_study
 from experiments.loop import Loop
 from experiments.report import COLOURS
@@ -31,7 +31,6 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 STORED = "fidelity/trained.json"
-SECTION = re.compile(r"(<!-- fidelity trained: [^\n]*-->\n).*?(\n<!-- end of fidelity trained -->)", re.DOTALL)
 COMPARED = ("deep e-prop", "hops = 0")
 MOMENTS = ("start", "a tenth", "half", "end")
 SEEDS = 3
@@ -148,7 +147,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 def fill(page: str, result: dict[str, Any]) -> str:
     """The page with the table between its markers."""
     body = f"{markdown(result)}\n\n![Cosine to BPTT of the lowest layer while BPTT trains](fidelity/trained.png)"
-    return SECTION.sub(lambda found: found[1] + body + found[2], page)
+    return pages.fill(page, "fidelity trained", body)
 
 
 def measure_all() -> dict[str, Any]:
@@ -161,8 +160,9 @@ def measure_all() -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The measurement, or its report."""
-    return run_study(arguments, __doc__.splitlines()[0], STORED, measure_all, draw, fill)
+    return run_study(arguments, Parser("experiments.fidelity_trained", __doc__), STORED, measure_all, draw, fill)
 
 
 if __name__ == "__main__":
+    keep_compiled()
     sys.exit(main())

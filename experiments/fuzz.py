@@ -7,7 +7,6 @@ Each result is appended to a log as it comes, so an interrupted run goes on wher
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import time
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from experiments.command import Parser
 from tests.fuzz import check, modes, random_problem
 
 RTOL = 1e-9
@@ -64,8 +64,8 @@ def summary(records: list[dict]) -> Table:
 
 def main() -> None:
     """Run the problems that the log does not know yet, and print the summary of all."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--problems", type=int, default=300)
+    parser = Parser("experiments.fuzz", __doc__)
+    parser.add_argument("--problems", type=int, default=300, help="how many (default 300)")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument(
         "--log", type=Path, default=Path("results/fuzz.jsonl"), help="results so far; delete it to start afresh"

@@ -21,12 +21,12 @@ class Learning(NamedTuple):
 
     Attributes:
       params: of the network.
-      optimiser_state: optax's.
+      optimiser_state: of the optimiser.
       stream: carry and traces that the next batch goes on from; None where every batch starts anew.
     """
 
-    params: PyTree
-    optimiser_state: PyTree
+    params: optax.Params
+    optimiser_state: optax.OptState
     stream: PyTree
 
 

@@ -9,15 +9,15 @@ are a little too good, for every rule alike.
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Iterable
 from typing import Any
 
+from experiments import pages
+from experiments.command import Parser
 from experiments.cosine_report import stored
 from experiments.sweep_report import PAGE, Run, final, groups
 
-SECTION = re.compile(r"(<!-- rates: [^\n]*-->\n).*?(<!-- end of rates -->)", re.DOTALL)
 RULES = ("BPTT", "deep e-prop", "hops = 0", "immediate only", "lower frozen")
 RATE = "learning_rate"
 ACCURACY = "test accuracy"
@@ -58,12 +58,12 @@ def markdown(results: Iterable[dict[str, Any]]) -> str:
 
 def fill(page: str, results: Iterable[dict[str, Any]]) -> str:
     """The page with the table between its markers."""
-    body = markdown(results)
-    return SECTION.sub(lambda part: part[1] + body + "\n" + part[2], page)
+    return pages.fill(page, "rates", markdown(results))
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Write the section."""
+    Parser("experiments.rates_report", __doc__).parse_args(arguments)
     PAGE.write_text(fill(PAGE.read_text(), stored()))
 
 

@@ -1,4 +1,4 @@
-"""What a configuration gets wrong."""
+"""What a configuration or a command line gets wrong."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+NEAR = 0.4
+"""Likeness, from 0 to 1, from which on a name is offered for another."""
+
 
 class Refused(ValueError):
-    """A configuration that cannot be run: what was seen, what is possible."""
+    """What cannot be run: what was seen, what is possible."""
 
 
 def check_name(what: str, seen: Any, possible: Iterable[str]) -> None:
@@ -19,6 +22,17 @@ def check_name(what: str, seen: Any, possible: Iterable[str]) -> None:
     """
     possible = list(possible)
     if seen not in possible:
-        near = difflib.get_close_matches(str(seen), possible, n=1, cutoff=0.4)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        near = nearest(str(seen), possible)
+        hint = f" Did you mean {near!r}?" if near else ""
         raise Refused(f"No {what} is called {seen!r}.{hint} Possible: {', '.join(possible)}.")
+
+
+def nearest(seen: str, possible: Iterable[str]) -> str | None:
+    """The likest name, capitals aside; one that holds what was seen comes first. None where all are far."""
+    word = seen.lower()
+
+    def likeness(name: str) -> tuple[bool, float]:
+        return bool(word) and word in name.lower(), difflib.SequenceMatcher(None, name.lower(), word).ratio()
+
+    best = max(possible, key=likeness, default=None)
+    return best if best is not None and max(likeness(best)) >= NEAR else None

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import optax
 
 from deepeprop_jax import Cell, deep_eprop
 from deepeprop_jax.reference import bptt, truncated_bptt
@@ -71,9 +71,9 @@ def immediate(network: Cell, loss_fn: LossFn) -> Rule:
         def step(so_far: tuple, at: tuple) -> tuple[tuple, jax.Array]:
             carry_tm1, grads = so_far
             (loss, carry_t), found = jax.value_and_grad(step_loss, has_aux=True)(params, carry_tm1, *at)
-            return (carry_t, jax.tree.map(jnp.add, grads, found)), loss
+            return (carry_t, optax.tree.add(grads, found)), loss
 
-        (carry, grads), losses = jax.lax.scan(step, (carry, jax.tree.map(jnp.zeros_like, params)), (xs, targets))
+        (carry, grads), losses = jax.lax.scan(step, (carry, optax.tree.zeros_like(params)), (xs, targets))
         return (losses.sum(), carry), grads
 
     return Rule(carry_alone, piece, lambda params, carry, x: 0, period=1)

@@ -6,13 +6,13 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import jax
 import ml_collections
 import optax
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
 
 from configs.common import training
 from experiments.catalogue import TASKS, Task
@@ -56,18 +56,51 @@ def read(arguments: list[str]) -> tuple[ml_collections.ConfigDict, Path]:
     if not Path(files[-1]).is_file():
         check_name("configuration file", files[-1], possible)
     overrides = [argument for argument in arguments if argument.startswith("--config.")]
-    known = _fields(_parse([argument for argument in arguments if argument not in overrides]).config)
+    values = _parse([argument for argument in arguments if argument not in overrides])
+    config = values.config
+    add_defaults(config)
+    known = fields(config)
     for override in overrides:
         check_name("field of the configuration", override.removeprefix("--config.").split("=")[0], known)
-    values = _parse(arguments)
-    return values.config, Path(values.workdir or RESULTS / Path(files[-1]).stem)
+    config = _parse(overrides, config).config
+    return config, Path(values.workdir or RESULTS / Path(files[-1]).stem)
 
 
-def _parse(arguments: list[str]) -> flags.FlagValues:
+def add_defaults(config: ml_collections.ConfigDict) -> None:
+    """Give a configuration all that its file leaves out and that has a default, so that it can be set, and is stored.
+
+    The defaults are those of ``configs/common.py`` and of the functions of the tasks that the file has a section for.
+    """
+    with config.unlocked():
+        for name, field in training().items(preserve_field_references=True):
+            if name not in config:
+                config[name] = field
+        for name in TASKS:
+            if not isinstance(config.get(name), ml_collections.ConfigDict):
+                continue
+            types = get_type_hints(TASKS[name])
+            for option, parameter in inspect.signature(TASKS[name]).parameters.items():
+                if option not in config[name] and parameter.default is not parameter.empty:
+                    config[name][option] = _field(parameter.default, types[option])
+
+
+def _field(default: Any, annotation: Any) -> Any:
+    """A field with a default; where that is None, it takes values of the type that the annotation allows beside it."""
+    if default is not None:
+        return default
+    (kind,) = [kind for kind in get_args(annotation) if kind is not type(None)]
+    return config_dict.placeholder(kind)
+
+
+def _parse(arguments: list[str], config: ml_collections.ConfigDict | None = None) -> flags.FlagValues:
+    """The flags; ``config`` stands in for the file, when its fields are to be set."""
     # Flags of its own, not absl's global ones: a process may read several configurations.
     values = flags.FlagValues()
     program = ["train", *arguments]
-    config_flags.DEFINE_config_file("config", None, "file", flag_values=values, sys_argv=program)
+    if config is None:
+        config_flags.DEFINE_config_file("config", None, "file", flag_values=values, sys_argv=program)
+    else:
+        config_flags.DEFINE_config_dict("config", config, "fields", flag_values=values, sys_argv=program)
     flags.DEFINE_string("workdir", None, "folder", flag_values=values)
     try:
         rest = values(program)[1:]
@@ -78,12 +111,13 @@ def _parse(arguments: list[str]) -> flags.FlagValues:
     return values
 
 
-def _fields(config: ml_collections.ConfigDict, prefix: str = "") -> list[str]:
-    names = []
-    for name in config:
-        inner = isinstance(config[name], ml_collections.ConfigDict)
-        names += _fields(config[name], f"{prefix}{name}.") if inner else [prefix + name]
-    return names
+def fields(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """All fields by name, such as "task" and "digits.blank", with their values."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        inner = isinstance(value, ml_collections.ConfigDict)
+        found |= fields(value, f"{prefix}{name}.") if inner else {prefix + name: value}
+    return found
 
 
 def make(config: ml_collections.ConfigDict) -> Settings:
@@ -126,7 +160,7 @@ def make(config: ml_collections.ConfigDict) -> Settings:
 def _check_fields(config: ml_collections.ConfigDict) -> None:
     """Every field of ``configs/common.py`` and the task's own section with its options, and nothing else."""
     needed = [*training(), config.task]
-    if config.task not in config:
+    if not isinstance(config.get(config.task), ml_collections.ConfigDict):
         raise Refused(
             f"task is {config.task!r}, but the configuration has no section of that name with its options. "
             f"Start from configs/{config.task}.py."

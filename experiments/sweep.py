@@ -9,13 +9,14 @@ Runs every combination of a sweep from ``SWEEPS`` by the training program, each 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from experiments import train
+from experiments.command import Parser, keep_compiled, one_of
 from experiments.grid import MEASURES, Sweep, slug
 from experiments.sweeps import SWEEPS
 from experiments.workdir import commits, whole_lines
@@ -51,10 +52,11 @@ def collect(sweep: Sweep, folder: Path) -> list[dict[str, Any]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a sweep; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=[*sorted(SWEEPS), "all"])
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser = Parser("experiments.sweep", __doc__)
+    parser.epilog = textwrap.fill(f"NAME is one of: all, {', '.join(SWEEPS)}.", width=100)
+    parser.add_argument("name", metavar="NAME", type=one_of("sweep", ["all", *SWEEPS]), help="see below")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of <NAME>.json")
     options = parser.parse_args(arguments)
     refused = 0
     for name in SWEEPS if options.name == "all" else [options.name]:
@@ -93,4 +95,5 @@ def store(name: str, sweep: Sweep, folder: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
+    keep_compiled()  # the seeds of one setting are one program
     sys.exit(main())

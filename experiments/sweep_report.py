@@ -2,8 +2,8 @@
 
     python -m experiments.sweep_report
 
-Tables stand between markers in the page, so that text can stand around them; a test checks that they are those of the
-stored results.
+Tables stand between markers in the page, so that text can stand around them; a sweep that has none yet gets a section
+at the end of the page. A test checks that the tables are those of the stored results.
 """
 
 from __future__ import annotations
@@ -11,22 +11,27 @@ from __future__ import annotations
 import json
 import math
 import operator
-import re
 import statistics
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+from rich.progress import track
 
+from experiments import pages
+from experiments.command import Parser
+from experiments.refusal import Refused
 from experiments.report import COLOURS
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
 PAGE = Path(__file__).parents[1] / "docs" / "experiments.md"
-SECTION = re.compile(r"(<!-- sweep (\w+): [^\n]*-->\n).*?(\n<!-- end of sweep \2 -->)", re.DOTALL)
+KIND = "sweep"
+"""Of a section of the page: its title is "sweep NAME"."""
 HEADER = (
     "{compared}",
     "{measure}",
@@ -166,15 +171,11 @@ def draw(result: dict[str, Any], path: Path) -> None:
 def fill(page: str, folder: Path) -> str:
     """The page with every stored sweep's tables between its markers.
 
+    A stored sweep without a section gets one, at the end of the page.
+
     Raises:
-      ValueError: a stored sweep without markers.
+      Refused: half of a section.
     """
-    sections = {found[2] for found in SECTION.finditer(page)}
-    missing = {path.stem for path in folder.glob("*.json")} - sections
-    if missing:
-        raise ValueError(
-            f"the page needs '<!-- sweep NAME: ... -->' and '<!-- end of sweep NAME -->' for {sorted(missing)}."
-        )
 
     def section(name: str) -> str:
         path = folder / f"{name}.json"
@@ -183,16 +184,36 @@ def fill(page: str, folder: Path) -> str:
         result = json.loads(path.read_text())
         return f"{markdown(result)}\n\n![{result['title']}](experiments/{name}.png)"
 
-    return SECTION.sub(lambda found: found[1] + section(found[2]) + found[3], page)
+    for name in without_section(page, folder):
+        title = json.loads((folder / f"{name}.json").read_text())["title"]
+        page = pages.add(page, f"{KIND} {name}", title, "python -m experiments.sweep_report")
+    for name in pages.names(page, KIND):
+        page = pages.fill(page, f"{KIND} {name}", section(name))
+    return page
 
 
-def main() -> None:
-    """Write the page and its pictures."""
-    folder = PAGE.parent / "experiments"
-    for path in sorted(folder.glob("*.json")):
+def without_section(page: str, folder: Path) -> list[str]:
+    """The stored sweeps that the page does not show yet."""
+    return sorted({path.stem for path in folder.glob("*.json")} - set(pages.names(page, KIND)))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the page and its pictures; returns the exit status, 2 for a page that cannot be filled."""
+    Parser("experiments.sweep_report", __doc__).parse_args(arguments)
+    page, folder = PAGE.read_text(), PAGE.parent / "experiments"
+    new = without_section(page, folder)
+    try:
+        filled = fill(page, folder)
+    except Refused as error:
+        print(f"error: {PAGE}: {error}", file=sys.stderr)
+        return 2
+    for path in track(sorted(folder.glob("*.json")), "pictures"):
         draw(json.loads(path.read_text()), path.with_suffix(".png"))
-    PAGE.write_text(fill(PAGE.read_text(), folder))
+    PAGE.write_text(filled)
+    for name in new:
+        print(f"{PAGE}: {name} has a section now, at the end; move it, with both markers, to where it belongs.")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

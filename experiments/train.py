@@ -1,6 +1,7 @@
 """Train one network by one rule on one task; resumes by itself, bit for bit, after a kill at any moment.
 
     python -m experiments.train --config=configs/xor_count.py [--config.rule="hops = 0" ...] [--workdir=FOLDER]
+    python -m experiments.train --config=configs/xor_count.py --help        # every field with its value
 
 In the folder (default ``results/train/<name of the configuration's file>``):
 
@@ -32,6 +33,7 @@ try:
     from experiments import settings
 except ModuleNotFoundError as error:
     raise ImportError(f"{error}. Training needs more packages: pip install -e '.[experiments]'") from error
+from experiments.command import keep_compiled
 from experiments.commit import commit
 from experiments.loop import Learning, Loop, quotient
 from experiments.refusal import Refused
@@ -144,8 +146,17 @@ def show(board: Any, metrics: dict[str, Any]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Train; returns the exit status (2 for what is refused, 130 after Ctrl-C)."""
     console = Console()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    asked = {"--help", "-h"} & set(arguments)
+    rest = [argument for argument in arguments if argument not in asked]
+    if asked and not rest:
+        print(__doc__)
+        return 0
     try:
-        config, path = settings.read(sys.argv[1:] if arguments is None else arguments)
+        config, path = settings.read(rest)
+        if asked:
+            print("\n".join(f"--config.{name}={value}" for name, value in settings.fields(config).items()))
+            return 0
         setting = settings.make(config)
         workdir = Workdir(Path(path), config.to_dict())
     except (Refused, OtherConfig, InUse) as error:
@@ -173,4 +184,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_compiled()
     sys.exit(main())

@@ -54,21 +54,17 @@ def make_measure(task: Task) -> Callable[[PyTree, LastUpdate, jax.Array], tuple[
 
     test = task.test()
 
-    def flat(tree: PyTree) -> jax.Array:
-        return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)])
-
     def measure(params: PyTree, last: LastUpdate, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         xs, targets = task.sample(key, last.index)
         reference = RULES["BPTT"](task.network, cross_entropy).gradient
-        bptt = flat(reference(last.params, make_carry(task, xs.shape[1]), xs, targets)[1][0])
-        rule = flat(last.lower_gradient)
-        norm, bptt_norm = jnp.linalg.norm(rule), jnp.linalg.norm(bptt)
+        rule, bptt = last.lower_gradient, reference(last.params, make_carry(task, xs.shape[1]), xs, targets)[1][0]
+        norm, bptt_norm = optax.tree.norm(rule), optax.tree.norm(bptt)
 
         xs, targets = test
         apply = jax.vmap(task.network.apply, in_axes=(None, 0, 0))
         _, logits = jax.lax.scan(lambda carry, x: apply(params, carry, x), make_carry(task, xs.shape[1]), xs)
         accuracy = jnp.mean(jnp.argmax(logits[-1], axis=-1) == targets.label[-1])
-        return accuracy, rule @ bptt / (norm * bptt_norm), norm / bptt_norm
+        return accuracy, optax.tree.vdot(rule, bptt) / (norm * bptt_norm), norm / bptt_norm
 
     return jax.jit(jax.vmap(measure))
 

@@ -9,7 +9,6 @@ what it writes: each character is drawn from softmax(y_t / temperature).
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ import ml_collections
 
 from deepeprop_jax import Cell
 from experiments import settings
+from experiments.command import Parser, keep_compiled
 from experiments.refusal import Refused
 from experiments.tasks import text
 from experiments.train import Run
@@ -98,7 +98,7 @@ def trained(folder: Path) -> Writer:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the prompt and what comes after it; returns the exit status, 2 for what is refused."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser("experiments.write", __doc__)
     parser.add_argument("folder", type=Path, help="the --workdir of a run of the task 'text'")
     parser.add_argument("--prompt", default="\n", help="what the network reads first")
     parser.add_argument("--characters", type=int, default=400, help="how many to write")
@@ -124,4 +124,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_compiled()
     sys.exit(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import chex
 import jax
 import numpy as np
 
@@ -38,8 +39,6 @@ def _numbers(leaf: Any) -> np.ndarray:
 
 def assert_same_gradient(seen: Any, needed: Any, tolerance: float, where: str = "") -> None:
     """Every leaf within tolerance, and of the same dtype and structure."""
-    assert jax.tree.structure(seen) == jax.tree.structure(needed)
-    for a, b in zip(jax.tree.leaves(seen), jax.tree.leaves(needed), strict=True):
-        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+    chex.assert_trees_all_equal_shapes_and_dtypes(seen, needed)
     wrong = {name: error for name, error in relative_errors(seen, needed).items() if not error < tolerance}
     assert not wrong, f"{where}: {wrong}"

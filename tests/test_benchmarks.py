@@ -14,6 +14,7 @@ import pytest
 
 from deepeprop_jax import compare_to_bptt, deep_eprop
 from deepeprop_jax.reference import bptt
+from experiments import pages
 from experiments.benchmarks import associative, document, kernels, machine, rivals, run
 from experiments.benchmarks.cost_model import cost
 from experiments.benchmarks.measure import REFERENCE, Comparison, calls_of, compare, layer_errors
@@ -235,7 +236,7 @@ def test_a_part_of_a_suite_is_not_stored_as_the_whole() -> None:
 def test_the_performance_page_holds_the_stored_figures() -> None:
     page = document.PAGE.read_text()
     assert document.fill(page, ROOT / "docs" / "benchmarks") == page
-    assert {found[2] for found in document.SECTION.finditer(page)} == set(SUITES)
+    assert set(pages.names(page, "benchmark")) == set(SUITES)
 
 
 def test_the_page_takes_tables_between_its_markers(tmp_path: Path, record: dict, quick_machine: dict) -> None:
@@ -246,4 +247,4 @@ def test_the_page_takes_tables_between_its_markers(tmp_path: Path, record: dict,
     assert "old" not in filled and "| hops=0, lattice |" in filled and filled.endswith("-->\nb")
     assert document.fill(filled, tmp_path) == filled
     with pytest.raises(ValueError, match="short"):
-        document.fill("a", tmp_path)
+        document.fill("<!-- benchmark short: note -->", tmp_path)

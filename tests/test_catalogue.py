@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 import pytest
@@ -19,10 +20,8 @@ def test_every_task_has_a_configuration_with_which_it_trains(name):
     loop = Loop(setting.task, setting.rule, setting.optimiser, setting.update_every, setting.config.evaluate_every)
     learning = jax.eval_shape(loop.start, jax.random.key(0))
     after, loss = jax.eval_shape(loop.advance, learning, jax.random.key(0), 0)
-    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
-        lambda leaf: (leaf.shape, leaf.dtype), learning
-    )
-    assert loss.shape == ()
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, learning)
+    chex.assert_rank(loss, 0)
     xs, targets = jax.eval_shape(lambda: setting.task.sample(jax.random.key(0), 0))
     test_xs, test_targets = jax.eval_shape(setting.task.test)
     assert test_xs.shape[2:] == xs.shape[2:]

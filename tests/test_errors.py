@@ -183,8 +183,8 @@ TYPE_ERRORS = {
     "not a cell": (r"int", lambda s: deep_eprop(3)),
     "a class": (r"class GRUCell", lambda s: deep_eprop(nn.GRUCell)),
     "a class in a stack": (r"class GRUCell", lambda s: stack(nn.GRUCell, nn.Dense(2))),
-    "an NNX instance": (r"nnx_cell\(lambda rngs", lambda s: deep_eprop(nnx.GRUCell(2, 4, rngs=nnx.Rngs(0)))),
-    "an NNX instance as factory": (r"nnx_cell|factory", lambda s: nnx_cell(nnx.GRUCell(2, 4, rngs=nnx.Rngs(0)))),
+    "an NNX class": (r"class GRUCell.*rngs=nnx.Rngs\(0\)", lambda s: deep_eprop(nnx.GRUCell)),
+    "a Linen module as NNX": (r"linen_cell\(module\)", lambda s: nnx_cell(gru(4))),
 }
 
 CASES = [

@@ -165,7 +165,7 @@ def test_linen_refuses_params_of_another_module(params, named):
         (nn.Dense, TypeError, "the class Dense"),
         (nnx.Linear(2, 2, rngs=nnx.Rngs(0)), TypeError, "nnx_cell"),
         (3, TypeError, "type int"),
-        (nn.RNN(nn.GRUCell(3)), ValueError, "linen_cell\\(module.cell\\)"),
+        (nn.RNN(nn.GRUCell(3)), ValueError, "stack\\(module.cell\\)"),
     ],
 )
 def test_linen_cell_refuses_what_is_no_step(thing, error, named):
@@ -286,10 +286,11 @@ def test_nnx_refuses_what_is_no_pure_function(kind, named):
 @pytest.mark.parametrize(
     ("factory", "error", "named"),
     [
-        (nnx.Linear(2, 2, rngs=nnx.Rngs(0)), TypeError, "instance of Linear.*lambda rngs: Linear"),
         (nnx.GRUCell, TypeError, "the class GRUCell.*lambda rngs: GRUCell"),
         (nn.Dense(3), TypeError, "linen_cell"),
         (3, TypeError, "type int"),
+        (nn.relu, TypeError, r"factory\(rngs\) -> nnx.Module; called with rngs, relu raised"),
+        (lambda: 3, TypeError, r"factory\(rngs\) -> nnx.Module"),
         (lambda rngs: "module", TypeError, "returned a str"),
         (lambda rngs: nnx.RNN(nnx.GRUCell(2, 2, rngs=rngs), rngs=rngs), ValueError, "RNN.*whole sequence"),
     ],

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -69,7 +70,7 @@ def learnt(rule: str, update_every: int = STEPS, continues: bool = False) -> tup
 def change(rule: str) -> tuple:
     """What two batches did to the parameters: the sum of two gradients, the second at other parameters."""
     first, last, _ = learnt(rule)
-    return jax.tree.map(jnp.subtract, last.params, first.params)
+    return optax.tree.sub(last.params, first.params)
 
 
 def moved(tree) -> bool:
@@ -80,7 +81,7 @@ def moved(tree) -> bool:
 def test_every_rule_learns_two_batches(rule: str) -> None:
     _, last, loss = learnt(rule)
     assert np.isfinite(loss) and loss > 0
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(last))
+    chex.assert_tree_all_finite(last)
     frozen = {"lower frozen": [0], "readout only": [0, 1]}.get(rule, [])
     assert [moved(layer) for layer in change(rule)] == [layer not in frozen for layer in range(3)]
 
@@ -131,11 +132,11 @@ def test_updates_are_those_of_the_learner_taken_step_by_step(update_every: int, 
         xs, targets = task.sample(jax.random.key(0), index)
         state = state if continues else learner.init(params, carry, xs[0])
         for start in range(0, STEPS, update_every):
-            total = jax.tree.map(jnp.zeros_like, params)
+            total = optax.tree.zeros_like(params)
             for t in range(start, start + update_every):
                 state, grads = step(params, state, xs[t], jax.tree.map(lambda leaf, t=t: leaf[t], targets))
-                total = jax.tree.map(jnp.add, total, grads)
-            params = jax.tree.map(lambda value, grad: value - RATE * grad, params, total)
+                total = optax.tree.add(total, grads)
+            params = optax.apply_updates(params, optax.tree.scale(-RATE, total))
     assert_same_gradient(last.params, params, FLOAT64)
     assert (last.stream is not None) == continues
     if continues:
@@ -281,7 +282,12 @@ class Killed(BaseException):
 
 @pytest.fixture
 def small_run(tmp_path: Path, monkeypatch) -> tuple[Callable[[str], int], Callable[[], Loop]]:
-    """Runs a task that continues, with online updates, into a folder; and the compiled loop that all runs share."""
+    """Runs a task that continues, with online updates, into a folder; and the compiled loop that all runs share.
+
+    What a checkpoint gives back has the types that it was saved with: training is traced once, resumed or not.
+    """
+    chex.clear_trace_counter()
+    monkeypatch.setattr(Loop, "_advance", chex.assert_max_traces(Loop._advance, n=1))
     monkeypatch.setitem(TASKS, "dense", lambda: dense_task(continues=True))
     file = tmp_path / "dense.py"
     file.write_text(
@@ -365,15 +371,19 @@ def test_a_process_killed_in_the_middle_goes_on_bit_for_bit(tmp_path: Path) -> N
     command = [sys.executable, "-m", "experiments.train", XOR]
     command += [f"--config.{name}={value}" for name, value in options.items()]
 
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    # The user's own place for compiled programs, which those that come later then find there.
+    environment |= {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "own"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
     def start(name: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            [*command, f"--workdir={tmp_path / name}"],
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
-        )
+        folder = f"--workdir={tmp_path / name}"
+        return subprocess.Popen([*command, folder], cwd=ROOT, stdout=subprocess.DEVNULL, env=environment)
 
     assert start("whole").wait(timeout=300) == 0
+    assert any((tmp_path / "own").iterdir())
     process = start("killed")
     try:
         checkpoint = tmp_path / "killed" / "checkpoints" / "20"

@@ -7,10 +7,12 @@ Writes a JSON, a table in Markdown and a picture for each suite, as it goes; Ctr
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
+
+from experiments.command import Parser
+from experiments.refusal import Refused, check_name
 
 STORED = Path(__file__).parents[2] / "docs" / "benchmarks"
 
@@ -29,7 +31,7 @@ def fix_threads(threads: int) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status (130 after Ctrl-C)."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks", description=__doc__.splitlines()[0])
+    parser = Parser("experiments.benchmarks", __doc__)
     parser.add_argument("--suite", nargs="+", default=["acceptance"], help="one or more, or 'all'")
     parser.add_argument(
         "--rounds", "--runs", type=int, default=7, help="timed runs of every rival, in turn (default 7)"
@@ -45,8 +47,11 @@ def main(arguments: list[str] | None = None) -> int:
     from experiments.benchmarks.suites import SUITES, only
 
     wanted = list(SUITES) if "all" in options.suite else options.suite
-    if unknown := [name for name in wanted if name not in SUITES]:
-        parser.error(f"no suite {', '.join(unknown)}; there are: all, {', '.join(SUITES)}")
+    try:
+        for name in options.suite:
+            check_name("suite", name, ["all", *SUITES])
+    except Refused as error:
+        parser.error(str(error))
     if "all" in options.suite and jax.default_backend() != "gpu":
         wanted.remove("gpu")  # its stored figures are a GPU's
     if not options.only:

@@ -8,7 +8,6 @@ Writes ``<device>.json``: per batch and way the wall and CPU times of all rounds
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.__main__ import fix_threads
+from experiments.command import Parser
 
 STEPS, UNITS, ROUNDS = 64, 128, 101
 
@@ -69,7 +69,7 @@ def measure(batch: int) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser("experiments.benchmarks.associative", __doc__)
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/associative"), help="folder")
     options = parser.parse_args(arguments)
     fix_threads(1)

@@ -9,29 +9,30 @@ writes.
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
+from experiments import pages
 from experiments.benchmarks.report import markdown
+from experiments.command import Parser
 
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
-SECTION = re.compile(r"(<!-- benchmark (\w+): [^\n]*-->\n).*?(\n<!-- end of benchmark \2 -->)", re.DOTALL)
+KIND = "benchmark"
 
 
 def fill(page: str, folder: Path) -> str:
     """The page with every suite's tables between its markers, and its picture where there is one.
 
+    A stored suite without a section gets one, at the end of the page.
+
     Raises:
-      ValueError: no markers, or a stored suite without a section.
+      Refused: half of a section.
     """
-    sections = {found[2] for found in SECTION.finditer(page)}
-    stored = {path.stem for path in folder.glob("*.json")}
-    if not sections or stored - sections:
-        raise ValueError(
-            "the page needs '<!-- benchmark NAME: ... -->' and '<!-- end of benchmark NAME -->' for each of "
-            f"{sorted(stored)}; seen {sorted(sections)}."
-        )
-    return SECTION.sub(lambda found: found[1] + _section(found[2], folder) + found[3], page)
+    for name in sorted({path.stem for path in folder.glob("*.json")} - set(pages.names(page, KIND))):
+        title = json.loads((folder / f"{name}.json").read_text())["title"]
+        page = pages.add(page, f"{KIND} {name}", title, "python -m experiments.benchmarks.document")
+    for name in pages.names(page, KIND):
+        page = pages.fill(page, f"{KIND} {name}", _section(name, folder))
+    return page
 
 
 def _section(name: str, folder: Path) -> str:
@@ -43,5 +44,11 @@ def _section(name: str, folder: Path) -> str:
     return markdown(suite) + picture
 
 
-if __name__ == "__main__":
+def main(arguments: list[str] | None = None) -> None:
+    """Write the page."""
+    Parser("experiments.benchmarks.document", __doc__).parse_args(arguments)
     PAGE.write_text(fill(PAGE.read_text(), PAGE.parent / "benchmarks"))
+
+
+if __name__ == "__main__":
+    main()

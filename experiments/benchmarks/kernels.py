@@ -8,7 +8,6 @@ was running, the number of launches, and the kernels that took longest.
 
 from __future__ import annotations
 
-import argparse
 import collections
 import gzip
 import json
@@ -16,16 +15,19 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import jax
+from rich.progress import track
 
 from experiments.benchmarks.measure import REFERENCE
 from experiments.benchmarks.problems import Problem
 from experiments.benchmarks.rivals import RIVALS
 from experiments.benchmarks.suites import ENGINE, SUITES
 from experiments.benchmarks.timing import timed
+from experiments.command import Parser
 
 
 def on_device(events: Iterable[dict[str, Any]]) -> dict[str, tuple[int, float]]:
@@ -80,8 +82,7 @@ def measure(problem: Problem, name: str) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status."""
-    description = __doc__.splitlines()[0]
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.kernels", description=description)
+    parser = Parser("experiments.benchmarks.kernels", __doc__)
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/kernels"), help="folder for the results")
     options = parser.parse_args(arguments)
     if jax.default_backend() != "gpu":
@@ -89,11 +90,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     rows = []
     with jax.default_matmul_precision("highest"):
-        for comparison in SUITES["gpu"].comparisons:
-            for name in (REFERENCE, *ENGINE):
-                rows.append(measure(comparison.problem, name))
-                wall, busy, launches = (rows[-1][key] / rows[-1]["steps"] for key in ("wall_us", "busy_us", "launches"))
-                print(f"{comparison.problem}, {name}: {wall:.1f} µs a step, busy {busy:.1f}, {launches:.1f} launches")
+        for comparison, name in track(list(product(SUITES["gpu"].comparisons, (REFERENCE, *ENGINE))), "programs"):
+            rows.append(measure(comparison.problem, name))
+            wall, busy, launches = (rows[-1][key] / rows[-1]["steps"] for key in ("wall_us", "busy_us", "launches"))
+            print(f"{comparison.problem}, {name}: {wall:.1f} µs a step, busy {busy:.1f}, {launches:.1f} launches")
     options.out.mkdir(parents=True, exist_ok=True)
     device = jax.devices()[0].device_kind.replace(" ", "_")
     found = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "programs": rows}

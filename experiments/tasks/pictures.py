@@ -8,7 +8,6 @@ high as the weight of the step in the loss.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,9 @@ from pathlib import Path
 import jax
 import matplotlib
 import numpy as np
+from rich.progress import track
 
+from experiments.command import Parser, keep_compiled
 from experiments.tasks import digits, evidence, motifs, recall, series, text, text_recall, xor_count
 from experiments.tasks.targets import Targets
 
@@ -93,10 +94,10 @@ def draw(title: str, xs: jax.Array, targets: Targets, path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Draw all pictures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser("experiments.tasks.pictures", __doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/tasks"), help="folder for <task>.png")
     out = parser.parse_args(arguments).out
-    for task, (title, example) in PICTURES.items():
+    for task, (title, example) in track(PICTURES.items(), "pictures"):
         try:
             draw(title, *example(), out / f"{task}.png")
         except series.NoRecordings as error:
@@ -104,4 +105,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    keep_compiled()
     main()
