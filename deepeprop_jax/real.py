@@ -75,7 +75,8 @@ class RealView:
         self.real_avals = [
             part
             for aval, kind in zip(self.avals, self.kinds, strict=True)
-            for part in {"real": [aval], "complex": [_real_part(aval)] * 2, "other": []}[kind]
+            if kind != "other"
+            for part in ([_real_part(aval)] * 2 if kind == "complex" else [aval])
         ]
         self.sizes = [int(np.prod(shape, dtype=int)) for shape in self.shapes]
         self.size = sum(self.sizes)
