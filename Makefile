@@ -17,11 +17,12 @@ OLD_EMITTERS = $(shell $(RUN) -c "import jax; print('--xla_cpu_use_fusion_emitte
 AS_USERS := $(ONE_THREAD) XLA_FLAGS="$(XLA)" $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 QUICKLY = $(ONE_THREAD) XLA_FLAGS="$(XLA) $(OLD_EMITTERS)" $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo test slow sweep lint format figures bench experiments report wheel clean
+.PHONY: help demo test newest slow sweep lint format figures bench experiments report wheel clean
 
 help:
 	@echo 'make demo     train a 2-layer GRU online on handwritten digits, every rule side by side (3 minutes)'
 	@echo 'make test     lint, types, tests, docstring examples, README code'
+	@echo 'make newest   the same with the newest JAX, in an environment of its own (python3.13, or PYTHON=...)'
 	@echo 'make slow     the tests that take minutes, and those that are like others'
 	@echo 'make sweep    segments of every length and mode against the lattice, over the whole zoo (an hour)'
 	@echo 'make format   rewrite the sources in the house style'
@@ -59,6 +60,12 @@ lint: $(VENV)/test
 test: lint
 	$(QUICKLY) -m 'not as_users and not slow and not sweep'
 	$(AS_USERS) -m 'as_users and not slow and not sweep'
+
+# JAX from 0.11 on needs Python 3.12, so Python 3.11 tests JAX 0.10. The environment is made anew each time, and so new.
+NEWEST := $(if $(filter command line,$(origin PYTHON)),$(PYTHON),python3.13)
+newest:
+	@rm -f .venv-newest/made
+	@$(MAKE) --no-print-directory test VENV=.venv-newest PYTHON=$(NEWEST)
 
 slow: $(VENV)/test
 	$(QUICKLY) -m 'slow and not as_users'
@@ -102,4 +109,4 @@ wheel: $(VENV)/test
 	$(RUN) -m build --wheel --no-isolation
 
 clean:
-	rm -rf $(VENV) build dist results .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .venv-newest build dist results .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -14,12 +14,12 @@ from deepeprop_jax.jaxprs import Atom, Equation, Literal, Program, backward_slic
 _FINITE = frozenset([
     "abs", "add", "add_any", "and", "broadcast_in_dim", "ceil", "clamp", "convert_element_type", "copy", "copy_p",
     "cos", "eq", "erf", "exp", "floor", "ge", "gt", "is_finite", "le", "logistic", "lt", "max", "min", "mul", "ne",
-    "neg", "not", "or", "reduce_precision", "reshape", "round", "select_n", "sign", "sin", "square", "squeeze",
-    "stop_gradient", "sub", "tanh", "xor",
+    "neg", "not", "one_minus_square", "or", "polynomial", "reduce_precision", "reshape", "round", "select_n", "sign",
+    "sin", "square", "squeeze", "stop_gradient", "sub", "tanh", "xor",
 ])  # fmt: skip
 """Primitives that are finite for finite operands."""
 
-_ABOVE = {"log": 0.0, "log1p": -1.0, "rsqrt": 0.0, "sqrt": 0.0}
+_ABOVE = {"log": 0.0, "log1p": -1.0, "log2": 0.0, "rsqrt": 0.0, "sqrt": 0.0}
 """Primitives that are finite above this number, with their slope."""
 
 
@@ -71,6 +71,8 @@ def _bound(equation: Equation, lows: list[float]) -> float:
         return above * above if same else lows[0] * lows[1] if low >= 0 else -math.inf
     if name == "sqrt":
         return math.sqrt(max(lows[0], 0.0))
+    if name == "log":  # log2's slope is divided by log(2)
+        return math.log(lows[0]) if lows[0] > 0 else -math.inf
     if name == "max":
         return max(lows)
     if name == "select_n":

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.extend.core as jex
+import jax.numpy as jnp
 
 from deepeprop_jax.devices import vary, vary_like, varying_axes
 
@@ -17,6 +18,7 @@ _INLINED = {
     "pjit": "jaxpr",
     "closed_call": "call_jaxpr",
     "core_call": "call_jaxpr",
+    "eval_jaxpr": "call_jaxpr",  # in place of the two before from JAX 0.12 on
     "remat": "jaxpr",
     "remat2": "jaxpr",
     "checkpoint": "jaxpr",
@@ -102,7 +104,55 @@ def trace(function: Callable, *args: Any) -> Program:
         return [read(atom) for atom in jaxpr.outvars]
 
     inputs = [Variable(var.aval) for var in getattr(closed, "jaxpr", closed).invars]
-    return Program(equations, inputs, walk(closed, inputs), constants)
+    program = Program(equations, inputs, walk(closed, inputs), constants)
+    for value in constants.values():
+        if isinstance(value, jax.core.Tracer):
+            jax.lax.optimization_barrier(value)  # one of a trace that is over raises here, not where the program is run
+    return program
+
+
+def check_custom_rules(function: Callable, *args: Any) -> None:
+    """Differentiate a function's program once if custom rules stand in it: one that reads a traced value from elsewhere
+    than its arguments fails only there, as in ``jax.grad`` through a scan.
+
+    Args:
+      function: of pytrees.
+      args: with ``jax.ShapeDtypeStruct`` leaves.
+
+    Raises:
+      jax.errors.UnexpectedTracerError: by JAX, for such a rule.
+    """
+    program = trace(function, *args)
+    if not _has_custom_rule(program.equations):
+        return
+    leaves = jax.tree.leaves(args)
+    free = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+
+    def pull(leaves: list[Any]) -> list[Any]:
+        def of_free(values: list[Any]) -> list[Any]:
+            known = dict(zip(program.inputs, leaves, strict=True))
+            known |= {program.inputs[i]: value for i, value in zip(free, values, strict=True)}
+            results = evaluate(program.equations, program.constants | known, program.outputs)
+            return [result for result in results if jnp.issubdtype(jnp.result_type(result), jnp.inexact)]
+
+        results, pull = jax.vjp(of_free, [leaves[i] for i in free])
+        return pull([jnp.ones_like(result) for result in results])
+
+    trace(pull, leaves)
+
+
+def _has_custom_rule(equations: Iterable[Any]) -> bool:
+    """Whether a ``custom_jvp`` or ``custom_vjp`` function is called in equations, at any depth."""
+    for equation in equations:
+        primitive: Any = equation.primitive
+        if primitive.name in ("custom_jvp_call", "custom_vjp_call"):
+            return True
+        inner = [
+            x for value in equation.params.values() for x in (value if isinstance(value, tuple | list) else [value])
+        ]
+        if any(_has_custom_rule(getattr(getattr(x, "jaxpr", x), "eqns", ())) for x in inner):
+            return True
+    return False
 
 
 def is_variable(atom: Atom) -> bool:
@@ -135,7 +185,7 @@ def dependents(equations: Sequence[Equation], sources: Iterable[Variable]) -> se
 
 def bind(equation: Equation, *values: Any) -> list[Any]:
     """Apply an equation's primitive to values."""
-    values = _varying_alike(equation, values)
+    values = tuple(_varying_alike(equation, values))
     params = equation.primitive.get_bind_params(equation.params)
     if isinstance(params, tuple):  # (functions, params) in older JAX
         result = equation.primitive.bind(*params[0], *values, **params[1])

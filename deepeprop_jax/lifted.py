@@ -23,8 +23,8 @@ Rule = Callable[..., list[Any]]
 
 _ELEMENT_BY_ELEMENT = frozenset(
     [
-        "abs", "add", "add_any", "cos", "div", "exp", "expm1", "log", "log1p", "logistic", "max",
-        "min", "mul", "neg", "rsqrt", "sign", "sin", "sqrt", "square", "sub", "tan", "tanh",
+        "abs", "add", "add_any", "cos", "div", "exp", "expm1", "log", "log1p", "log2", "logistic",
+        "max", "min", "mul", "neg", "one_minus_square", "rsqrt", "sign", "sin", "sqrt", "square", "sub", "tan", "tanh",
     ]
 )  # fmt: skip
 """Primitives of operands of one shape, or scalars, without an axis among their parameters."""

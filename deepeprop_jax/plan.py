@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepeprop_jax.cell import Graph, PyTree, Vertex, Wire, connect, parents, select
-from deepeprop_jax.jaxprs import context
+from deepeprop_jax.jaxprs import check_custom_rules, context
 from deepeprop_jax.layer import Wanted
 from deepeprop_jax.low_rank import Layout, layout_of
 from deepeprop_jax.node import Node, analyse_node
@@ -185,9 +185,19 @@ def with_rank(plan: Plan, programs: Sequence[VjpProgram], rank: int) -> Plan:
     return plan._replace(rank=rank, own=own, low_rank=layouts)
 
 
+_CLOSED_RULE = (
+    "keeps a traced value where JAX cannot follow it, and jax.grad through a scan fails likewise. Does a custom_jvp or "
+    "custom_vjp function read a parameter, the carry or the input by closure, or as one of nondiff_argnums? Make it an "
+    "argument, and let the rule give its derivative too, which may be zero."
+)
+
+
 def _analyse(vertex: Vertex, params: PyTree, carry: PyTree, u: PyTree, y: PyTree) -> Node:
     try:
+        check_custom_rules(vertex.cell.apply, params, carry, u)
         return analyse_node(vertex.name, vertex.cell.apply, params, carry, u, y)
+    except jax.errors.UnexpectedTracerError as error:
+        raise ValueError(f"Node '{vertex.name}' {_CLOSED_RULE} JAX said: {error}") from error
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"Node '{vertex.name}' has no reverse-mode derivative, which every gradient here is made of; use lax.scan "
@@ -229,6 +239,8 @@ def _check_cell(vertex: Vertex, params: PyTree, carry: PyTree, u: PyTree) -> PyT
     """Shapes of the node's output; the cell must give back a carry like the one it got."""
     try:
         result = jax.eval_shape(vertex.cell.apply, params, carry, u)
+    except jax.errors.UnexpectedTracerError as error:
+        raise ValueError(f"Node '{vertex.name}' {_CLOSED_RULE} JAX said: {error}") from error
     except Exception as error:
         raise ValueError(
             f"Node '{vertex.name}' could not be applied to one example of input {describe(u)} and carry "
