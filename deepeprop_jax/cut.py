@@ -136,16 +136,12 @@ def _selected_rows(outputs: list[Callable], view_h: RealView, view_y: RealView) 
     dtypes = [*view_h.dtypes, *view_y.dtypes]
     if not view_h.size or view_h.other_avals or view_h.size >= 2**24 or any(d.itemsize < 4 for d in dtypes):
         return None  # numbers would not survive a narrow dtype
-    with jax.ensure_compile_time_eval():
-        numbers = [
-            jnp.arange(start, start + size, dtype=dtype).reshape(shape)
-            for start, size, shape, dtype in zip(
-                np.cumsum([0, *view_h.sizes]), view_h.sizes, view_h.shapes, view_h.dtypes, strict=False
-            )
-        ]
-        leaves = join_pairs(view_h, numbers, [])
-        real = split_pairs(view_y, [output(leaves) for output in outputs]).real
-        return np.concatenate([np.asarray(leaf).ravel() for leaf in real]).astype(int) if real else None
+    starts = np.cumsum([0, *view_h.sizes])
+    parts = zip(starts, view_h.sizes, view_h.shapes, view_h.dtypes, strict=False)
+    numbers = [np.arange(start, start + size, dtype=dtype).reshape(shape) for start, size, shape, dtype in parts]
+    leaves = join_pairs(view_h, numbers, [])
+    real = split_pairs(view_y, [output(leaves) for output in outputs]).real
+    return np.concatenate([leaf.ravel() for leaf in real]).astype(int) if real else None
 
 
 def _recoverable(program: Program, carry_atoms: list[Atom]) -> dict[Variable, Callable[[list[Any]], Any]]:
@@ -177,19 +173,19 @@ def _undo(equation: Equation) -> list[tuple[Atom, Callable[[Any], Any]]]:
         equation.name in ("reshape", "squeeze", "broadcast_in_dim")
         and int(np.prod(shape_of(inputs[0]), dtype=int)) == size
     ):
-        return [(inputs[0], _of_parts(lambda x: jnp.reshape(x, source.shape)))]
+        return [(inputs[0], _of_parts(lambda x: x.reshape(source.shape)))]
     if equation.name == "concatenate":
         axis = equation.params["dimension"]
         starts = np.cumsum([0] + [shape_of(atom)[axis] for atom in inputs])
         ends = zip(inputs, starts[:-1], starts[1:], strict=True)
         return [
-            (atom, _of_parts(lambda x, a=int(a), b=int(b): jax.lax.slice_in_dim(x, a, b, axis=axis)))
+            (atom, _of_parts(lambda x, a=int(a), b=int(b): _slice(x, a, b, axis)))
             for atom, a, b in ends
         ]
     if equation.name == "stack":
         axis = equation.params["axis"]
         return [
-            (atom, _of_parts(lambda x, i=i: jax.lax.index_in_dim(x, i, axis, keepdims=False)))
+            (atom, _of_parts(lambda x, i=i: _slice(x, i, i + 1, axis).squeeze(axis)))
             for i, atom in enumerate(inputs)
         ]
     if equation.name == "complex":
@@ -201,6 +197,12 @@ def _undo(equation: Equation) -> list[tuple[Atom, Callable[[Any], Any]]]:
         dtype = source.dtype if jnp.issubdtype(source.dtype, jnp.floating) else np.zeros(0, source.dtype).real.dtype
         return [(inputs[0], _of_parts(lambda x: x.astype(dtype)))]
     return []
+
+
+def _slice(x: Any, start: int, stop: int, axis: int) -> Any:
+    if isinstance(x, np.ndarray):
+        return x[(slice(None),) * axis + (slice(start, stop),)]
+    return jax.lax.slice_in_dim(x, start, stop, axis=axis)
 
 
 def _of_parts(function: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -14,6 +14,7 @@ from deepeprop_jax.devices import summed_like, vary_alike
 from deepeprop_jax.network import as_cell
 from deepeprop_jax.planner import Planner
 from deepeprop_jax.sequence import Stream, as_params, by_segments, make_sequence
+from deepeprop_jax.sharded import sequences_over_batches
 
 
 def hoisted_bptt(network: Any) -> Callable[..., Any]:
@@ -45,7 +46,8 @@ def hoisted_bptt(network: Any) -> Callable[..., Any]:
     >>> loss_fn = lambda y, target: jnp.mean((y - target) ** 2)
     >>> (loss, carry), grads = hoisted_bptt(network)(loss_fn)(params, carry, xs, jnp.zeros(6))
     """
-    graph = graph_of(as_cell(network))
+    cell = as_cell(network)
+    graph = graph_of(cell)
     planner = Planner(graph, exact=True, hops=0, trainable=None)
 
     def value_and_grad(loss_fn: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]:
@@ -65,4 +67,4 @@ def hoisted_bptt(network: Any) -> Callable[..., Any]:
 
         return run
 
-    return value_and_grad
+    return sequences_over_batches(value_and_grad, cell, object, lambda carry, split: split.spec())

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from deepeprop_jax.cell import Graph, PyTree, Vertex, Wire, connect, parents, select

@@ -26,6 +26,7 @@ from deepeprop_jax.sequence import (
     keep_examples,
     make_sequence,
 )
+from deepeprop_jax.sharded import over_batches
 
 
 def deep_eprop(
@@ -99,15 +100,17 @@ def deep_eprop(
         return plan
 
     def init(params: PyTree, carry: PyTree, x: PyTree) -> LearnerState:
-        params, carry, x = vary_alike(*(jax.tree.map(jnp.asarray, tree) for tree in (params, carry, x)))
+        given, carry, x = (jax.tree.map(jnp.asarray, tree) for tree in (params, carry, x))
+        params, carry, x = vary_alike(given, carry, x)
         plan = plan_of(params, carry, x)
         batch = checks.batch_size(carry, x)
         traces = jax.tree.map(lambda aval: jnp.zeros(aval.shape, aval.dtype), lattice.trace_shapes(plan, batch))
-        update = _own_copy(params)
+        update = _own_copy(given)
         if stream.applies(plan):
-            update = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), planner.pending_update(params, carry, x))
+            factors = planner.pending_update(params, carry, x)
+            update = vary_like(jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), factors), params)
         pending = Pending(_own_copy(carry), _own_copy(x), update, jnp.zeros(batch, bool))
-        return vary_like(LearnerState(_own_copy(carry), traces, pending, _own_copy(carry)), params, carry, x)
+        return _vary(LearnerState(_own_copy(carry), traces, pending, _own_copy(carry)), params, carry, x)
 
     def run_step(plan: Plan, params: PyTree, carry: PyTree, x: PyTree) -> Segment:
         return stream.run_step(plan, planner.programs(params, carry, x), params, carry, x)
@@ -126,6 +129,7 @@ def deep_eprop(
         return lattice.select_examples(active, moved, state.traces)
 
     def step(params: PyTree, state: LearnerState, x: PyTree) -> tuple[LearnerState, PyTree]:
+        given = params
         params, state, x = vary_alike(params, state, x)
         plan = plan_for(params, state, x)
         traces = flush(plan, state)
@@ -134,9 +138,9 @@ def deep_eprop(
             carry_t, update, y_t = now.carry_end, stream.factors_of(now), _at_its_step(now.outputs)
         else:
             carry_t, y_t, _ = lattice.forward(plan, params, state.carry, x)
-            update = _own_copy(params)
+            update = _own_copy(given)
         pending = Pending(state.carry, _own_copy(x), update, jnp.ones_like(state.pending.active))
-        return vary_like((LearnerState(carry_t, traces, pending, state.initial_carry), y_t), params)
+        return _vary(LearnerState(carry_t, traces, pending, state.initial_carry), params), vary_like(y_t, params)
 
     def gradient(params: PyTree, state: LearnerState, dy: PyTree) -> PyTree:
         given = params
@@ -177,7 +181,7 @@ def deep_eprop(
 
         def run(params, state, xs, targets, resets=None, valid=None):
             steps = checks.sequence_length(xs, targets)
-            given = params
+            given, update = params, state.pending.update if isinstance(state, LearnerState) else None
             params, state, xs, targets, resets, valid = vary_alike(params, state, xs, targets, resets, valid)
             x = jax.tree.map(lambda leaf: leaf[0], xs)
             plan = plan_for(params, state, x)
@@ -192,10 +196,10 @@ def deep_eprop(
             else:
                 programs = planner.programs(params, state.carry, x)
                 result = by_segments(plan, programs, params, start, sequence, length, within_segment == "exact")
-            pending = state.pending._replace(active=jnp.zeros_like(state.pending.active))
+            pending = state.pending._replace(active=jnp.zeros_like(state.pending.active), update=update)
             end = LearnerState(result.end.carry, result.end.traces, pending, state.initial_carry)
             loss = (result.loss, result.aux) if has_aux else result.loss
-            return (loss, vary_like(end, params)), summed_like(as_params(plan, result.grads), given)
+            return (loss, _vary(end, params)), summed_like(as_params(plan, result.grads), given)
 
         return run
 
@@ -203,19 +207,27 @@ def deep_eprop(
         if not isinstance(state, LearnerState):
             raise TypeError(f"state must be what learner.init or learner.step returned; seen {type(state).__name__}.")
         where = checks.check_flags(where, state.pending.active.shape, "where")
+        update = state.pending.update
         state, where = vary_alike(state, where)
         traces = lattice.select_examples(where, jax.tree.map(jnp.zeros_like, state.traces), state.traces)
-        pending = state.pending._replace(active=state.pending.active & ~where)
+        pending = state.pending._replace(active=state.pending.active & ~where, update=update)
         return LearnerState(
             select_examples(where, state.initial_carry, state.carry), traces, pending, state.initial_carry
         )
 
-    return OnlineLearner(init, step, gradient, value_and_grad, reset, cell, plan_of)
+    learner = OnlineLearner(init, step, gradient, value_and_grad, reset, cell, plan_of)
+    return over_batches(learner, graph, stream.Factors)
 
 
 def _at_its_step(outputs: PyTree) -> PyTree:
     """The outputs of a segment of one step."""
     return jax.tree.map(lambda leaf: leaf[0], outputs)
+
+
+def _vary(state: LearnerState, *others: PyTree) -> LearnerState:
+    """See ``devices.vary_like``; what waits for the next step may be params, which need not vary."""
+    moved, update = vary_like(state, *others), state.pending.update
+    return moved._replace(pending=moved.pending._replace(update=update))
 
 
 def _finite(leaf: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """Exact claims need float64; two devices let a test shard; most programs here are compiled once and run once."""
 
 import gc
+import os
 from pathlib import Path
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from experiments.tasks import series
 
 jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_num_cpu_devices", int(os.environ.get("TEST_DEVICES", "2")))
 # Programs are made of many small objects that live as long as their test: looking for garbage less often saves a tenth.
 gc.set_threshold(200_000, 20, 100)
 

@@ -1,0 +1,160 @@
+"""A batch over several devices: the gradient of one device, by one sum, and nothing sent inside the loop over time."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from deepeprop_jax import deep_eprop, hoisted_bptt
+from tests.gradients import SAME, assert_same_gradient
+from tests.zoo import problem
+
+pytestmark = pytest.mark.as_users
+
+COLLECTIVE = r"(all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(?:-start)?\("
+
+
+def mesh_of(kind: AxisType):
+    return jax.make_mesh((len(jax.devices()),), ("data",), axis_types=(kind,))
+
+
+def collectives(program: str) -> dict[str, list[str]]:
+    """Of a compiled program: what devices send each other, outside of loops ("ENTRY") and in each other computation."""
+    found: dict[str, list[str]] = {}
+    name = ""
+    for line in program.splitlines():
+        head = re.match(r"^(ENTRY )?%?([\w.\-]+) .*\{$", line)
+        name = ("ENTRY" if head.group(1) else head.group(2)) if head else name
+        sent = re.search(COLLECTIVE, line)
+        if sent:
+            found.setdefault(name, []).append(sent.group(1))
+    return found
+
+
+def losses(y, target):
+    """One per example."""
+    return target["weight"] * sum(
+        jnp.sum((a - b) ** 2, axis=tuple(range(1, a.ndim)))
+        for a, b in zip(jax.tree.leaves(y), jax.tree.leaves(target["value"]), strict=True)
+    )
+
+
+def placed(mesh, p, batch_in_time):
+    """Arguments, the batch over the mesh, and the types that shard_map is told."""
+    batch, everywhere = PartitionSpec("data"), PartitionSpec()
+    targets = {"value": jax.tree.map(lambda _: batch_in_time, p.targets["value"]), "weight": everywhere}
+    specs = (everywhere, batch, batch_in_time, targets, batch_in_time)
+    resets = jnp.zeros((6, p.xs.shape[1]), bool).at[4, 1].set(True)
+    arguments = (p.params, p.carry, p.xs, p.targets, resets)
+    where = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda s: isinstance(s, PartitionSpec))
+    moved = [
+        jax.tree.map(lambda w, part: jax.tree.map(lambda leaf: jax.device_put(leaf, w), part), w, a)
+        for w, a in zip(where, arguments, strict=True)
+    ]
+    return arguments, moved, specs
+
+
+def online(p, loss_fn, length, **options):
+    """Gradient of a sequence, with a reset; for ``length`` "stream" by steps, for "bptt" by ``hoisted_bptt``."""
+    learner = deep_eprop(p.network, **options)
+
+    def gradient(params, carry, xs, targets, resets):
+        if length == "bptt":
+            return hoisted_bptt(p.network)(loss_fn)(params, carry, xs, targets, resets)[1]
+        state = learner.init(params, carry, xs[0])
+        if length != "stream":
+            run = learner.value_and_grad(loss_fn, segment_length=length)
+            return run(params, state, xs, targets, resets)[1]
+
+        def body(state, now):
+            x, target, flags = now
+            state, y = learner.step(params, learner.reset(state, flags), x)
+            return state, learner.gradient(params, state, jax.grad(lambda y: loss_fn(y, target).sum())(y))
+
+        return jax.tree.map(lambda leaf: leaf.sum(0), jax.lax.scan(body, state, (xs, targets, resets))[1])
+
+    return gradient
+
+
+MODES = [
+    ("stack_3", {}, 2),
+    ("stack_3", {"exact": True}, 1),
+    ("stack_3", {"hops": 0, "rank": 2}, 2),
+    ("stack_3", {"hops": 0}, "stream"),
+    ("stack_3", {}, "bptt"),
+    ("depth_4_between", {}, 2),
+    ("stack_3_spiking", {}, "stream"),
+]
+
+
+def check_devices(name: str, options: dict, length) -> None:
+    p = problem(name, steps=6, batch=8)
+    for loss_fn in (losses, p.loss_fn):
+        gradient = online(p, loss_fn, length, **options)
+        explicit, auto = mesh_of(AxisType.Explicit), mesh_of(AxisType.Auto)
+        arguments, _, specs = placed(auto, p, PartitionSpec(None, "data"))
+        needed = jax.jit(gradient)(*arguments)
+        ways = {}
+        if loss_fn is losses:  # a scalar loss of a part of the batch is another one, unless it is a sum
+            mapped = jax.shard_map(gradient, mesh=auto, in_specs=specs, out_specs=PartitionSpec())
+            ways["shard_map"] = jax.jit(mapped), arguments
+        ways["explicit axes"] = jax.jit(gradient), placed(explicit, p, PartitionSpec(None, "data"))[1]
+        for way, (function, given) in ways.items():
+            where = f"{name}, {options}, {length}, {way}"
+            compiled = function.lower(*given).compile()
+            # The same up to the order of a sum over devices.
+            assert_same_gradient(jax.device_get(compiled(*given)), needed, SAME, where)
+            sent = collectives(compiled.as_text())
+            if length == "stream":  # a gradient at every step is a sum at every step
+                assert {kind for kinds in sent.values() for kind in kinds} == {"all-reduce"}, (where, sent)
+            elif loss_fn is losses:
+                assert list(sent) == ["ENTRY"] and set(sent["ENTRY"]) == {"all-reduce"}, (where, sent)
+            else:
+                assert {kind for kinds in sent.values() for kind in kinds} <= {"all-reduce", "all-gather"}, (
+                    where,
+                    sent,
+                )
+
+
+@pytest.mark.parametrize(("name", "options", "length"), MODES)
+def test_a_split_batch_gives_the_gradient_of_one_device(name, options, length):
+    check_devices(name, options, length)
+
+
+@pytest.mark.slow
+def test_eight_devices():
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "not slow", __file__]
+    subprocess.run(command, env=os.environ | {"TEST_DEVICES": "8"}, check=True)
+
+
+def test_losses_and_aux_and_the_way_of_eager_calls():
+    """Without jit, with aux, and without a mesh in sight: each as on one device, and the state stays split."""
+    p = problem("stack_2", steps=6, batch=8)
+    learner = deep_eprop(p.network)
+    (params, carry, xs, targets, _), moved, _ = placed(mesh_of(AxisType.Explicit), p, PartitionSpec(None, "data"))
+    found = []
+    for params, carry, xs, targets in ((params, carry, xs, targets), moved[:4]):  # noqa: B020
+        state = learner.init(params, carry, xs[0])
+        run = learner.value_and_grad(lambda y, t: (p.loss_fn(y, t), {"y": y, "big": y.max() > 1}), has_aux=True)
+        found.append(jax.device_get(run(params, state, xs, targets)))
+        state, _ = learner.step(params, state, xs[0])
+        assert jax.typeof(state.carry[0]).sharding.spec in (PartitionSpec("data", None), PartitionSpec(None, None))
+    (((loss, aux), _), grads), (((needed, needed_aux), _), needed_grads) = found[1], found[0]
+    assert jnp.allclose(loss, needed, rtol=SAME)
+    assert jnp.array_equal(aux["big"], needed_aux["big"])
+    assert_same_gradient((grads, aux["y"]), (needed_grads, needed_aux["y"]), SAME)
+
+
+def test_other_axes_than_the_batch_may_not_be_split():
+    p = problem("stack_2", steps=6, batch=8)
+    mesh = mesh_of(AxisType.Explicit)
+    x = jax.device_put(p.xs[0], NamedSharding(mesh, PartitionSpec(None, "data")))
+    with pytest.raises(ValueError, match="only the batch axis may be split"):
+        deep_eprop(p.network).init(p.params, p.carry, x)
