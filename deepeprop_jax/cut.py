@@ -178,15 +178,11 @@ def _undo(equation: Equation) -> list[tuple[Atom, Callable[[Any], Any]]]:
         axis = equation.params["dimension"]
         starts = np.cumsum([0] + [shape_of(atom)[axis] for atom in inputs])
         ends = zip(inputs, starts[:-1], starts[1:], strict=True)
-        return [
-            (atom, _of_parts(lambda x, a=int(a), b=int(b): _slice(x, a, b, axis)))
-            for atom, a, b in ends
-        ]
+        return [(atom, _of_parts(lambda x, a=int(a), b=int(b): _slice(x, a, b, axis))) for atom, a, b in ends]
     if equation.name == "stack":
         axis = equation.params["axis"]
         return [
-            (atom, _of_parts(lambda x, i=i: _slice(x, i, i + 1, axis).squeeze(axis)))
-            for i, atom in enumerate(inputs)
+            (atom, _of_parts(lambda x, i=i: _slice(x, i, i + 1, axis).squeeze(axis))) for i, atom in enumerate(inputs)
         ]
     if equation.name == "complex":
         return [(inputs[0], lambda x: x.re), (inputs[1], lambda x: x.im)]

@@ -31,13 +31,15 @@ class Derived(NamedTuple):
 
     Attributes:
       leaf: its index among the carry's leaves.
-      sources: those that it is computed from, their variables and indices.
+      sources: those that it is computed from and moves with, their variables and indices.
+      fixed: likewise those without a derivative, integers and keys.
       equations: Z.
       value: what Z computes.
     """
 
     leaf: int
     sources: dict[Variable, int]
+    fixed: dict[Variable, int]
     equations: list[Equation]
     value: Atom
 
@@ -45,7 +47,7 @@ class Derived(NamedTuple):
 def derived_leaves(program: Program, carry_atoms: Sequence[Atom], view: RealView) -> list[Derived]:
     """Which real leaves of a cell's new carry are unit-local functions of its other real leaves of their shape.
 
-    Constants may enter, parameters, input and old carry may not.
+    Constants may enter, and integers and keys of the new carry; parameters, input and old carry may not.
 
     Args:
       program: the cell's, for one example.
@@ -68,12 +70,14 @@ def derived_leaves(program: Program, carry_atoms: Sequence[Atom], view: RealView
             if i not in gone and view.kinds[i] == "real" and shapes[i] == shapes[leaf]
         ]
         sources = {carry_atoms[i]: i for i in rest if is_variable(carry_atoms[i])}
-        equations = backward_slice(program.equations, [atom], sources)
+        without = [i for i, kind in enumerate(view.kinds) if kind == "other" and is_variable(carry_atoms[i])]
+        fixed = {carry_atoms[i]: i for i in without}
+        equations = backward_slice(program.equations, [atom], {*sources, *fixed})
         made = {output for equation in equations for output in equation.outputs} | constants
         read = {a for e in equations for a in e.inputs if is_variable(a)} | {atom}
-        used = {variable: i for variable, i in sources.items() if variable in read}
-        if used and read <= made | set(used):
-            derived = Derived(leaf, used, equations, atom)
+        used, fixed = ({v: i for v, i in group.items() if v in read} for group in (sources, fixed))
+        if used and read <= made | {*used, *fixed}:
+            derived = Derived(leaf, used, fixed, equations, atom)
             vjp = _vjp(derived, program)
             if _is_local(vjp, shapes[leaf]) and has_finite_slope(vjp):
                 found.append(derived)
@@ -81,17 +85,20 @@ def derived_leaves(program: Program, carry_atoms: Sequence[Atom], view: RealView
 
 
 def _vjp(derived: Derived, program: Program) -> Program:
-    """``(sources, cotangent of Z) -> cotangents of the sources``."""
+    """``(sources, fixed, cotangent of Z) -> cotangents of the sources``."""
 
-    def pull(sources: list[jax.Array], ct: jax.Array) -> list[jax.Array]:
-        return jax.vjp(partial(_evaluate, derived, program.constants), sources)[1](ct)[0]
+    def pull(sources: list[jax.Array], fixed: list[jax.Array], ct: jax.Array) -> list[jax.Array]:
+        return jax.vjp(partial(_evaluate, derived, program.constants, fixed), sources)[1](ct)[0]
 
-    return trace(pull, [variable.aval for variable in derived.sources], derived.value.aval)
+    avals = [[variable.aval for variable in group] for group in (derived.sources, derived.fixed)]
+    return trace(pull, *avals, derived.value.aval)
 
 
-def _evaluate(derived: Derived, constants: dict[Variable, Any], sources: list[jax.Array]) -> jax.Array:
+def _evaluate(
+    derived: Derived, constants: dict[Variable, Any], fixed: list[jax.Array], sources: list[jax.Array]
+) -> jax.Array:
     """Z."""
-    known = constants | dict(zip(derived.sources, sources, strict=True))
+    known = constants | dict(zip(derived.sources, sources, strict=True)) | dict(zip(derived.fixed, fixed, strict=True))
     return evaluate(derived.equations, known, [derived.value])[0]
 
 
@@ -118,7 +125,8 @@ def through_sources(
     leaves, point = list(leaves), list(point)
     for d in reversed(derived):  # each is read only after what it is derived from
         sources, base = ([values[i] for i in d.sources.values()] for values in (leaves, point))
-        made, pull = jax.vjp(partial(_evaluate, d, constants), base)
+        fixed = [leaves[i] for i in d.fixed.values()]
+        made, pull = jax.vjp(partial(_evaluate, d, constants, fixed), base)
         slopes = [jnp.where(jnp.isfinite(slope), slope, 0) for slope in pull(jnp.ones_like(made))[0]]
         leaves[d.leaf] = _moving(leaves[d.leaf], slopes, sources, base)
     return leaves

@@ -36,6 +36,8 @@ def of_zoo(name: str) -> set[str]:
     [
         ("lif", {"1"}),
         ("alif", {"2"}),
+        ("lif_refractory", {"1"}),
+        ("alif_refractory", {"2"}),
         ("custom_vjp_spike", {"1"}),
         ("derived_leaves", {"a", "s"}),
         ("linen_lstm", set()),
@@ -50,11 +52,21 @@ def test_which_leaves_of_the_zoo(name: str, wanted: set[str]) -> None:
     assert of_zoo(name) == wanted
 
 
-def test_a_spike_that_depends_on_the_refractory_period_is_none() -> None:
-    """It was decided by how many steps were left before the step, which the new carry does not tell."""
-    params, carry = lif(3, refractory=2).init(jax.random.key(0), jnp.ones((1, 2)))
-    one = jax.tree.map(lambda leaf: leaf[0], carry)
-    assert derived(lif(3, refractory=2).apply, params, one, jnp.ones(2)) == set()
+def test_what_decided_a_spike_must_be_in_the_new_carry() -> None:
+    """Steps left before the step, which the new carry does not tell, and steps left after it, which it does."""
+
+    def cell(before: bool):
+        def apply(p, carry, x):
+            v, _, left = carry
+            v = 0.5 * v + x
+            left_t = jnp.where(v > 1, 3, jnp.maximum(left - 1, 0))
+            return (v, jnp.where((left if before else left_t) > 1, 0.0, jnp.tanh(v)), left_t), v
+
+        return apply
+
+    carry = (SHAPE, SHAPE, jax.ShapeDtypeStruct((3,), jnp.int32))
+    assert derived(cell(True), (), carry, SHAPE) == set()
+    assert derived(cell(False), (), carry, SHAPE) == {"1"}
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ def _spiking_carry(draw: np.random.Generator, carry: PyTree) -> PyTree:
     """Potentials around rest and threshold, non-negative adaptation, spikes 0 or 1, refractory where not spiking."""
     v, *adaptation = [leaf for leaf in carry if is_differentiable(leaf)][:-1]
     z = (draw.random(v.shape) < 0.3).astype(np.float64)
-    left = [np.where(z > 0, 2, draw.integers(0, 2, size=v.shape)).astype(np.int32)]
+    left = [np.where(z > 0, 3, draw.integers(0, 2, size=v.shape)).astype(np.int32)]
     filled = (draw.uniform(-1, 1.5, size=v.shape), *(draw.random(leaf.shape) for leaf in adaptation), z)
     return (*filled, *left[: len(carry) - len(filled)])
 

@@ -43,7 +43,8 @@ def alif(
     *Units*: ``tau``, ``tau_adaptation``, ``dt`` and ``refractory`` in the same unit, ms by convention.
 
     *Shapes*: params ``input_kernel`` (inputs, features), ``recurrent_kernel`` (features, features); carry (v, a, z),
-    each (features,), and with a refractory period (v, a, z, steps left of it), the last int32.
+    each (features,), and with a refractory period (v, a, z, count), the last int32, which
+    is the period in steps plus one at a spike, and falls to 0.
 
     *Initialisation*: kernels normal with variance 1 / fan-in; v = a = z = 0.
 

@@ -40,7 +40,8 @@ def lif(
     *Units*: ``tau``, ``dt`` and ``refractory`` in the same unit, ms by convention.
 
     *Shapes*: params ``input_kernel`` (inputs, features), ``recurrent_kernel`` (features, features); carry (v, z), each
-    (features,), and with a refractory period (v, z, steps left of it), the last int32.
+    (features,), and with a refractory period (v, z, count), the last int32, which
+    is the period in steps plus one at a spike, and falls to 0.
 
     *Initialisation*: kernels normal with variance 1 / fan-in; v = z = 0.
 

@@ -41,9 +41,11 @@ def _triangular_spike_jvp(
 
 
 def fire(distance: jax.Array, refractory_tm1: jax.Array | None, period: int, dampening: float) -> tuple[jax.Array, ...]:
-    """Spikes, and, where there is a refractory period, the steps left of it after this one.
+    """Spikes, and, where there is a refractory period, how long it lasts.
 
-    While any is left the unit cannot fire, whatever its potential, and the surrogate derivative is 0.
+    The count is period + 1 at a spike and falls by one a step, to 0: at a step with a count of 1 to ``period`` the unit
+    cannot fire, whatever its potential, and the surrogate derivative is 0. So the new carry tells all that decides a
+    spike, its derivative included, and a spike needs no trace of its own.
 
     Returns:
       ``(z_t,)`` where ``refractory_tm1`` is None, else ``(z_t, refractory_t)``.
@@ -51,8 +53,10 @@ def fire(distance: jax.Array, refractory_tm1: jax.Array | None, period: int, dam
     z_t = triangular_spike(distance, dampening)
     if refractory_tm1 is None:
         return (z_t,)
-    z_t = jnp.where(refractory_tm1 > 0, jnp.zeros_like(z_t), z_t)
-    return z_t, jnp.where(z_t > 0, jnp.int32(period), jnp.maximum(refractory_tm1 - 1, 0))
+    fires = (distance > 0) & (refractory_tm1 <= 1)
+    refractory_t = jnp.where(fires, jnp.int32(period + 1), jnp.maximum(refractory_tm1 - 1, 0))
+    resting = (refractory_t > 0) & (refractory_t <= period)
+    return jnp.where(resting, jnp.zeros_like(z_t), z_t), refractory_t
 
 
 def without_self(recurrent_kernel: jax.Array) -> jax.Array:
