@@ -132,17 +132,21 @@ class Node(NamedTuple):
         return self.carry.size > 0
 
 
-def analyse_node(name: str, apply: Callable, params: PyTree, carry: PyTree, x: PyTree, y: PyTree) -> Node:
+def analyse_node(
+    name: str, apply: Callable, params: PyTree, carry: PyTree, x: PyTree, y: PyTree, external: bool = False
+) -> Node:
     """Find F, g, the unit-local rows of each parameter and the unit-local blocks of the recurrence.
 
     Args:
       name: for tables and errors.
       apply: the cell's ``apply``.
       params, carry, x, y: shapes and dtypes for one example (``jax.ShapeDtypeStruct`` leaves).
+      external: whether x is made of the network's input alone, and needs no derivative.
 
     Cost: one trace of the cell and of its VJP, and labels of the size of the program's arrays; no values are computed.
     """
-    views = Views(RealView(params), RealView(carry), RealView(x), RealView(y))
+    aside = range(len(jax.tree.leaves(x))) if external else ()
+    views = Views(RealView(params), RealView(carry), RealView(x, aside), RealView(y))
     cut, views = cut_cell(apply, views)
     units = units_of(views.carry)
     if views.carry.size == 0:

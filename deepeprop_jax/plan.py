@@ -149,9 +149,11 @@ def make_plan(
         outputs[index] = _check_cell(vertex, node_params, node_carry, u)
         arguments = (node_params, node_carry, u, outputs[index])
         avals = tuple(map(str, jax.tree.leaves(arguments)))
-        key = (vertex.cell.apply, jax.tree.structure(arguments), avals, context())
+        # The external input has no derivative that anything asks for; what cannot be differentiated by it need not be.
+        external = vertex.depth is None and not parents(vertex.wire)
+        key = (vertex.cell.apply, jax.tree.structure(arguments), avals, external, context())
         if key not in known:
-            known[key] = _analyse(vertex, *arguments)
+            known[key] = _analyse(vertex, *arguments, external)
         nodes.append(known[key]._replace(name=vertex.name))
     flags = _trained_leaves(graph, params, trainable)
     trained = tuple(
@@ -191,16 +193,17 @@ _CLOSED_RULE = (
 )
 
 
-def _analyse(vertex: Vertex, params: PyTree, carry: PyTree, u: PyTree, y: PyTree) -> Node:
+def _analyse(vertex: Vertex, params: PyTree, carry: PyTree, u: PyTree, y: PyTree, external: bool) -> Node:
     try:
         check_custom_rules(vertex.cell.apply, params, carry, u)
-        return analyse_node(vertex.name, vertex.cell.apply, params, carry, u, y)
+        return analyse_node(vertex.name, vertex.cell.apply, params, carry, u, y, external)
     except jax.errors.UnexpectedTracerError as error:
         raise ValueError(f"Node '{vertex.name}' {_CLOSED_RULE} JAX said: {error}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, NotImplementedError) as error:
         raise ValueError(
-            f"Node '{vertex.name}' has no reverse-mode derivative, which every gradient here is made of; use lax.scan "
-            f"or a loop of fixed length in place of a while loop. JAX said: {type(error).__name__}: {error}"
+            f"Node '{vertex.name}' has no reverse-mode derivative, which every gradient here is made of, as jax.grad "
+            f"of it has none; use lax.scan or a loop of fixed length in place of a while loop, and "
+            f"unique_indices=True where places are multiplied. JAX said: {type(error).__name__}: {error}"
         ) from error
 
 
