@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import errors, nnx
 
-from deepeprop_jax.cell import Cell, PyTree
+from deepeprop_jax.cell import Cell, PyTree, remade
+from deepeprop_jax.checks import check_module_carry
 
 DROPOUT_REMEDY = (
     "The output of a cell must be a function of (params, carry, x) alone, or its traces would belong to another "
@@ -43,7 +44,7 @@ def linen_cell(module: nn.Module) -> Cell:
 
     Raises:
       TypeError: ``module`` is not an instance of a Linen module.
-      ValueError: ``module`` is ``nn.RNN`` or ``nn.Bidirectional``, which take whole sequences.
+      ValueError: ``module`` is ``nn.RNN`` or ``nn.Bidirectional``, which take whole sequences, or is bound.
 
     >>> cell = linen_cell(nn.GRUCell(features=4))
     >>> params, carry = cell.init(jax.random.key(0), jnp.zeros((3, 5)))
@@ -66,8 +67,13 @@ def linen_cell(module: nn.Module) -> Cell:
         jax.eval_shape(apply, variables, carry_1, x_1)
         return variables, carry
 
+    def initialise(shape: PyTree) -> PyTree:
+        return module.initialize_carry(jax.random.key(0), shape)
+
     def apply(params: PyTree, carry: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
         _check_variables(module, params)
+        if recurrent:
+            check_module_carry(type(module).__name__, initialise, carry, x)
         try:
             if recurrent:
                 return module.apply(params, carry, x)
@@ -75,7 +81,7 @@ def linen_cell(module: nn.Module) -> Cell:
         except (errors.FlaxError, ValueError) as error:
             raise _explained(module, error) from error
 
-    return Cell(init, apply)
+    return remade(Cell(init, apply), linen_cell, module)
 
 
 def _check_module(module: Any) -> None:
@@ -90,6 +96,13 @@ def _check_module(module: Any) -> None:
         raise TypeError(
             f"Seen an object of type {type(module).__name__}; needed an instance of a Flax Linen module, such as "
             f"nn.GRUCell(features=64)."
+        )
+    if module.scope is not None:
+        name = type(module).__name__
+        raise ValueError(
+            f"Seen a bound {name}, which holds its variables; a cell takes them as an argument, and ignores those. "
+            f"Write module, params = bound.unbind(), and pass module here and params to the learner. Inside another "
+            f"module's compact method, make it with {name}(..., parent=None)."
         )
     if isinstance(module, nn.RNN | nn.Bidirectional):
         raise ValueError(

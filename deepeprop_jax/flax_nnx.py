@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from deepeprop_jax.cell import Cell, PyTree
+from deepeprop_jax.cell import Cell, PyTree, remade
+from deepeprop_jax.checks import check_module_carry
 
 DROPOUT_REMEDY = (
     "The output of a cell must be a function of (params, carry, x) alone, or its traces would belong to another "
@@ -75,12 +76,14 @@ def nnx_cell(factory: Callable[[nnx.Rngs], nnx.Module]) -> Cell:
             raise ValueError(
                 f"The params do not belong to {name}: {error}. Give the params that init made for this module."
             ) from error
+        if recurrent:
+            check_module_carry(name, lambda shape: module.initialize_carry(shape, nnx.Rngs(0)), carry, x)
         before = _variables(module)
         carry_t, y_t = module(carry, x) if recurrent else ((), module(x))
         _check_unchanged(before, module)
         return carry_t, y_t
 
-    return Cell(init, apply)
+    return remade(Cell(init, apply), nnx_cell, factory)
 
 
 def _build(factory: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> nnx.Module:

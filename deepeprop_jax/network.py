@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from deepeprop_jax.cell import INPUT, Cell, Graph, PyTree, Vertex, Wire, connect, graph_of, parents
+from deepeprop_jax.cell import INPUT, Cell, Graph, PyTree, Vertex, Wire, connect, graph_of, parents, remade
 from deepeprop_jax.flax_linen import linen_cell
 
 
@@ -42,20 +43,16 @@ def as_cell(network: Any) -> Cell:
             f"Seen {what}; needed a Cell, a Flax Linen module instance such as nn.GRUCell(features=64), or a function "
             f"(params, carry, x) -> (carry, y)."
         )
-    return Cell(init=_no_init(network), apply=network)
+    return Cell(init=functools.partial(_no_init, network), apply=network)
 
 
-def _no_init(function: Callable) -> Callable:
+def _no_init(function: Callable, key: jax.Array, x: PyTree) -> tuple[PyTree, PyTree]:
+    del key, x
     name = getattr(function, "__name__", "cell_fn")
-
-    def init(key: jax.Array, x: PyTree) -> tuple[PyTree, PyTree]:
-        del key, x
-        raise ValueError(
-            f"The plain function {name} brings no initialiser. Make its params and carry yourself and give them to "
-            f"learner.init(params, carry, x), or pass Cell(init, {name}) instead of {name}."
-        )
-
-    return init
+    raise ValueError(
+        f"The plain function {name} brings no initialiser. Make its params and carry yourself and give them to "
+        f"learner.init(params, carry, x), or pass Cell(init, {name}) instead of {name}."
+    )
 
 
 def _output_like(name: str, cell: Cell, params: PyTree, carry: PyTree, x: PyTree) -> PyTree:
@@ -151,7 +148,7 @@ def stack(*cells: Any, depth: int | None = None) -> Cell:
             new.append(carry_t)
         return tuple(new), x
 
-    return Cell(init, apply, Graph(tuple(nodes), wire))
+    return remade(Cell(init, apply, Graph(tuple(nodes), wire)), stack, *cells)
 
 
 def _deep(layers: list[Cell], depth: int) -> Cell:
@@ -177,7 +174,7 @@ def _deep(layers: list[Cell], depth: int) -> Cell:
         y, carry_t = jax.lax.scan(layer_step, x, (params, carry), length=depth)
         return carry_t, y
 
-    return Cell(init, apply, Graph((Vertex("layers", (), layer, INPUT, depth),), 0))
+    return remade(Cell(init, apply, Graph((Vertex("layers", (), layer, INPUT, depth),), 0)), stack, layer, depth=depth)
 
 
 def graph(nodes: Mapping[str, tuple[Any, Any]], *, outputs: str | tuple[str, ...]) -> Cell:
@@ -249,7 +246,7 @@ def graph(nodes: Mapping[str, tuple[Any, Any]], *, outputs: str | tuple[str, ...
             new[name], values[name] = cells[name].apply(params[name], carry[name], u)
         return new, named_connect("outputs", pick, values)
 
-    return Cell(init, apply, Graph(tuple(vertices), output))
+    return remade(Cell(init, apply, Graph(tuple(vertices), output)), graph, dict(nodes), outputs=outputs)
 
 
 def _names(spec: Any) -> tuple[str, ...]:
