@@ -1,5 +1,7 @@
 """Train deep recurrent networks forward in time: deep e-prop and exact RTRL for unmodified recurrent cells."""
 
+from importlib import metadata
+
 from deepeprop_jax.analyse import analyse
 from deepeprop_jax.cell import Cell
 from deepeprop_jax.compare import compare_to_bptt
@@ -11,6 +13,11 @@ from deepeprop_jax.learner import LearnerState, OnlineLearner
 from deepeprop_jax.low_rank import trace_error
 from deepeprop_jax.network import graph, stack
 from deepeprop_jax.transform import deep_eprop
+
+try:
+    __version__ = metadata.version("deepeprop_jax")
+except metadata.PackageNotFoundError:  # a clone on the path, not installed
+    __version__ = "unknown"
 
 __all__ = [
     "Cell",

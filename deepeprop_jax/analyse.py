@@ -155,7 +155,8 @@ def analyse(
     graph = graph_of(as_cell(network.network if isinstance(network, OnlineLearner) else network))
     exactly = Planner(graph, True, None, trainable)
     whole = {True: exactly, False: Planner(graph, False, None, trainable, like=exactly)}
-    params, carry, x = jax.eval_shape(lambda *trees: trees, params, carry, x)
+    named = {"params": params, "carry": carry, "x": x}
+    params, carry, x = (checks.as_avals(tree, what) for what, tree in named.items())
     batch = checks.batch_size(carry, x)
     has_depth = any(vertex.depth is not None for vertex in graph.nodes)
     local, exact = (whole[is_exact].plan(params, carry, x) for is_exact in (False, True))

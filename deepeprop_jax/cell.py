@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 PyTree = Any
+Made = TypeVar("Made", bound=Any)
 Path = tuple[int | str, ...]
 
 INPUT = "input"
@@ -41,6 +43,9 @@ class Vertex(NamedTuple):
     wire: Wire
     depth: int | None = None
 
+    def __hash__(self) -> int:
+        return hash((self.name, self.path, self.cell, _hashable(self.wire), self.depth))
+
 
 class Graph(NamedTuple):
     """Nodes in topological order (parents first), and how the output of the network is made of theirs."""
@@ -48,14 +53,22 @@ class Graph(NamedTuple):
     nodes: tuple[Vertex, ...]
     output: Wire
 
+    def __hash__(self) -> int:
+        return hash((self.nodes, _hashable(self.output)))
+
 
 class Cell(NamedTuple):
     """A recurrent cell (or a whole network of them) as two pure functions.
 
+    It hashes, so that it may be a static argument of ``jax.jit``. It pickles as the call that made it (``stack``,
+    ``graph``, ``linen_cell``, ``nnx_cell``, the library's own cells) if what that call was given does: a module's
+    functions do; Flax's modules, lambdas and functions inside functions need ``cloudpickle``.
+
     Attributes:
-      init: ``init(key, x) -> (params, carry)`` for one step's batch ``x`` of shape (batch, ...);
+      init: ``init(key, x) -> (params, carry)`` for ONE step's batch ``x`` of shape (batch, ...), ``xs[0]``;
         the carry comes back with a leading batch axis.
-      apply: ``apply(params, carry, x) -> (carry, y)`` for ONE example, without a batch axis.
+      apply: ``apply(params, carry, x) -> (carry, y)`` for ONE example, without a batch axis, in this order: a cell that
+        returns ``(y, carry)`` where both are shaped alike cannot be told from one that is right.
         A feed-forward layer has an empty carry, ``()``.
       graph: the nodes inside, filled in by ``stack`` and ``graph``; None for a single cell.
     """
@@ -63,6 +76,34 @@ class Cell(NamedTuple):
     init: Callable[[jax.Array, PyTree], tuple[PyTree, PyTree]]
     apply: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
     graph: Graph | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reduced(self)
+
+    def __copy__(self) -> Cell:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Cell:
+        return self
+
+
+def remade(made: Made, factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Made:
+    """Let a tuple of closures, which cannot be pickled, be pickled as the call that made it."""
+    made.init.made_by = made, functools.partial(factory, *args, **kwargs)
+    return made
+
+
+def reduced(made: Any) -> tuple[Any, ...]:
+    """For ``__reduce__``: the call that made it, or its fields."""
+    original, call = getattr(made.init, "made_by", (None, None))
+    return (call, ()) if original is made else (type(made), tuple(made))
+
+
+def _hashable(wire: Wire) -> Any:
+    """A wire without dicts, the same for equal wires."""
+    if isinstance(wire, Mapping):
+        return frozenset((name, _hashable(part)) for name, part in wire.items())
+    return tuple(map(_hashable, wire)) if isinstance(wire, tuple) else wire
 
 
 def graph_of(cell: Cell) -> Graph:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from deepeprop_jax.cell import PyTree
+from deepeprop_jax.checks import as_arrays
 from deepeprop_jax.low_rank import trace_error
 from deepeprop_jax.reference import LossFn, bptt, is_differentiable
 
@@ -82,6 +83,8 @@ def compare_to_bptt(
     Returns:
       A ``Comparison``: ``rows``, ``total``, and a table when printed ("-": undefined, as one of the two is zero).
     """
+    named = {"params": params, "carry": carry, "xs": xs}
+    params, carry, xs = (as_arrays(tree, what) for what, tree in named.items())
     state = learner.init(params, carry, jax.tree.map(lambda leaf: leaf[0], xs))
     (_, end), grads = jax.jit(learner.value_and_grad(loss_fn))(params, state, xs, targets)
     _, reference = jax.jit(bptt(learner.network, loss_fn))(params, carry, xs, targets)

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import errors, nnx
 
-from deepeprop_jax.cell import Cell, PyTree
+from deepeprop_jax.cell import Cell, PyTree, remade
+from deepeprop_jax.checks import check_module_carry
 from deepeprop_jax.module_call import check_call
 from deepeprop_jax.whole_model import refuse_whole_model, watched
 
@@ -72,8 +73,13 @@ def linen_cell(module: nn.Module) -> Cell:
         jax.eval_shape(apply, variables, carry_1, x_1)
         return variables, carry
 
+    def initialise(shape: PyTree) -> PyTree:
+        return module.initialize_carry(jax.random.key(0), shape)
+
     def apply(params: PyTree, carry: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
         _check_variables(module, params)
+        if recurrent:
+            check_module_carry(type(module).__name__, initialise, carry, x)
         with watched(module, x):
             try:
                 if recurrent:
@@ -82,7 +88,7 @@ def linen_cell(module: nn.Module) -> Cell:
             except (errors.FlaxError, ValueError) as error:
                 raise _explained(module, error) from error
 
-    return Cell(init, apply)
+    return remade(Cell(init, apply), linen_cell, module)
 
 
 def _check_module(module: Any) -> None:

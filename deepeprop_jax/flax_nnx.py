@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from deepeprop_jax.cell import Cell, PyTree, Vertex
+from deepeprop_jax.cell import Cell, PyTree, Vertex, remade
+from deepeprop_jax.checks import check_module_carry
 from deepeprop_jax.module_call import check_call
 from deepeprop_jax.other_libraries import refuse_other_libraries
 from deepeprop_jax.plain_function import Arguments, arguments_of
@@ -58,6 +59,8 @@ class NnxStep:
             raise ValueError(
                 f"The params do not belong to {self.name}: {error}. Give the params that init made for this module."
             ) from error
+        if self.recurrent:
+            check_module_carry(self.name, lambda shape: module.initialize_carry(shape, nnx.Rngs(0)), carry, x)
         before = _variables(module)
         carry_t, y_t = module(carry, x) if self.recurrent else ((), module(x))
         _check_unchanged(before, module)
@@ -111,7 +114,7 @@ def nnx_cell(factory: nnx.Module | Callable[[nnx.Rngs], nnx.Module]) -> Cell:
         carry = _initialize_carry(made, carry_key, x) if step.recurrent else ()
         return nnx.split(made, nnx.Param, ...)[1], carry
 
-    return Cell(init, step)
+    return remade(Cell(init, step), nnx_cell, factory)
 
 
 def _instance_cell(module: nnx.Module) -> Cell:
@@ -126,7 +129,7 @@ def _instance_cell(module: nnx.Module) -> Cell:
         merged = nnx.merge(step.graphdef, params, jax.tree.map(_constant, step.streams))
         return params, _initialize_carry(merged, key, x)
 
-    return Cell(init, step)
+    return remade(Cell(init, step), nnx_cell, module)
 
 
 def own_params(module: nnx.Module) -> nnx.State:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from deepeprop_jax import checks
 from deepeprop_jax.cell import graph_of
@@ -31,16 +30,15 @@ def hoisted_bptt(network: Any) -> Callable[..., Any]:
       network: as ``deep_eprop`` takes it.
 
     Returns:
-      ``value_and_grad(loss_fn, *, has_aux=False)`` and it
-      ``run(params, carry, xs, targets, resets=None, valid=None) -> ((loss, carry), grads)``; with ``has_aux``
-      ``(((loss, aux), carry), grads)``. Arguments as for a learner's ``value_and_grad``, with the carry (batch, ...) in
-      place of the state.
+      ``value_and_grad(loss_fn, *, has_aux=False)``, which returns
+      ``run(params, carry, xs, targets, resets=None, valid=None) -> ((loss, carry), grads)``.
 
     Raises:
-      ValueError, TypeError: as a learner's ``value_and_grad``.
+      TypeError: something that is not a network.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
-    >>> network = as_cell(nn.GRUCell(features=4))
+    >>> from deepeprop_jax import hoisted_bptt, stack
+    >>> network = stack(nn.GRUCell(features=4), nn.Dense(2))
     >>> xs = jnp.ones((6, 2, 3), jnp.float32)
     >>> params, carry = network.init(jax.random.key(0), xs[0])
     >>> loss_fn = lambda y, target: jnp.mean((y - target) ** 2)
@@ -51,11 +49,36 @@ def hoisted_bptt(network: Any) -> Callable[..., Any]:
     planner = Planner(graph, exact=True, hops=0, trainable=None)
 
     def value_and_grad(loss_fn: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]:
+        """Turn a loss per step into a function that runs a sequence.
+
+        Args:
+          loss_fn: ``loss_fn(y_t, target_t) -> scalar`` on the batched output of one step; with ``has_aux``,
+            ``-> (scalar, aux)``.
+
+        Returns:
+          ``run(params, carry, xs, targets, resets=None, valid=None)``.
+
+        Raises:
+          TypeError: loss_fn is no function.
+        """
         if not callable(loss_fn):
             raise TypeError(f"loss_fn must be a function (y_t, target_t) -> scalar; seen {type(loss_fn).__name__}.")
 
         def run(params, carry, xs, targets, resets=None, valid=None):
-            given, carry = (jax.tree.map(jnp.asarray, tree) for tree in (params, carry))
+            """Run a sequence: its loss, the sum over steps, and the gradient of that by BPTT.
+
+            Args:
+              carry: (batch, ...), in place of a learner's state: where the sequence starts, and what resets return to.
+              params, xs, targets, resets, valid: as a learner's ``value_and_grad(loss_fn)`` takes them.
+
+            Returns:
+              ``((loss, carry), grads)``; with ``has_aux`` ``(((loss, aux), carry), grads)``, aux stacked over time.
+
+            Raises:
+              ValueError, TypeError: as a learner's ``value_and_grad(loss_fn)``.
+            """
+            named = {"params": params, "carry": carry, "xs": xs}
+            given, carry, xs = (checks.as_arrays(tree, what) for what, tree in named.items())
             length = checks.sequence_length(xs, targets)
             params, carry, xs, targets, resets, valid = vary_alike(given, carry, xs, targets, resets, valid)
             x = jax.tree.map(lambda leaf: leaf[0], xs)
@@ -63,7 +86,8 @@ def hoisted_bptt(network: Any) -> Callable[..., Any]:
             sequence = make_sequence(plan, loss_fn, has_aux, carry, xs, targets, resets, valid)
             result = by_segments(plan, programs, params, Stream(carry, {}), sequence, length, exact=True)
             loss = (result.loss, result.aux) if has_aux else result.loss
-            return (loss, result.end.carry), summed_like(as_params(plan, result.grads), given)
+            end = checks.next_state(result.end.carry, carry)
+            return (loss, end), summed_like(as_params(plan, result.grads), given)
 
         return run
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 
-from deepeprop_jax.cell import Cell, PyTree
+from deepeprop_jax.cell import Cell, PyTree, reduced
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Pending(NamedTuple):
@@ -48,17 +51,21 @@ class Init(Protocol):
     """Make the state of a stream."""
 
     def __call__(self, params: PyTree, carry: PyTree, x: PyTree) -> LearnerState:
-        """Traces start at zero: the initial carry is a constant.
+        """Make the state of a stream; traces start at zero, as the initial carry is a constant.
 
         Args:
-          params: as from ``learner.network.init``.
+          params: as from ``learner.network.init``. A Python number is an array of JAX's default dtype, here and in all
+            other functions. Integer leaves are constants: no trace, a zero gradient, and a warning unless ``trainable``
+            says False for them.
           carry: with a leading batch axis on every leaf.
-          x: one step's input (batch, ...); only its shapes and dtypes are used.
+          x: ONE step's input (batch, ...), such as ``xs[0]``; only its shapes and dtypes are used.
 
         Returns:
-          A state that shares no buffer with the arguments, so that it may be donated.
+          A state that shares no buffer with the arguments, so that it may be donated, and that no step changes in
+          type: its leaves are strongly typed, whatever the arguments are.
 
         Raises:
+          TypeError: a leaf that is neither an array nor a number, with its path.
           ValueError: params, carry or x that do not fit the network, with the node's name.
         """
         ...
@@ -72,11 +79,17 @@ class Step(Protocol):
 
         Args:
           params: may differ from those of the step before.
-          state: of this learner.
-          x: (batch, ...).
+          state: of this learner. One of another learner is refused if its nesting, names, shapes or dtypes tell. Where
+            they are all the same (another ``trainable`` with leaves of the same shapes, another activation), it is
+            taken for this one's.
+          x: ONE step (batch, ...).
 
         Returns:
           The next state, and the output y_t (batch, ...).
+
+        Raises:
+          TypeError: no state; a leaf that is neither an array nor a number.
+          ValueError: params, state or x that do not fit each other or the network.
         """
         ...
 
@@ -93,7 +106,9 @@ class Gradient(Protocol):
           dy: dL_t/dy_t, shaped as the output, in ``jax.grad``'s convention where complex.
 
         Returns:
-          Gradient in the structure, shapes and dtypes of params, summed over the batch.
+          Gradient in the structure, shapes and dtypes of params, summed over the batch; zeros for integers, ``float0``
+          for PRNG keys. Complex leaves are in ``jax.grad``'s convention, the conjugate of the direction in which the
+          loss rises: give optimisers ``jax.tree.map(jnp.conj, grads)``.
 
         Raises:
           ValueError: no step is pending. Inside ``jit``, where that cannot be seen, the gradient is NaN.
@@ -111,7 +126,7 @@ class ValueAndGrad(Protocol):
         segment_length: int | None = None,
         within_segment: str = "eprop",
         has_aux: bool = False,
-    ) -> Callable[..., Any]:
+    ) -> RunSequence:
         """Turn a loss per step into a function that runs a sequence, in segments that move the traces once each.
 
         With ``within_segment="eprop"`` the gradient is that of the learner, whatever the segments' length: as if every
@@ -131,23 +146,51 @@ class ValueAndGrad(Protocol):
           has_aux: whether loss_fn returns an auxiliary output.
 
         Returns:
-          ``run(params, state, xs, targets, resets=None, valid=None) -> ((loss, state), grads)``; with ``has_aux``
-          ``(((loss, aux), state), grads)``, aux stacked over time. The loss is the sum over steps.
-
-          * xs: (time, batch, ...); targets: any pytree with a leading time axis.
-          * resets: (time, batch) bool; before such a step the example returns to its initial carry, with zero traces.
-          * valid: (time, batch) bool; elsewhere carry and traces are held, and the example's output gets no cotangent.
-            Its x must be finite: pad with zeros. Where loss_fn returns one loss per example, value and gradient belong
-            together. A scalar has no examples to leave out: those that are not valid still count in the value, though
-            not in the gradient. The cure, in two lines:
-            ``targets = (targets, valid)`` and ``loss_fn = lambda y, target: jnp.where(target[1], losses(y, target[0]),
-            0).sum()``.
-
-          Memory: constant in time, but for xs, targets and aux.
+          ``run(params, state, xs, targets, resets=None, valid=None) -> ((loss, state), grads)``: see ``RunSequence``.
 
         Raises:
-          ValueError: "exact" with a ``stack(cell, depth=L)`` and ``hops`` >= 1; an option out of range; shapes
-            that do not fit.
+          TypeError: loss_fn is no function; an option of a wrong type.
+          ValueError: an option out of range.
+        """
+        ...
+
+
+class RunSequence(Protocol):
+    """What ``value_and_grad(loss_fn)`` returns."""
+
+    def __call__(
+        self,
+        params: PyTree,
+        state: LearnerState,
+        xs: PyTree,
+        targets: PyTree,
+        resets: jax.Array | None = None,
+        valid: jax.Array | None = None,
+    ) -> tuple[tuple[Any, LearnerState], PyTree]:
+        """Run a sequence, or the next piece of a stream: its loss, the sum over steps, and the gradient of that.
+
+        *Memory*: constant in time, but for xs, targets and aux.
+
+        Args:
+          params: as from ``learner.network.init``.
+          state: of this learner; its pending step moves the traces first.
+          xs: (time, batch, ...).
+          targets: any pytree with a leading time axis.
+          resets: (time, batch) bool; before such a step the example returns to its initial carry, with zero traces.
+          valid: (time, batch) bool; elsewhere carry and traces are held, and the example's output gets no cotangent.
+            Its x must be finite: pad with zeros. Where loss_fn returns one loss per example, value and gradient belong
+            together. A scalar has no examples to leave out: those that are not valid still count in the value, though
+            not in the gradient. The cure, in two lines: ``targets = (targets, valid)`` and
+            ``loss_fn = lambda y, target: jnp.where(target[1], losses(y, target[0]), 0).sum()``.
+
+        Returns:
+          ``((loss, state), grads)``; with ``has_aux`` ``(((loss, aux), state), grads)``, aux stacked over time. The
+          state has no step pending; grads are as from ``learner.gradient``.
+
+        Raises:
+          TypeError: no state; a leaf of params or xs that is neither an array nor a number.
+          ValueError: shapes that do not fit; a loss that is no real scalar; "exact" with a ``stack(cell, depth=L)`` and
+            ``hops`` >= 1.
         """
         ...
 
@@ -163,12 +206,29 @@ class Reset(Protocol):
         Args:
           state: of this learner.
           where: (batch,) bool.
+
+        Raises:
+          TypeError: no state; where is no array.
+          ValueError: the state of another network; where of another dtype or shape.
         """
         ...
 
 
+def documented_by(contract: type) -> Callable[[F], F]:
+    """Give a function the text of the contract that it keeps as its docstring, for ``help``."""
+
+    def give(function: F) -> F:
+        function.__doc__ = inspect.getdoc(contract.__call__)
+        return function
+
+    return give
+
+
 class OnlineLearner(NamedTuple):
     """What ``deep_eprop`` returns: pure functions, to be jitted, vmapped and scanned over.
+
+    It pickles as the call of ``deep_eprop`` that made it, if network and ``trainable`` do (see ``Cell``: Flax's modules
+    need ``cloudpickle``), and hashes, so that it may be a static argument of ``jax.jit``.
 
     Attributes:
       init: ``init(params, carry, x) -> state``.
@@ -187,3 +247,12 @@ class OnlineLearner(NamedTuple):
     reset: Reset
     network: Cell
     plan: Callable[[PyTree, PyTree, PyTree], Any]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reduced(self)
+
+    def __copy__(self) -> OnlineLearner:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> OnlineLearner:
+        return self

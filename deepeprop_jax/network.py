@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from deepeprop_jax.cell import INPUT, Cell, Graph, PyTree, Vertex, Wire, connect, graph_of, parents
+from deepeprop_jax.cell import INPUT, Cell, Graph, PyTree, Vertex, Wire, connect, graph_of, parents, remade
 from deepeprop_jax.flax_linen import linen_cell
 from deepeprop_jax.flax_nnx import check_nothing_is_shared, nnx_cell
 from deepeprop_jax.other_libraries import refuse_other_libraries
@@ -155,7 +155,7 @@ def stack(*cells: Any, depth: int | None = None) -> Cell:
             new.append(carry_t)
         return tuple(new), x
 
-    return Cell(init, apply, Graph(tuple(nodes), wire))
+    return remade(Cell(init, apply, Graph(tuple(nodes), wire)), stack, *cells)
 
 
 def _deep(layers: list[Cell], depth: int) -> Cell:
@@ -183,7 +183,8 @@ def _deep(layers: list[Cell], depth: int) -> Cell:
         y, carry_t = jax.lax.scan(layer_step, x, (params, carry), length=depth)
         return carry_t, y
 
-    return Cell(init, apply, Graph((vertex,), 0))
+    cell = Cell(init, apply, Graph((vertex,), 0))
+    return remade(cell, stack, layer, depth=depth)
 
 
 def graph(nodes: Mapping[str, tuple[Any, Any]], *, outputs: str | tuple[str, ...]) -> Cell:
@@ -257,7 +258,7 @@ def graph(nodes: Mapping[str, tuple[Any, Any]], *, outputs: str | tuple[str, ...
             new[name], values[name] = cells[name].apply(params[name], carry[name], u)
         return new, named_connect("outputs", pick, values)
 
-    return Cell(init, apply, Graph(tuple(vertices), output))
+    return remade(Cell(init, apply, Graph(tuple(vertices), output)), graph, dict(nodes), outputs=outputs)
 
 
 def _names(spec: Any) -> tuple[str, ...]:

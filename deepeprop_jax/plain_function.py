@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepeprop_jax.cell import Cell, PyTree
+from deepeprop_jax.cell import Cell, PyTree, remade
 
 
 class Arguments(NamedTuple):
@@ -62,9 +62,10 @@ def function_cell(function: Callable) -> Cell:
     if taken is not None:
         _check_count(name, taken)
     if taken is None or taken.most is None or len(taken.required) != 1:
-        return Cell(_no_init(name), function)
+        return remade(Cell(_no_init(name), function), function_cell, function)
     _check_no_arrays(name, function)
-    return Cell(_no_parameters, lambda params, carry, x: ((), function(x)))
+    cell = Cell(lambda key, x: ((), ()), lambda params, carry, x: ((), function(x)))
+    return remade(cell, function_cell, function)
 
 
 def _check_count(name: str, taken: Arguments) -> None:
@@ -103,11 +104,6 @@ def _check_no_arrays(name: str, function: Callable) -> None:
             f"would be constants and never trained. Write Cell(init, apply), with them in params; if they are meant as "
             f"constants, lambda x: module(x)."
         )
-
-
-def _no_parameters(key: jax.Array, x: PyTree) -> tuple[PyTree, PyTree]:
-    del key, x
-    return (), ()
 
 
 def _no_init(name: str) -> Callable:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from deepeprop_jax.cell import Graph, PyTree, Vertex, Wire, connect, parents, select
+from deepeprop_jax.checks import warn_of_integers
 from deepeprop_jax.jaxprs import check_custom_rules, context
 from deepeprop_jax.layer import Wanted
 from deepeprop_jax.low_rank import Layout, layout_of
@@ -259,7 +260,8 @@ def _check_cell(vertex: Vertex, params: PyTree, carry: PyTree, u: PyTree) -> PyT
         raise ValueError(
             f"Node '{vertex.name}' must return a carry of the structure, shapes and dtypes that it was given: given "
             f"{describe(carry)}, returned {describe(carry_t)}. Give an initial carry of the returned kind, or cast "
-            f"inside the cell."
+            f"inside the cell. A cell returns (carry, y), in this order, for ONE step of one example, and is "
+            f"initialised on ONE step of a batch, xs[0]."
         )
     if vertex.depth is not None and (
         jax.tree.structure(y) != jax.tree.structure(u)
@@ -296,6 +298,7 @@ def _trained_leaves(graph: Graph, params: PyTree, trainable: PyTree | None) -> t
         wrong = [flag for flag in flags if not isinstance(flag, bool | np.bool_)]
         if wrong:
             raise ValueError(f"trainable must hold booleans; seen {wrong[0]!r} at node '{vertex.name}'.")
+        warn_of_integers(vertex.name, select(params, vertex.path), flags)
         result.append(tuple(bool(flag) for flag in flags))
     return tuple(result)
 

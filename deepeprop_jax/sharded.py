@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from deepeprop_jax.cell import Cell, Graph, PyTree
-from deepeprop_jax.learner import LearnerState, OnlineLearner, Pending
+from deepeprop_jax.learner import Gradient, Init, LearnerState, OnlineLearner, Pending, Reset, Step, documented_by
 
 EVERYWHERE = PartitionSpec()
 """The same on all devices."""
@@ -96,6 +96,7 @@ def over_batches(learner: OnlineLearner, graph: Graph, factors: type) -> OnlineL
         pending = Pending(batch, batch, batch if by_example else EVERYWHERE, batch)
         return LearnerState(batch, traces, pending, batch)
 
+    @documented_by(Init)
     def init(params: PyTree, carry: PyTree, x: PyTree) -> LearnerState:
         split = split_of((carry, x))
         if split is None:
@@ -104,6 +105,7 @@ def over_batches(learner: OnlineLearner, graph: Graph, factors: type) -> OnlineL
         specs = specs_of(jax.eval_shape(learner.init, *whole), split)
         return split.run(learner.init, (params, carry, x), (EVERYWHERE, split.spec(), split.spec()), specs)
 
+    @documented_by(Step)
     def step(params: PyTree, state: LearnerState, x: PyTree) -> tuple[LearnerState, PyTree]:
         split = _split_of_state(state, x)
         if split is None:
@@ -112,6 +114,7 @@ def over_batches(learner: OnlineLearner, graph: Graph, factors: type) -> OnlineL
         out_specs = (specs, split.spec())
         return split.run(learner.step, (params, state, x), (EVERYWHERE, specs, split.spec()), out_specs)
 
+    @documented_by(Gradient)
     def gradient(params: PyTree, state: LearnerState, dy: PyTree) -> PyTree:
         split = _split_of_state(state, dy)
         if split is None:
@@ -119,6 +122,7 @@ def over_batches(learner: OnlineLearner, graph: Graph, factors: type) -> OnlineL
         specs = (EVERYWHERE, specs_of(state, split), split.spec())
         return split.run(learner.gradient, (params, state, dy), specs, EVERYWHERE)
 
+    @documented_by(Reset)
     def reset(state: LearnerState, where: jax.Array) -> LearnerState:
         split = _split_of_state(state, where)
         if split is None:
@@ -138,6 +142,7 @@ def sequences_over_batches(value_and_grad: Callable, network: Cell, kind: type, 
       specs_of: ``(state, split) -> how the state is split``.
     """
 
+    @functools.wraps(value_and_grad)
     def over(loss_fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         plain = value_and_grad(loss_fn, **options)
         has_aux = options.get("has_aux", False)

@@ -9,9 +9,20 @@ import jax
 import jax.numpy as jnp
 
 from deepeprop_jax import checks, lattice, segment_gradient, segment_update, slots, stream
-from deepeprop_jax.cell import PyTree, graph_of
+from deepeprop_jax.cell import PyTree, graph_of, remade
 from deepeprop_jax.devices import summed_like, vary_alike, vary_like
-from deepeprop_jax.learner import LearnerState, OnlineLearner, Pending
+from deepeprop_jax.learner import (
+    Gradient,
+    Init,
+    LearnerState,
+    OnlineLearner,
+    Pending,
+    Reset,
+    RunSequence,
+    Step,
+    ValueAndGrad,
+    documented_by,
+)
 from deepeprop_jax.network import as_cell
 from deepeprop_jax.plan import Plan
 from deepeprop_jax.planner import Planner
@@ -87,20 +98,18 @@ def deep_eprop(
 
     def plan_for(params: PyTree, state: LearnerState, x: PyTree) -> Plan:
         """The plan for a state, which is checked."""
-        if not isinstance(state, LearnerState):
-            raise TypeError(f"state must be what learner.init or learner.step returned; seen {type(state).__name__}.")
-        remedy = "Make the state with this learner's init, for these params and this batch size."
-        checks.check_same(x, state.pending.x, "x", "One step's input must be shaped as the x given to learner.init.")
-        checks.check_same(state.carry, state.initial_carry, "the state's carry", remedy)
+        checks.check_state(graph, state)
+        checks.check_step_input(x, state.pending.x)
         plan = plan_of(params, state.carry, x)
         batch = checks.batch_size(state.carry, x)
-        checks.check_same(state.traces, lattice.trace_shapes(plan, batch), "the state's traces", remedy)
+        checks.check_same(state.traces, lattice.trace_shapes(plan, batch), "the state's traces", checks.STATE_REMEDY)
         update = planner.pending_update(params, state.carry, x)
-        checks.check_same(state.pending.update, update, "the state's pending update", remedy)
+        checks.check_same(state.pending.update, update, "the state's pending update", checks.STATE_REMEDY)
         return plan
 
+    @documented_by(Init)
     def init(params: PyTree, carry: PyTree, x: PyTree) -> LearnerState:
-        given, carry, x = (jax.tree.map(jnp.asarray, tree) for tree in (params, carry, x))
+        given, carry, x = _arrays(params=params, carry=carry, x=x)
         params, carry, x = vary_alike(given, carry, x)
         plan = plan_of(params, carry, x)
         batch = checks.batch_size(carry, x)
@@ -128,9 +137,10 @@ def deep_eprop(
             moved = lattice.update(plan, moments, lattice.local_blocks(plan, moments), state.traces)
         return lattice.select_examples(active, moved, state.traces)
 
+    @documented_by(Step)
     def step(params: PyTree, state: LearnerState, x: PyTree) -> tuple[LearnerState, PyTree]:
-        given = params
-        params, state, x = vary_alike(params, state, x)
+        given, state, x = _arrays(params=params, state=state, x=x)
+        params, state, x = vary_alike(given, state, x)
         plan = plan_for(params, state, x)
         traces = flush(plan, state)
         if stream.applies(plan):
@@ -140,11 +150,13 @@ def deep_eprop(
             carry_t, y_t, _ = lattice.forward(plan, params, state.carry, x)
             update = _own_copy(given)
         pending = Pending(state.carry, _own_copy(x), update, jnp.ones_like(state.pending.active))
-        return _vary(LearnerState(carry_t, traces, pending, state.initial_carry), params), vary_like(y_t, params)
+        new = checks.next_state(LearnerState(carry_t, traces, pending, state.initial_carry), state)
+        return _vary(new, params), vary_like(y_t, params)
 
+    @documented_by(Gradient)
     def gradient(params: PyTree, state: LearnerState, dy: PyTree) -> PyTree:
-        given = params
-        params, state, dy = vary_alike(params, state, dy)
+        given, state = _arrays(params=params, state=state)
+        params, state, dy = vary_alike(given, state, dy)
         plan = plan_for(params, state, state.pending.x)
         carry, x, update, active = state.pending
         if not isinstance(active, jax.core.Tracer) and not active.any():
@@ -168,6 +180,7 @@ def deep_eprop(
         found = [[jnp.where(active.any(), leaf, jnp.nan) for leaf in leaves] for leaves in found]
         return summed_like(as_params(plan, found), given)
 
+    @documented_by(ValueAndGrad)
     def value_and_grad(
         loss_fn: Callable[..., Any],
         *,
@@ -179,7 +192,9 @@ def deep_eprop(
             raise TypeError(f"loss_fn must be a function (y_t, target_t) -> scalar; seen {type(loss_fn).__name__}.")
         checks.check_segments(segment_length, within_segment)
 
+        @documented_by(RunSequence)
         def run(params, state, xs, targets, resets=None, valid=None):
+            params, state, xs = _arrays(params=params, state=state, xs=xs)
             steps = checks.sequence_length(xs, targets)
             given, update = params, state.pending.update if isinstance(state, LearnerState) else None
             params, state, xs, targets, resets, valid = vary_alike(params, state, xs, targets, resets, valid)
@@ -199,13 +214,15 @@ def deep_eprop(
             pending = state.pending._replace(active=jnp.zeros_like(state.pending.active), update=update)
             end = LearnerState(result.end.carry, result.end.traces, pending, state.initial_carry)
             loss = (result.loss, result.aux) if has_aux else result.loss
-            return (loss, _vary(end, params)), summed_like(as_params(plan, result.grads), given)
+            end = _vary(checks.next_state(end, state), params)
+            return (loss, end), summed_like(as_params(plan, result.grads), given)
 
         return run
 
+    @documented_by(Reset)
     def reset(state: LearnerState, where: jax.Array) -> LearnerState:
-        if not isinstance(state, LearnerState):
-            raise TypeError(f"state must be what learner.init or learner.step returned; seen {type(state).__name__}.")
+        (state,) = _arrays(state=state)
+        checks.check_state(graph, state)
         where = checks.check_flags(where, state.pending.active.shape, "where")
         update = state.pending.update
         state, where = vary_alike(state, where)
@@ -215,8 +232,19 @@ def deep_eprop(
             select_examples(where, state.initial_carry, state.carry), traces, pending, state.initial_carry
         )
 
-    learner = OnlineLearner(init, step, gradient, value_and_grad, reset, cell, plan_of)
-    return over_batches(learner, graph, stream.Factors)
+    def plan(params: PyTree, carry: PyTree, x: PyTree) -> Plan:
+        """What was found out about the network, for arrays or for shapes; made once per shapes and kept."""
+        named = {"params": params, "carry": carry, "x": x}
+        return plan_of(*(checks.as_avals(tree, what) for what, tree in named.items()))
+
+    learner = OnlineLearner(init, step, gradient, value_and_grad, reset, cell, plan)
+    learner = over_batches(learner, graph, stream.Factors)
+    return remade(learner, deep_eprop, network, exact=exact, hops=hops, rank=rank, trainable=trainable)
+
+
+def _arrays(**named: PyTree) -> list[Any]:
+    """The arguments with strongly typed arrays as leaves."""
+    return [checks.as_arrays(tree, what) for what, tree in named.items()]
 
 
 def _at_its_step(outputs: PyTree) -> PyTree:

@@ -7,10 +7,21 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
-from deepeprop_jax import Cell, analyse, deep_eprop, graph, linen_cell, nnx_cell, stack
+from deepeprop_jax import (
+    Cell,
+    analyse,
+    compare_to_bptt,
+    deep_eprop,
+    graph,
+    hoisted_bptt,
+    linen_cell,
+    nnx_cell,
+    stack,
+)
 from deepeprop_jax.learner import LearnerState
 
 STEPS, BATCH, FEATURES = 4, 3, 2
@@ -76,6 +87,27 @@ def examples(carry, count):
     return jax.tree.map(lambda leaf: leaf[:count], carry)
 
 
+def sequence_carry(setup, xs):
+    return setup.learner.network.init(jax.random.key(0), xs)[1]
+
+
+def all_on_a_sequence(setup):
+    return setup.run(state=setup.init(carry=sequence_carry(setup, setup.xs), x=setup.xs))
+
+
+def nnx_on_a_sequence():
+    learner, xs = deep_eprop(nnx_cell(lambda rngs: nnx.GRUCell(2, 4, rngs=rngs))), ones(3, 3, 2)
+    return learner.init(*learner.network.init(jax.random.key(0), xs), xs[0])
+
+
+def plain_init(params, carry):
+    return deep_eprop(lambda params, carry, x: (carry, x)).init(params, carry, ones(BATCH, FEATURES))
+
+
+def pending_of(setup, count):
+    return setup.state._replace(pending=setup.state.pending._replace(carry=examples(setup.carry, count)))
+
+
 def carry_changes(change):
     return deep_eprop(lambda params, carry, x: (change(carry), x)).init((), ones(BATCH, 4), ones(BATCH, FEATURES))
 
@@ -109,6 +141,17 @@ VALUE_ERRORS = {
     "wrong feature size": (r"x.*float32\[3, 7\]", lambda s: s.step(x=ones(BATCH, 7))),
     "wrong feature size at init": (r"Node '0'", lambda s: s.init(x=ones(BATCH, 7))),
     "input of another dtype": (r"int32", lambda s: s.step(x=ones(BATCH, FEATURES, dtype=jnp.int32))),
+    "a whole sequence at init": (r"ONE step.*xs\[0\]", lambda s: s.init(x=s.xs)),
+    "network.init on a sequence": (r"ONE step.*xs\[0\]", lambda s: s.init(carry=sequence_carry(s, s.xs))),
+    "network.init on a sequence as long as the batch": (
+        r"GRUCell.*\[3, 4\].*whole sequence",
+        lambda s: s.init(carry=sequence_carry(s, s.xs[:BATCH])),
+    ),
+    "an NNX cell on a sequence as long as the batch": (r"GRUCell.*whole sequence", lambda s: nnx_on_a_sequence()),
+    "all of init on a sequence": (r"network.init and learner.init take ONE step", lambda s: all_on_a_sequence(s)),
+    "a whole sequence in step": (r"learner.step takes ONE step", lambda s: s.step(x=s.xs)),
+    "batch before time": (r"Time is the first axis", lambda s: s.run(xs=s.xs.swapaxes(0, 1), targets=ones(BATCH))),
+    "scalar carry of a plain function": (r"scalar.*jnp.full", lambda s: plain_init(ones(), 0.0)),
     # Sequences.
     "missing time axis": (r"\(time, batch", lambda s: s.run(xs=ones(3))),
     "one step as a sequence": (r"xs has 3 steps", lambda s: s.run(xs=s.xs[0])),
@@ -131,6 +174,15 @@ VALUE_ERRORS = {
     ),
     "state of another network": (r"carry.*another network", lambda s: s.run(state=other_setup().state)),
     "state of another mode": (r"traces", lambda s: s.run(state=Setup(exact=True).state)),
+    "pending carry of another batch": (r"pending carry", lambda s: s.step(state=pending_of(s, 2))),
+    "reset of a state of another network": (
+        r"carry.*another network",
+        lambda s: s.learner.reset(other_setup().state, ones(BATCH, dtype=bool)),
+    ),
+    "reset of a state with other nodes": (
+        r"'cell <- cell' is none of this network.*\['layers'\]",
+        lambda s: deep_eprop(stack(gru(4), depth=2)).reset(Setup(gru(4)).state, ones(BATCH, dtype=bool)),
+    ),
     "state of another hops": (r"traces", lambda s: s.run(state=Setup(hops=0).state)),
     # The gradient of a step, and losses.
     "gradient without a step": (r"learner.step first", lambda s: s.gradient(ones(BATCH, 2))),
@@ -150,6 +202,8 @@ VALUE_ERRORS = {
     "trainable of another structure": (r"trainable", lambda s: Setup(trainable=(True, False))),
     "trainable without booleans": (r"booleans", lambda s: Setup(trainable=(1.0, True, True))),
     # Cells.
+    "a bound Linen module": (r"bound GRUCell.*unbind", lambda s: Setup(gru(4).bind(s.params[0]))),
+    "a bound Linen layer": (r"bound Dense.*unbind", lambda s: stack(nn.Dense(2).bind(s.params[2]))),
     "dropout": (r"(?i)dropout", lambda s: Setup(stack(gru(4), nn.Dropout(0.5, deterministic=False)))),
     "batch norm": (r"BatchNorm|batch_stats", lambda s: Setup(stack(gru(4), nn.BatchNorm(use_running_average=False)))),
     "init of a plain function": (r"no initialiser", lambda s: no_initialiser(s.xs[0])),
@@ -185,6 +239,28 @@ TYPE_ERRORS = {
     "a class in a stack": (r"class GRUCell", lambda s: stack(nn.GRUCell, nn.Dense(2))),
     "an NNX class": (r"class GRUCell.*rngs=nnx.Rngs\(0\)", lambda s: deep_eprop(nnx.GRUCell)),
     "a Linen module as NNX": (r"linen_cell\(module\)", lambda s: nnx_cell(gru(4))),
+}
+
+# A leaf that is no array, in every function that takes params.
+for name, call in {
+    "init": lambda s, bad: s.init(params=bad),
+    "step": lambda s, bad: s.step(params=bad),
+    "gradient": lambda s, bad: s.gradient(ones(BATCH, 2), params=bad, state=s.step()[0]),
+    "value_and_grad": lambda s, bad: s.run(params=bad),
+    "plan": lambda s, bad: s.learner.plan(bad, s.carry, s.xs[0]),
+    "analyse": lambda s, bad: analyse(s.learner, bad, s.carry, s.xs[0]),
+    "compare_to_bptt": lambda s, bad: compare_to_bptt(s.learner, bad, s.carry, s.xs, s.targets, loss_fn),
+    "hoisted_bptt": lambda s, bad: hoisted_bptt(s.learner.network)(loss_fn)(bad, s.carry, s.xs, s.targets),
+}.items():
+    TYPE_ERRORS[f"a word among params in {name}"] = (
+        r"params at '2/activation'.*seen str.*closure",
+        lambda s, call=call: call(s, (*s.params[:2], {"activation": "tanh"})),
+    )
+TYPE_ERRORS |= {
+    "a function in the carry": (r"carry at '1'.*seen function", lambda s: s.init(carry=(s.carry[0], ones, ()))),
+    "words as x": (r"x at.*ndarray of dtype <U1", lambda s: s.step(x=np.array([["a", "b"]]))),
+    "objects as xs": (r"xs at.*of dtype object", lambda s: s.run(xs=np.array([[None]]))),
+    "a word in the state": (r"state at", lambda s: s.learner.reset(s.state._replace(carry="h"), ones(1, dtype=bool))),
 }
 
 CASES = [

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from deepeprop_jax.cell import Cell, PyTree
+from deepeprop_jax.cell import Cell, PyTree, remade
 from deepeprop_jax.cells.arguments import check_positive, check_size, input_size, zeros_carry
 from deepeprop_jax.cells.lif import current, refractory_carry, refractory_steps, spiking_kernels
 from deepeprop_jax.cells.spike import fire
@@ -73,6 +73,7 @@ def alif(
     >>> v.shape, list(params)
     ((3, 4), ['input_kernel', 'recurrent_kernel'])
     """
+    arguments = dict(locals())
     check_size("features", features)
     check_positive(tau=tau, tau_adaptation=tau_adaptation, dt=dt, threshold=threshold)
     if beta < 0:
@@ -93,4 +94,4 @@ def alif(
         z_t, *left = fire(distance, left[0] if left else None, period, dampening)
         return (v_t, a_t, z_t, *left), z_t
 
-    return Cell(init, apply)
+    return remade(Cell(init, apply), alif, **arguments)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from deepeprop_jax.cell import Cell, PyTree
+from deepeprop_jax.cell import Cell, PyTree, remade
 from deepeprop_jax.cells.arguments import check_positive, check_size, input_size, zeros_carry
 
 
@@ -47,6 +47,7 @@ def indrnn(
     >>> carry.shape, params["recurrent_weight"].shape
     ((3, 4), (4,))
     """
+    arguments = dict(locals())
     check_size("features", features)
     check_positive(recurrent_max=recurrent_max)
 
@@ -64,4 +65,4 @@ def indrnn(
         h_t = activation(x_t @ params["input_kernel"] + params["recurrent_weight"] * h_tm1 + params["bias"])
         return h_t, h_t
 
-    return Cell(init, apply)
+    return remade(Cell(init, apply), indrnn, **arguments)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from deepeprop_jax.cell import Cell, PyTree
+from deepeprop_jax.cell import Cell, PyTree, remade
 from deepeprop_jax.cells.arguments import check_positive, check_size, input_size, zeros_carry
 
 
@@ -44,6 +44,7 @@ def leaky_readout(features: int, *, tau: float = 20.0, dt: float = 1.0, param_dt
     >>> carry.shape
     (3, 2)
     """
+    arguments = dict(locals())
     check_size("features", features)
     check_positive(tau=tau, dt=dt)
     kappa = math.exp(-dt / tau)
@@ -60,4 +61,4 @@ def leaky_readout(features: int, *, tau: float = 20.0, dt: float = 1.0, param_dt
         y_t = kappa * y_tm1 + x_t @ params["kernel"] + params["bias"]
         return y_t, y_t
 
-    return Cell(init, apply)
+    return remade(Cell(init, apply), leaky_readout, **arguments)

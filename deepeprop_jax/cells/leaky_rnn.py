@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from deepeprop_jax.cell import Cell, PyTree
+from deepeprop_jax.cell import Cell, PyTree, remade
 from deepeprop_jax.cells.arguments import check_positive, check_size, input_size, zeros_carry
 
 
@@ -44,6 +44,7 @@ def leaky_rnn(
     >>> carry.shape, params["leak"].shape
     ((3, 4), (4,))
     """
+    arguments = dict(locals())
     check_size("features", features)
     shortest, longest = time_constants
     check_positive(shortest_time_constant=shortest)
@@ -69,4 +70,4 @@ def leaky_rnn(
         h_t = (1 - a) * h_tm1 + a * jnp.tanh(drive)
         return h_t, h_t
 
-    return Cell(init, apply)
+    return remade(Cell(init, apply), leaky_rnn, **arguments)

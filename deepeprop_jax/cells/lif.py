@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from deepeprop_jax.cell import Cell, PyTree
+from deepeprop_jax.cell import Cell, PyTree, remade
 from deepeprop_jax.cells.arguments import check_positive, check_size, input_size, zeros_carry
 from deepeprop_jax.cells.spike import fire, without_self
 
@@ -67,6 +67,7 @@ def lif(
     >>> v.shape, list(params)
     ((3, 4), ['input_kernel'])
     """
+    arguments = dict(locals())
     check_size("features", features)
     check_positive(tau=tau, dt=dt, threshold=threshold)
     period = refractory_steps(refractory, dt)
@@ -83,7 +84,7 @@ def lif(
         z_t, *left = fire((v_t - threshold) / threshold, left[0] if left else None, period, dampening)
         return (v_t, z_t, *left), z_t
 
-    return Cell(init, apply)
+    return remade(Cell(init, apply), lif, **arguments)
 
 
 def refractory_steps(refractory: float, dt: float) -> int:

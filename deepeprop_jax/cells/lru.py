@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from deepeprop_jax.cell import Cell, PyTree
+from deepeprop_jax.cell import Cell, PyTree, remade
 from deepeprop_jax.cells.arguments import check_size, input_size, zeros_carry
 
 
@@ -58,6 +58,7 @@ def lru(
     >>> carry.shape, bool(jnp.iscomplexobj(carry))
     ((3, 4), True)
     """
+    arguments = dict(locals())
     check_size("features", features)
     check_size("state_size", state_size)
     if not 0 <= r_min < r_max <= 1:
@@ -98,4 +99,4 @@ def lru(
         y_t = params["C_re"] @ h_t.real - params["C_im"] @ h_t.imag + params["D"] @ x_t
         return h_t, y_t
 
-    return Cell(init, apply)
+    return remade(Cell(init, apply), lru, **arguments)
