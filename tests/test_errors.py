@@ -202,8 +202,6 @@ VALUE_ERRORS = {
     "trainable of another structure": (r"trainable", lambda s: Setup(trainable=(True, False))),
     "trainable without booleans": (r"booleans", lambda s: Setup(trainable=(1.0, True, True))),
     # Cells.
-    "a bound Linen module": (r"bound GRUCell.*unbind", lambda s: Setup(gru(4).bind(s.params[0]))),
-    "a bound Linen layer": (r"bound Dense.*unbind", lambda s: stack(nn.Dense(2).bind(s.params[2]))),
     "dropout": (r"(?i)dropout", lambda s: Setup(stack(gru(4), nn.Dropout(0.5, deterministic=False)))),
     "batch norm": (r"BatchNorm|batch_stats", lambda s: Setup(stack(gru(4), nn.BatchNorm(use_running_average=False)))),
     "init of a plain function": (r"no initialiser", lambda s: no_initialiser(s.xs[0])),
@@ -228,6 +226,8 @@ VALUE_ERRORS = {
 }
 
 TYPE_ERRORS = {
+    "a bound Linen module": (r"bound GRUCell.*unbind", lambda s: Setup(gru(4).bind(s.params[0]))),
+    "a bound Linen layer": (r"bound Dense.*unbind", lambda s: stack(nn.Dense(2).bind(s.params[2]))),
     "carry in place of the state": (r"learner.init", lambda s: s.run(state=s.carry)),
     "reset of no state": (r"learner.init", lambda s: s.learner.reset(s.carry, ones(BATCH, dtype=bool))),
     "valid as a list": (r"boolean array", lambda s: s.run(valid=[True] * STEPS)),

@@ -99,11 +99,7 @@ def counted(params, carry, x):
     return (h, 0.9 * gain, count + 1), h
 
 
-# Passes when the state's leaves are strongly typed from ``init`` on: drop the mark then.
-WEAK = pytest.param(True, marks=pytest.mark.xfail(reason="weakly typed leaves compile step anew", strict=False))
-
-
-@pytest.mark.parametrize("weak", [False, WEAK], ids=["strong", "weak"])
+@pytest.mark.parametrize("weak", [False, True], ids=["strong", "weak"])
 def test_counters_and_weak_types_compile_once(weak):
     learner = deep_eprop(Cell(None, counted))
     params = {"W": numbers(2, INPUTS, UNITS), "U": numbers(3, UNITS, UNITS)}
