@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from deepeprop_jax import segment as sg
+from deepeprop_jax import thin
 from deepeprop_jax.cell import PyTree
 from deepeprop_jax.jaxprs import is_variable
 from deepeprop_jax.lattice import Traces
@@ -189,10 +190,9 @@ def _unit_axis(block: Block, shape: tuple[int, ...]) -> int | None:
     """The axis of a matrix along which its entries reach all units in turn; None if neither."""
     if len(shape) != 2 or block.unit is None:
         return None
-    unit = block.unit.reshape(shape)
+    held = thin.core(thin.compact(block.unit.reshape(shape)))
     for axis in (1, 0):
-        turn = np.arange(shape[axis])
-        if np.array_equal(unit, np.broadcast_to(turn if axis == 1 else turn[:, None], shape)):
+        if held.shape[axis] == held.size and np.array_equal(held.ravel(), np.arange(shape[axis])):
             return axis
     return None
 
