@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepeprop_jax import checks, lattice, segment, segment_gradient, segment_update, slots
+from deepeprop_jax import checks, lattice, segment, segment_gradient, segment_joint, segment_update, slots
 from deepeprop_jax.cell import PyTree, assemble
 from deepeprop_jax.plan import Plan
 from deepeprop_jax.real import select_examples
@@ -153,7 +153,9 @@ def by_segments(
         new = Stream(part.carry_end, segment_update.update(part, traces))
         return (new, loss + values.sum(), jax.tree.map(jnp.add, grads, found)), aux
 
-    begin = Stream(start.carry, slots.split_slots(plan, start.traces))
+    together = segment_joint.applies(plan, length, jax.tree.leaves(sequence.xs)[0].shape[1])
+    traces = slots.split_slots(plan, start.traces)
+    begin = Stream(start.carry, segment_joint.pack(plan, traces) if together else traces)
     sums = (begin, jnp.zeros((), sequence.loss_dtype), _zero_gradient(plan))
     inputs = (sequence.xs, sequence.targets, sequence.flags)
     steps = jax.tree.leaves(sequence.xs)[0].shape[0]
@@ -177,7 +179,8 @@ def by_segments(
         auxes.append(aux)
     end, loss, grads = sums
     aux = auxes[0] if len(auxes) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *auxes)
-    return Result(loss, aux, grads, Stream(end.carry, slots.join_slots(plan, end.traces)))
+    traces = segment_joint.unpack(plan, end.traces) if together else end.traces
+    return Result(loss, aux, grads, Stream(end.carry, slots.join_slots(plan, traces)))
 
 
 def by_steps(plan: Plan, params: PyTree, start: Stream, sequence: Sequence) -> Result:
