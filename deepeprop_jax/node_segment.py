@@ -68,7 +68,7 @@ class NodeSegment:
         flags: Flags,
         slots_wanted: bool,
     ):
-        self.program, self.node, self.params, self.flags = program, program.node, params, flags
+        self.program, self.node, self.params, self.flags, self.run = program, program.node, params, flags, run
         self.sizes = dict(zip("cb", leading_sizes(inputs), strict=True))
         self.values, self.input, self.carry_tm1, self.carry_t = values, inputs, run.carry_tm1, run.new_carry()
         self.values.known |= {v: Lifted(a, "cb") for v, a in zip(program.carry_tm1, run.carry_tm1.real, strict=True)}

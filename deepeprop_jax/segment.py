@@ -153,9 +153,7 @@ class Flow:
             for p in parents(vertex.wire):
                 self.children[p].append(v)
         for v in reversed(range(len(graph.nodes))):
-            self.above.append(
-                frozenset({v}.union(*(self.above[len(graph.nodes) - 1 - c] for c in self.children[v])))
-            )
+            self.above.append(frozenset({v}.union(*(self.above[len(graph.nodes) - 1 - c] for c in self.children[v]))))
         self.above.reverse()
 
     def through(self, v: int, kept: frozenset[int]) -> Arrived:

@@ -80,7 +80,9 @@ def rows_of(x: Lifted | None, size: int, sizes: dict[str, int], dtype: Any) -> j
     return jnp.swapaxes(broadcast(x.flat(), "rb", sizes), 0, 1).astype(dtype)
 
 
-def own_columns(plan: Plan, k: int, leaves: tuple[int, ...], matrix: jax.Array, times: Any, traces: Traces) -> jax.Array:
+def own_columns(
+    plan: Plan, k: int, leaves: tuple[int, ...], matrix: jax.Array, times: Any, traces: Traces
+) -> jax.Array:
     """``M S^{k,k}``, in the columns of ``leaves``."""
     node = plan.nodes[k]
     parts: dict[int, jax.Array] = {}

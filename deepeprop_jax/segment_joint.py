@@ -4,16 +4,15 @@ For every source k the traces S^{v,k} of all v above it are one array T^k, rows 
 
     T^k_end = J^k T^k  +  (dh_end/dh^k_start) S^{k,k}  +  dh_end/dtheta^k inside the segment
 
-J^k is the derivative of all their last carries by all their first ones. Unit vectors on every last carry go down through
-the nodes together: a node is pulled through once for all that is above it, where one node after the other is a pull for
-every pair, and a product for every three. That is as much to compute, in fewer and larger operations; it needs the
-cotangents of all rows at once, so it is for nodes that are small.
+J^k is the derivative of all their last carries by all their first ones. Unit vectors on every last carry go down
+through the nodes together: a node is pulled through once for all that is above it, where one node after the other is a
+pull for every pair, and a product for every three. That is as much to compute, in fewer and larger operations; it needs
+the cotangents of all rows at once, so it is for nodes that are small.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +25,7 @@ from deepeprop_jax.node_segment import Back, NodeSegment
 from deepeprop_jax.plan import Plan
 from deepeprop_jax.segment import Flow, Segment, kept_by, start_of
 from deepeprop_jax.segment_influence import own_columns, rows_of
+from deepeprop_jax.segment_ladder import Ladder, climb_down, ladders
 from deepeprop_jax.through_time import Leaves
 from deepeprop_jax.trace import push
 from deepeprop_jax.unit_rows import back_units
@@ -57,17 +57,17 @@ def name_of(plan: Plan, k: int) -> str:
 
 
 def pack(plan: Plan, traces: Traces) -> Traces:
-    """Traces with those across nodes as one per source."""
+    """Traces with those across nodes as one per source, which they may be already."""
     packed = dict(traces)
     for k in range(len(plan.nodes)):
         names = [plan.name(v, k) for v in targets_of(plan, k)]
-        if names:
+        if names and names[0] in packed:
             packed[name_of(plan, k)] = jnp.concatenate([packed.pop(name) for name in names], axis=1)
     return packed
 
 
 def unpack(plan: Plan, traces: Traces) -> Traces:
-    """The inverse of ``pack``."""
+    """The inverse of ``pack``; others stay as they are."""
     traces = dict(traces)
     for k in range(len(plan.nodes)):
         targets = targets_of(plan, k)
@@ -93,13 +93,18 @@ def gradient(segment: Segment, flow: Flow, k: int, seen: frozenset[int], traces:
 def update(segment: Segment, traces: Traces) -> Traces:
     """Every T^k, from the segment's start to its end."""
     plan = segment.plan
-    flow = JointFlow(segment)
+    flow = JointFlow(segment, traces)
     jacobians: dict[tuple, jax.Array] = {}
     found: Traces = {}
     for k in range(len(plan.nodes)):
         if name_of(plan, k) in traces:
-            new = _inside(segment, flow, k)
-            new = new + _jacobian(segment, flow, k, jacobians) @ traces[name_of(plan, k)]
+            through = _jacobian(segment, flow, k, jacobians) @ traces[name_of(plan, k)]
+            step = flow.step(k)
+            if step is not None:
+                ladder, place, rows = step
+                found[name_of(plan, k)] = through + flow.moved(ladder.columns[place], 1, rows, targets_of(plan, k))
+                continue
+            new = through + _inside(segment, flow, k)
             back, rows = flow.rows(k, kept_by(plan, k))
             known = plan.name(k, k) in traces or plan.low_rank[k] is not None
             if known and back is not None and back.start:
@@ -116,8 +121,11 @@ class JointFlow(Flow):
     At a node axis r holds the rows of those nodes above it that a source sees, one node after the other.
     """
 
-    def __init__(self, segment: Segment):
+    def __init__(self, segment: Segment, traces: Traces):
         super().__init__(segment, [])
+        self._traces = traces
+        self._ladders = {p: nodes for nodes in ladders(self.plan) for p in nodes}
+        self._down: dict[tuple[int, ...], Ladder] = {}
         self._targets = frozenset(v for v, _ in self.plan.pairs)
         self._joint: dict[tuple[int, frozenset[int]], tuple[Back | None, dict[int, Leaves]]] = {}
 
@@ -167,14 +175,35 @@ class JointFlow(Flow):
             self._joint[p, kept] = self._pull(p, kept)
         return self._joint[p, kept]
 
-    def _pull(self, p: int, kept: frozenset[int]) -> tuple[Back | None, dict[int, Leaves]]:
-        rows = self._whose(kept)
-        sizes = self.sizes_of(rows)
+    def step(self, p: int) -> tuple[Ladder, int, tuple[int, ...]] | None:
+        """Where a node is part of a ladder: what is found there, the node's place, and whose rows it has."""
+        if p not in self._ladders:
+            return None
+        nodes = self._ladders[p]
+        rows = self._whose(self.above[nodes[0]])
+        if nodes not in self._down:
+            dy = self._arriving(nodes[-1], self.above[nodes[-1]], rows)
+            by_node = [self._unit_vectors(v, rows) for v in nodes]
+            end = [jnp.stack([x.value for x in leaves if x is not None]) for leaves in zip(*by_node, strict=True)]
+            self._down[nodes] = climb_down(self.segment, nodes, dy, end, self._traces, self.sizes_of(rows))
+        return self._down[nodes], nodes.index(p), rows
+
+    def _arriving(self, p: int, kept: frozenset[int], rows: tuple[int, ...]) -> Leaves:
         dy: Leaves = []
         for w in self.children[p]:
             there = kept & self.above[w]
             part = [self._as_rows(x, self._whose(there), rows) for x in self._pulled(w, there)[1].get(p, [])]
             dy = [add(a, b) for a, b in zip(dy, part, strict=True)] if dy and part else dy or part
+        return dy
+
+    def _pull(self, p: int, kept: frozenset[int]) -> tuple[Back | None, dict[int, Leaves]]:
+        rows = self._whose(kept)
+        sizes = self.sizes_of(rows)
+        step = self.step(p)
+        if step is not None:  # asked for by what is below the lowest
+            wire, view = self.plan.graph.nodes[p].wire, self.plan.nodes[p].input
+            return None, self.segment.distribute(wire, view, step[0].below, sizes) if parents(wire) else {}
+        dy = self._arriving(p, kept, rows)
         if p not in rows and all(x is None for x in dy):
             return None, {}
         node, vertex = self.segment.nodes[p], self.plan.graph.nodes[p]
@@ -199,7 +228,7 @@ class JointFlow(Flow):
     def _unit_vectors(self, p: int, rows: tuple[int, ...]) -> Leaves:
         view = self.plan.nodes[p].carry
         start = sum(self.plan.nodes[v].carry.size for v in rows if v < p)
-        vectors = np.eye(self.sizes_of(rows)["r"], view.size, -start)
+        vectors = np.eye(self.sizes_of(rows)["r"], view.size, -start) * (p in rows)
         ends = np.cumsum(view.sizes)[:-1]
         parts = zip(np.split(vectors, ends, axis=1), view.shapes, view.dtypes, strict=True)
         return [Lifted(jnp.asarray(x.reshape(-1, *shape), dtype), "r") for x, shape, dtype in parts]
@@ -224,7 +253,7 @@ def _inside(segment: Segment, flow: JointFlow, k: int) -> jax.Array:
 
 
 def _jacobian(segment: Segment, flow: JointFlow, k: int, known: dict[tuple, jax.Array]) -> jax.Array:
-    """J^k, (batch, rows, rows); ``known`` holds those of other sources, of which it may be the last rows and columns."""
+    """J^k, (batch, rows, rows); ``known`` holds those of other sources, which it may be the last part of."""
     plan, wanted = segment.plan, targets_of(segment.plan, k)
     kept = kept_by(plan, k)
     key = tuple((p, kept & flow.above[p]) for p in wanted)
@@ -234,6 +263,11 @@ def _jacobian(segment: Segment, flow: JointFlow, k: int, known: dict[tuple, jax.
             return matrix[:, matrix.shape[1] - size :, matrix.shape[2] - size :]
     panels = []
     for p in wanted:
+        step = flow.step(p)
+        if step is not None:
+            ladder, place, rows = step
+            panels.append(flow.moved(ladder.start[place], 1, rows, wanted))
+            continue
         back, rows = flow.rows(p, kept)
         if back is None or not back.start:
             panels.append(jnp.zeros((flow.sizes["b"], size, plan.nodes[p].carry.size), plan.dtype))

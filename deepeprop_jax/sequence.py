@@ -155,7 +155,8 @@ def by_segments(
 
     together = segment_joint.applies(plan, length, jax.tree.leaves(sequence.xs)[0].shape[1])
     traces = slots.split_slots(plan, start.traces)
-    begin = Stream(start.carry, segment_joint.pack(plan, traces) if together else traces)
+    traces = segment_joint.pack(plan, traces) if together else segment_joint.unpack(plan, traces)
+    begin = Stream(start.carry, traces)
     sums = (begin, jnp.zeros((), sequence.loss_dtype), _zero_gradient(plan))
     inputs = (sequence.xs, sequence.targets, sequence.flags)
     steps = jax.tree.leaves(sequence.xs)[0].shape[0]
@@ -179,8 +180,8 @@ def by_segments(
         auxes.append(aux)
     end, loss, grads = sums
     aux = auxes[0] if len(auxes) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *auxes)
-    traces = segment_joint.unpack(plan, end.traces) if together else end.traces
-    return Result(loss, aux, grads, Stream(end.carry, slots.join_slots(plan, traces)))
+    traces = slots.join_slots(plan, segment_joint.unpack(plan, end.traces))
+    return Result(loss, aux, grads, Stream(end.carry, traces))
 
 
 def by_steps(plan: Plan, params: PyTree, start: Stream, sequence: Sequence) -> Result:
