@@ -56,13 +56,35 @@ def name_of(plan: Plan, k: int) -> str:
     return f"all <- {plan.graph.nodes[k].name}"
 
 
+def ladder_of(plan: Plan) -> dict[int, tuple[int, ...]]:
+    """The ladder of each node that is part of one."""
+    return {p: nodes for nodes in ladders(plan) for p in nodes}
+
+
+def rows_of_source(plan: Plan, k: int) -> tuple[int, ...]:
+    """Whose rows T^k has. Those of a ladder have the same, zero where a node is not above k: what is computed of them
+    is then of one shape, which XLA compiles once."""
+    lowest = _like(plan, k)
+    own = {lowest} & {v for v, _ in plan.pairs} if k in ladder_of(plan) else set()
+    return tuple(sorted(own | set(targets_of(plan, lowest))))
+
+
+def _like(plan: Plan, k: int) -> int:
+    """The source whose rows T^k has: the lowest node of its ladder."""
+    return ladder_of(plan).get(k, (k,))[0]
+
+
 def pack(plan: Plan, traces: Traces) -> Traces:
     """Traces with those across nodes as one per source, which they may be already."""
     packed = dict(traces)
     for k in range(len(plan.nodes)):
-        names = [plan.name(v, k) for v in targets_of(plan, k)]
-        if names and names[0] in packed:
-            packed[name_of(plan, k)] = jnp.concatenate([packed.pop(name) for name in names], axis=1)
+        targets = targets_of(plan, k)
+        if targets and plan.name(targets[0], k) in packed:
+            like, parts = packed[plan.name(targets[0], k)], []
+            for v in rows_of_source(plan, k):
+                shape = (like.shape[0], plan.nodes[v].carry.size, like.shape[2])
+                parts.append(packed.pop(plan.name(v, k)) if v in targets else jnp.zeros(shape, like.dtype))
+            packed[name_of(plan, k)] = jnp.concatenate(parts, axis=1)
     return packed
 
 
@@ -70,24 +92,25 @@ def unpack(plan: Plan, traces: Traces) -> Traces:
     """The inverse of ``pack``; others stay as they are."""
     traces = dict(traces)
     for k in range(len(plan.nodes)):
-        targets = targets_of(plan, k)
         if name_of(plan, k) in traces:
-            ends = np.cumsum([plan.nodes[v].carry.size for v in targets])[:-1]
-            parts = jnp.split(traces.pop(name_of(plan, k)), ends, axis=1)
-            traces |= {plan.name(v, k): part for v, part in zip(targets, parts, strict=True)}
+            rows = rows_of_source(plan, k)
+            ends = np.cumsum([plan.nodes[v].carry.size for v in rows])[:-1]
+            parts = dict(zip(rows, jnp.split(traces.pop(name_of(plan, k)), ends, axis=1), strict=True))
+            traces |= {plan.name(v, k): parts[v] for v in targets_of(plan, k)}
     return traces
 
 
-def gradient(segment: Segment, flow: Flow, k: int, seen: frozenset[int], traces: Traces) -> jax.Array:
+def gradient(segment: Segment, flow: Flow, k: int, exact: bool, traces: Traces) -> jax.Array:
     """``sum over v of lambda^v_0 . S^{v,k}_start``, (columns of k,)."""
-    starts = []
-    for v in targets_of(segment.plan, k):
+    plan, starts = segment.plan, []
+    seen = frozenset(range(len(plan.nodes))) if exact else kept_by(plan, _like(plan, k))
+    for v in rows_of_source(plan, k):
         back = flow.through(v, seen)
         if back is None or not back.start:
-            starts.append(jnp.zeros((flow.sizes["b"], segment.plan.nodes[v].carry.size), segment.plan.dtype))
+            starts.append(jnp.zeros((flow.sizes["b"], plan.nodes[v].carry.size), plan.dtype))
         else:
             starts.append(start_of(segment, v, back, "b", flow.sizes))
-    return jnp.einsum("bn,bnp->p", jnp.concatenate(starts, axis=-1), traces[name_of(segment.plan, k)])
+    return jnp.einsum("bn,bnp->p", jnp.concatenate(starts, axis=-1), traces[name_of(plan, k)])
 
 
 def update(segment: Segment, traces: Traces) -> Traces:
@@ -97,21 +120,23 @@ def update(segment: Segment, traces: Traces) -> Traces:
     jacobians: dict[tuple, jax.Array] = {}
     found: Traces = {}
     for k in range(len(plan.nodes)):
-        if name_of(plan, k) in traces:
-            through = _jacobian(segment, flow, k, jacobians) @ traces[name_of(plan, k)]
-            step = flow.step(k)
-            if step is not None:
-                ladder, place, rows = step
-                found[name_of(plan, k)] = through + flow.moved(ladder.columns[place], 1, rows, targets_of(plan, k))
-                continue
-            new = through + _inside(segment, flow, k)
+        if name_of(plan, k) not in traces:
+            continue
+        wanted = rows_of_source(plan, k)
+        if k in flow.ladder_of:
+            owner = np.repeat(wanted, [plan.nodes[v].carry.size for v in wanted])
+            new = jnp.where((owner > k)[:, None], flow.ladder(k).columns[flow.ladder_of[k].index(k)], 0)
+        else:
+            new = _inside(segment, flow, k)
             back, rows = flow.rows(k, kept_by(plan, k))
             known = plan.name(k, k) in traces or plan.low_rank[k] is not None
             if known and back is not None and back.start:
                 start = start_of(segment, k, back, "rb", flow.sizes_of(rows))
-                matrix = jnp.swapaxes(flow.moved(start, 0, rows, targets_of(plan, k)), 0, 1)
+                matrix = jnp.swapaxes(flow.moved(start, 0, rows, wanted), 0, 1)
                 new = new + own_columns(plan, k, plan.trained[k], matrix, push, traces)
-            found[name_of(plan, k)] = new
+        found[name_of(plan, k)] = (
+            _jacobian(segment, flow, _like(plan, k), wanted, jacobians) @ traces[name_of(plan, k)] + new
+        )
     return found
 
 
@@ -124,7 +149,7 @@ class JointFlow(Flow):
     def __init__(self, segment: Segment, traces: Traces):
         super().__init__(segment, [])
         self._traces = traces
-        self._ladders = {p: nodes for nodes in ladders(self.plan) for p in nodes}
+        self.ladder_of = ladder_of(self.plan)
         self._down: dict[tuple[int, ...], Ladder] = {}
         self._targets = frozenset(v for v, _ in self.plan.pairs)
         self._joint: dict[tuple[int, frozenset[int]], tuple[Back | None, dict[int, Leaves]]] = {}
@@ -175,18 +200,16 @@ class JointFlow(Flow):
             self._joint[p, kept] = self._pull(p, kept)
         return self._joint[p, kept]
 
-    def step(self, p: int) -> tuple[Ladder, int, tuple[int, ...]] | None:
-        """Where a node is part of a ladder: what is found there, the node's place, and whose rows it has."""
-        if p not in self._ladders:
-            return None
-        nodes = self._ladders[p]
+    def ladder(self, p: int) -> Ladder:
+        """What is found in the ladder that node p is part of."""
+        nodes = self.ladder_of[p]
         rows = self._whose(self.above[nodes[0]])
         if nodes not in self._down:
             dy = self._arriving(nodes[-1], self.above[nodes[-1]], rows)
             by_node = [self._unit_vectors(v, rows) for v in nodes]
             end = [jnp.stack([x.value for x in leaves if x is not None]) for leaves in zip(*by_node, strict=True)]
             self._down[nodes] = climb_down(self.segment, nodes, dy, end, self._traces, self.sizes_of(rows))
-        return self._down[nodes], nodes.index(p), rows
+        return self._down[nodes]
 
     def _arriving(self, p: int, kept: frozenset[int], rows: tuple[int, ...]) -> Leaves:
         dy: Leaves = []
@@ -199,10 +222,9 @@ class JointFlow(Flow):
     def _pull(self, p: int, kept: frozenset[int]) -> tuple[Back | None, dict[int, Leaves]]:
         rows = self._whose(kept)
         sizes = self.sizes_of(rows)
-        step = self.step(p)
-        if step is not None:  # asked for by what is below the lowest
+        if p in self.ladder_of:  # asked for by what is below the lowest
             wire, view = self.plan.graph.nodes[p].wire, self.plan.nodes[p].input
-            return None, self.segment.distribute(wire, view, step[0].below, sizes) if parents(wire) else {}
+            return None, self.segment.distribute(wire, view, self.ladder(p).below, sizes) if parents(wire) else {}
         dy = self._arriving(p, kept, rows)
         if p not in rows and all(x is None for x in dy):
             return None, {}
@@ -252,10 +274,11 @@ def _inside(segment: Segment, flow: JointFlow, k: int) -> jax.Array:
     return jnp.concatenate([rows_of(found[i], sizes_of[i], sizes, plan.dtype) for i in plan.trained[k]], axis=-1)
 
 
-def _jacobian(segment: Segment, flow: JointFlow, k: int, known: dict[tuple, jax.Array]) -> jax.Array:
+def _jacobian(
+    segment: Segment, flow: JointFlow, k: int, wanted: tuple[int, ...], known: dict[tuple, jax.Array]
+) -> jax.Array:
     """J^k, (batch, rows, rows); ``known`` holds those of other sources, which it may be the last part of."""
-    plan, wanted = segment.plan, targets_of(segment.plan, k)
-    kept = kept_by(plan, k)
+    plan, kept = segment.plan, kept_by(segment.plan, k)
     key = tuple((p, kept & flow.above[p]) for p in wanted)
     size = flow.sizes_of(wanted)["r"]
     for other, matrix in known.items():
@@ -263,10 +286,11 @@ def _jacobian(segment: Segment, flow: JointFlow, k: int, known: dict[tuple, jax.
             return matrix[:, matrix.shape[1] - size :, matrix.shape[2] - size :]
     panels = []
     for p in wanted:
-        step = flow.step(p)
-        if step is not None:
-            ladder, place, rows = step
-            panels.append(flow.moved(ladder.start[place], 1, rows, wanted))
+        if p in flow.ladder_of:
+            nodes = flow.ladder_of[p]
+            if p in (nodes[0], wanted[0]):  # from here on all of the ladder
+                every = jnp.moveaxis(flow.ladder(p).start[nodes.index(p) :], 0, 2)
+                panels.append(flow.moved(every.reshape(*every.shape[:2], -1), 1, rows_of_source(plan, p), wanted))
             continue
         back, rows = flow.rows(p, kept)
         if back is None or not back.start:

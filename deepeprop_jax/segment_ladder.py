@@ -24,6 +24,10 @@ _FEWEST = 3
 """Nodes for which a loop is worth it."""
 
 
+_MOST = 2**18
+"""Numbers that the traces of a ladder may have for one example, with zeros for all that is not above a node."""
+
+
 class Ladder(NamedTuple):
     """What a flow finds in the nodes of a ladder, with an axis of them in front, the lowest first.
 
@@ -56,8 +60,14 @@ def ladders(plan: Plan) -> list[tuple[int, ...]]:
             found[-1] += (v,)
         else:
             found.append((v,))
-    kept = [nodes for nodes in found if len(nodes) >= _FEWEST and plan.nodes[nodes[0]].recurrent]
-    return [nodes for nodes in kept if plan.columns[nodes[0]]]
+    rows = sum(plan.nodes[v].carry.size for v in {v for v, _ in plan.pairs})
+    return [
+        nodes
+        for nodes in found
+        if len(nodes) >= _FEWEST
+        and plan.nodes[nodes[0]].recurrent
+        and 0 < len(nodes) * rows * plan.columns[nodes[0]] <= _MOST
+    ]
 
 
 def climb_down(
