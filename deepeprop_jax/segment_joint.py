@@ -30,14 +30,17 @@ from deepeprop_jax.through_time import Leaves
 from deepeprop_jax.trace import push
 from deepeprop_jax.unit_rows import back_units
 
-_ROOM = 2**22
-"""Bytes that one array of the cotangents of all rows may take."""
+_ROOM = 2**16
+"""Bytes that one array of the cotangents of all rows may take; in larger ones, products with zeros take the time."""
+
+_FEWEST = 8
+"""Nodes that an influence arrives at for which it is worth it."""
 
 
 def applies(plan: Plan, length: int, batch: int) -> bool:
     """Whether the influences across nodes are held and moved together."""
     targets = {v for v, _ in plan.pairs}
-    if len(targets) < 2 or any(vertex.depth is not None for vertex in plan.graph.nodes):
+    if len(targets) < _FEWEST or any(vertex.depth is not None for vertex in plan.graph.nodes):
         return False
     if any(block.kind == "dense" for own in plan.own for block in own):
         return False
