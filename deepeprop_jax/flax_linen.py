@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -57,6 +59,18 @@ def linen_cell(module: nn.Module) -> Cell:
     (['params'], (3, 4))
     """
     _check_module(module)
+    # Modules that are equal give one cell, so that the layers of a deep network are analysed once. 1 equals True.
+    kinds = tuple(type(getattr(module, field.name)) for field in dataclasses.fields(module))
+    try:
+        hash(module)
+    except TypeError:
+        return _cell_of.__wrapped__(module, kinds)
+    return _cell_of(module, kinds)
+
+
+@functools.lru_cache(maxsize=64)
+def _cell_of(module: nn.Module, kinds: tuple[type, ...]) -> Cell:
+    """The cell; ``kinds`` tells apart modules whose attributes are equal but not of one type."""
     recurrent = isinstance(module, nn.RNNCellBase)
 
     def init(key: jax.Array, x: PyTree) -> tuple[PyTree, PyTree]:

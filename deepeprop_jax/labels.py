@@ -9,21 +9,22 @@ which is sound: it can only cost the dense path.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from deepeprop_jax.jaxprs import Atom, Equation, Variable, bind, dot_axes, is_variable, shape_of
+from deepeprop_jax import thin
+from deepeprop_jax.jaxprs import Atom, Equation, Variable, bind, dependents, dot_axes, is_variable, shape_of
+from deepeprop_jax.local_dot import LocalDot, local_dot
 
 _NO_LOW = 2**30
 _NO_HIGH = -(2**30)
 
 
 class Labels(NamedTuple):
-    """The labels of one variable: two int32 arrays of its shape."""
+    """The labels of one variable: two int32 arrays of its shape, each with stride 0 where it does not change."""
 
     low: np.ndarray
     high: np.ndarray
@@ -31,26 +32,27 @@ class Labels(NamedTuple):
     @classmethod
     def none(cls, shape: tuple[int, ...]) -> Labels:
         """Every element depends on no unit."""
-        return cls(np.full(shape, _NO_LOW, np.int32), np.full(shape, _NO_HIGH, np.int32))
+        return cls(thin.constant(_NO_LOW, shape), thin.constant(_NO_HIGH, shape))
 
     @classmethod
     def of(cls, units: Any) -> Labels:
         """Every element depends on the unit given for it."""
-        units = np.asarray(units, np.int32)
+        units = thin.each(lambda x: x.astype(np.int32), np.asarray(units))
         return cls(units, units)
 
     def join(self, other: Labels) -> Labels:
         """Depends on what either depends on; shapes broadcast."""
-        return Labels(np.minimum(self.low, other.low), np.maximum(self.high, other.high))
+        return Labels(thin.each(np.minimum, self.low, other.low), thin.each(np.maximum, self.high, other.high))
 
     def whole(self, shape: tuple[int, ...]) -> Labels:
         """Every element of an array of ``shape`` depends on all that these depend on."""
-        low, high = self.low.min(initial=_NO_LOW), self.high.max(initial=_NO_HIGH)
-        return Labels(np.full(shape, low, np.int32), np.full(shape, high, np.int32))
+        one = self.reduce(tuple(range(self.low.ndim)))
+        return one.map(lambda x: np.broadcast_to(x, shape))
 
     def reduce(self, axes: tuple[int, ...]) -> Labels:
         """Join along axes."""
-        return Labels(self.low.min(axes, initial=_NO_LOW), self.high.max(axes, initial=_NO_HIGH))
+        low = thin.reduce(np.minimum, self.low, axes, _NO_LOW)
+        return Labels(low, thin.reduce(np.maximum, self.high, axes, _NO_HIGH))
 
     def map(self, function: Callable[[np.ndarray], np.ndarray]) -> Labels:
         """Move the labels as a structural function moves elements."""
@@ -59,16 +61,25 @@ class Labels(NamedTuple):
     @property
     def empty(self) -> np.ndarray:
         """Which elements depend on no unit."""
-        return self.low > self.high
+        return thin.each(np.greater, self.low, self.high)
 
     @property
     def pure(self) -> bool:
         """Whether no element is mixed."""
-        return bool((self.low >= self.high).all())
+        return bool(thin.core(thin.each(np.greater_equal, self.low, self.high)).all())
+
+    @property
+    def unit(self) -> np.ndarray:
+        """Where pure, the unit that each element depends on; 0 where on none."""
+        return thin.each(lambda low, high: np.where(low > high, 0, low), self.low, self.high)
 
     def within(self, units: np.ndarray) -> bool:
         """Whether every element depends on its own unit at most."""
-        return bool((self.empty | ((self.low == units) & (self.high == units))).all())
+
+        def inside(low: np.ndarray, high: np.ndarray, unit: np.ndarray) -> np.ndarray:
+            return (low > high) | ((low == unit) & (high == unit))
+
+        return bool(thin.core(thin.each(inside, self.low, self.high, units)).all())
 
 
 # --- structural primitives: the same rearrangement for values, element numbers and labels ----------------------------
@@ -83,15 +94,26 @@ def _broadcast_in_dim(params: Mapping, x: np.ndarray) -> np.ndarray:
 
 def _pad(params: Mapping, x: np.ndarray, fill: np.ndarray) -> np.ndarray:
     for axis, (low, high, interior) in enumerate(params["padding_config"]):
-        size = x.shape[axis]
-        shape = list(x.shape)
-        shape[axis] = low + high + size + max(size - 1, 0) * interior
-        positions = low + np.arange(size) * (interior + 1)
-        kept = (positions >= 0) & (positions < shape[axis])
-        padded = np.full(shape, fill, x.dtype)
-        np.moveaxis(padded, axis, 0)[positions[kept]] = np.moveaxis(x, axis, 0)[kept]
-        x = padded
+        if low or high or interior:
+            size = x.shape[axis]
+            length = low + high + size + max(size - 1, 0) * interior
+            positions = low + np.arange(size) * (interior + 1)
+            kept = (positions >= 0) & (positions < length)
+            x = thin.together(functools.partial(_place, axis, length, positions, kept, fill), [x], [axis])
     return x
+
+
+def _place(
+    axis: int, length: int, positions: np.ndarray, kept: np.ndarray, fill: np.ndarray, x: np.ndarray
+) -> np.ndarray:
+    """The entries that are kept along an axis at their positions, ``fill`` elsewhere."""
+    found = np.full((*x.shape[:axis], length, *x.shape[axis + 1 :]), fill, x.dtype)
+    np.moveaxis(found, axis, 0)[positions[kept]] = np.moveaxis(x, axis, 0)[kept]
+    return found
+
+
+def _concatenate(axis: int, *xs: np.ndarray) -> np.ndarray:
+    return thin.together(lambda *parts: np.concatenate(parts, axis), xs, [axis])
 
 
 def _slice(params: Mapping, x: np.ndarray) -> np.ndarray:
@@ -112,8 +134,8 @@ _STRUCTURAL: dict[str, Callable[..., Any]] = {
     "reshape": lambda params, x: x.reshape(params["new_sizes"]),
     "transpose": lambda params, x: x.transpose(params["permutation"]),
     "broadcast_in_dim": _broadcast_in_dim,
-    "concatenate": lambda params, *xs: np.concatenate(xs, params["dimension"]),
-    "stack": lambda params, *xs: np.stack(xs, params["axis"]),
+    "concatenate": lambda params, *xs: _concatenate(params["dimension"], *xs),
+    "stack": lambda params, *xs: _concatenate(params["axis"], *(np.expand_dims(x, params["axis"]) for x in xs)),
     "unstack": _unstack,
     "slice": _slice,
     "split": _split,
@@ -143,12 +165,15 @@ _ELEMENTWISE = frozenset(
 )
 
 
+def _is_structural(equation: Equation) -> bool:
+    return equation.name in _STRUCTURAL and not (equation.name == "reshape" and equation.params.get("dimensions"))
+
+
 def rearrange(equation: Equation, operands: Sequence[np.ndarray]) -> list[np.ndarray] | None:
     """What a structural primitive does to any arrays of its operands' shapes; None for other primitives."""
-    rule = _STRUCTURAL.get(equation.name)
-    if rule is None or (equation.name == "reshape" and equation.params.get("dimensions") is not None):
+    if not _is_structural(equation):
         return None
-    result = rule(equation.params, *operands)
+    result = _STRUCTURAL[equation.name](equation.params, *operands)
     return result if isinstance(result, list) else [result]
 
 
@@ -184,65 +209,6 @@ def _ordered(batch: list[int], free: list[int]) -> Callable[[np.ndarray], np.nda
     """Bring the axes left over by a contraction into the order (batch, free)."""
     left = sorted(batch + free)
     return lambda x: x.transpose([left.index(axis) for axis in batch + free])
-
-
-class LocalDot(NamedTuple):
-    """The entries of a dot that stay inside one unit: per output element, which products to sum.
-
-    Attributes:
-      lhs: (output size, entries) flat positions in the left operand.
-      rhs: the same in the right operand.
-      mask: which of them count; outputs with fewer entries are padded.
-    """
-
-    lhs: np.ndarray
-    rhs: np.ndarray
-    mask: np.ndarray
-
-    def __call__(self, equation: Equation, lhs: jax.Array, rhs: jax.Array) -> list[jax.Array]:
-        """The localised dot of two values."""
-        output = equation.outputs[0].aval
-        total = jnp.zeros(self.lhs.shape[0], output.dtype)
-        for entry in range(self.lhs.shape[1]):
-            product = _take(lhs, self.lhs[:, entry]) * _take(rhs, self.rhs[:, entry])
-            mask = self.mask[:, entry]
-            total = total + (product if mask.all() else jnp.where(mask, product, 0)).astype(output.dtype)
-        return [total.reshape(output.shape)]
-
-
-def _take(array: jax.Array, positions: np.ndarray) -> jax.Array:
-    """``array.ravel()[positions]``; evenly spaced positions are a slice, since a gather is slow on a CPU."""
-    flat = jnp.ravel(array)
-    steps = np.diff(positions)
-    if len(positions) > 1 and steps[0] > 0 and (steps == steps[0]).all():
-        return jax.lax.slice(flat, (int(positions[0]),), (int(positions[-1]) + 1,), (int(steps[0]),))
-    return flat[positions]
-
-
-def _local_dot(equation: Equation, side: int, labels: Labels, feeds: Labels) -> LocalDot:
-    """Keep the products whose labelled factor depends on the very unit that the output element feeds."""
-    axes = dot_axes(equation)
-    lhs_shape, rhs_shape = map(shape_of, equation.inputs)
-    numbers = [np.arange(int(np.prod(shape)), dtype=np.int32).reshape(shape) for shape in (lhs_shape, rhs_shape)]
-    lhs = numbers[0].transpose(axes.lhs_batch + axes.lhs_free + axes.lhs_contract)
-    rhs = numbers[1].transpose(axes.rhs_batch + axes.rhs_free + axes.rhs_contract)
-    batch, lhs_free, rhs_free = len(axes.lhs_batch), len(axes.lhs_free), len(axes.rhs_free)
-    contract = lhs.shape[batch + lhs_free :]
-    outer = lhs.shape[: batch + lhs_free] + rhs.shape[batch : batch + rhs_free]
-    lhs = lhs.reshape(lhs.shape[: batch + lhs_free] + (1,) * rhs_free + contract)
-    rhs = rhs.reshape(rhs.shape[:batch] + (1,) * lhs_free + rhs.shape[batch:])
-    columns = int(np.prod(contract, dtype=int))
-    lhs, rhs = (np.broadcast_to(x, outer + contract).reshape(-1, columns) for x in (lhs, rhs))
-    position = (lhs, rhs)[side]
-    low, high, unit = labels.low.ravel()[position], labels.high.ravel()[position], feeds.low.reshape(-1, 1)
-    rows, entries = np.nonzero((low == unit) & (high == unit) & ~feeds.empty.reshape(-1, 1))
-    counts = np.bincount(rows, minlength=lhs.shape[0])
-    width = max(1, counts.max(initial=0))
-    slot = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    result = [np.zeros((lhs.shape[0], width), np.int32) for _ in range(2)] + [np.zeros((lhs.shape[0], width), bool)]
-    for table, values in zip(result, (lhs[rows, entries], rhs[rows, entries], True), strict=True):
-        table[rows, slot] = values
-    return LocalDot(*result)
 
 
 class Flow(NamedTuple):
@@ -282,7 +248,8 @@ def depends_on(
             side = 0 if inputs[0] is not None else 1
             labels = inputs[side]
             if target is not None and target.pure and labels is not None and labels.pure and inputs[1 - side] is None:
-                flow.local_dots[id(equation)] = _local_dot(equation, side, labels, target)
+                units = [np.where(label.empty, -1, label.low) for label in (labels, target)]
+                flow.local_dots[id(equation)] = local_dot(equation, side, *units)
                 outputs = [target]
         blamed = [flow.culprits[atom] for atom in equation.inputs if is_variable(atom) and atom in flow.culprits]
         for variable, label in zip(equation.outputs, outputs, strict=True):
@@ -305,23 +272,44 @@ def localised(flow: Flow) -> Callable[..., list[Any]]:
 # --- what an input feeds ---------------------------------------------------------------------------------------------
 
 
+_UNDONE: dict[str, Callable[[Mapping, np.ndarray, tuple[int, ...]], np.ndarray]] = {
+    "reshape": lambda params, x, shape: x.reshape(shape),
+    "squeeze": lambda params, x, shape: x.reshape(shape),
+    "transpose": lambda params, x, shape: x.transpose(np.argsort(params["permutation"])),
+    "rev": lambda params, x, shape: np.flip(x, tuple(params["dimensions"])),
+    "copy": lambda params, x, shape: x,
+    "copy_p": lambda params, x, shape: x,
+}
+"""How to undo those that move every element to one place; the last argument is the operand's shape."""
+
+
+def _before(equation: Equation, labels: Sequence[Labels], shapes: Sequence[tuple[int, ...]]) -> list[Labels] | None:
+    """Labels of a structural primitive's operands: of all places that an element is moved to. None for others."""
+    undone = _UNDONE.get(equation.name)
+    if not _is_structural(equation):
+        return None
+    if undone is not None:
+        return [labels[0].map(lambda x: undone(equation.params, x, shapes[0]))]
+    offsets = np.cumsum([0, *(int(np.prod(shape, dtype=int)) for shape in shapes)])
+    numbers = [np.arange(*ends).reshape(shape) for ends, shape in zip(itertools.pairwise(offsets), shapes, strict=True)]
+    moved = rearrange(equation, numbers) or []
+    low, high = np.full(offsets[-1], _NO_LOW, np.int32), np.full(offsets[-1], _NO_HIGH, np.int32)
+    for index, label in zip(moved, labels, strict=True):
+        # Along an axis of stride 0 one element is moved to many places.
+        many = tuple(axis for axis, stride in enumerate(index.strides) if stride == 0)
+        index, joined = thin.core(index), label.reduce(many).map(lambda x, many=many: np.expand_dims(x, many))
+        np.minimum.at(low, index, joined.low)
+        np.maximum.at(high, index, joined.high)
+    return [Labels(low[number], high[number]) for number in numbers]
+
+
 def _backward(equation: Equation, outputs: Sequence[Labels | None]) -> list[Labels]:
     """Labels of what an equation's inputs feed, from what its outputs feed (None: nothing)."""
     labels = [Labels.none(x.aval.shape) if y is None else y for y, x in zip(outputs, equation.outputs, strict=True)]
     shapes = [shape_of(atom) for atom in equation.inputs]
-    sizes = [int(np.prod(shape, dtype=int)) for shape in shapes]
-    offsets = np.cumsum([0, *sizes])
-    numbers = [
-        np.arange(start, start + size).reshape(shape)
-        for start, size, shape in zip(offsets, sizes, shapes, strict=False)
-    ]
-    moved = rearrange(equation, numbers)
+    moved = _before(equation, labels, shapes)
     if moved is not None:
-        flat = Labels.none((int(offsets[-1]),))
-        for index, label in zip(moved, labels, strict=True):
-            np.minimum.at(flat.low, index, label.low)
-            np.maximum.at(flat.high, index, label.high)
-        return [flat.map(lambda x, number=number: x[number]) for number in numbers]
+        return moved
     if equation.name in _ELEMENTWISE:
         return [labels[0] if shape == labels[0].low.shape else labels[0].whole(shape) for shape in shapes]
     if equation.name == "reduce_sum":
@@ -352,15 +340,18 @@ def _spread(order: list[int], kept: int, shape: tuple[int, ...]) -> Callable[[np
     return spread
 
 
-def feeds(equations: Sequence[Equation], seeds: Mapping[Variable, Labels]) -> dict[Variable, Labels]:
-    """Push labels backward from the outputs in ``seeds``: which unit's derivative does each variable feed?"""
+def feeds(
+    equations: Sequence[Equation], seeds: Mapping[Variable, Labels], linear: set[Variable]
+) -> dict[Variable, Labels]:
+    """Push labels backward from the outputs in ``seeds`` to the variables in ``linear``: which unit's derivative does
+    each of them feed?"""
     found = dict(seeds)
     for equation in reversed(equations):
         outputs = [found.get(output) for output in equation.outputs]
-        if all(label is None for label in outputs):
+        if equation.outputs[0] not in linear or all(label is None for label in outputs):
             continue
         for atom, label in zip(equation.inputs, _backward(equation, outputs), strict=True):
-            if is_variable(atom):
+            if is_variable(atom) and atom in linear:
                 found[atom] = found[atom].join(label) if atom in found else label
     return found
 
@@ -386,4 +377,4 @@ def cut_to_units(
         if is_variable(atom):
             label = Labels.of(unit)
             targets[atom] = targets[atom].join(label) if atom in targets else label
-    return depends_on(equations, seeds, feeds(equations, targets))
+    return depends_on(equations, seeds, feeds(equations, targets, dependents(equations, seeds)))

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from deepeprop_jax import thin
 from deepeprop_jax.devices import vary_like
 from deepeprop_jax.jaxprs import Atom, is_variable
 from deepeprop_jax.node import Node
@@ -115,11 +116,11 @@ def layout_of(node: Node, program: VjpProgram, own: tuple[Block, ...], rank: int
         if block.unit is None or product is None or not is_outer(product):
             continue
         rows_first = (product.side == 0) != product.swapped
-        unit = block.unit.reshape(node.params.shapes[block.leaves[0]])
+        unit = thin.compact(block.unit.reshape(node.params.shapes[block.leaves[0]]))
         unit = unit if rows_first else unit.T
         delta, z = product.equation.inputs[product.side], product.equation.inputs[1 - product.side]
         known = rows.get(delta, (number[output], unit[:, 0]))
-        if np.array_equal(unit, np.broadcast_to(known[1][:, None], unit.shape)):
+        if thin.core(unit).shape[1] == 1 and np.array_equal(unit[:, 0], known[1]):
             rows[delta] = known
             columns[z] = unit.shape[1]
             found.append((block, delta, z, rows_first))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepeprop_jax import labels as lb
+from deepeprop_jax import thin
 from deepeprop_jax.cut import Cut, Others, Reals, Views, cut_cell
 from deepeprop_jax.jaxprs import (
     Atom,
@@ -72,7 +73,7 @@ class Leaf(NamedTuple):
     Attributes:
       name: pytree path within the node's params.
       kind: "local" (each entry reaches one unit), "dense" (reaches several), "none" (never reaches the carry).
-      unit: (size,) the unit that each entry reaches, where local.
+      unit: in the leaf's shape, the unit that each entry reaches, where local; stride 0 where it does not change.
       reason: in words, for tables.
     """
 
@@ -143,7 +144,8 @@ def analyse_node(
       params, carry, x, y: shapes and dtypes for one example (``jax.ShapeDtypeStruct`` leaves).
       external: whether x is made of the network's input alone, and needs no derivative.
 
-    Cost: one trace of the cell and of its VJP, and labels of the size of the program's arrays; no values are computed.
+    Cost: one trace of the cell and of its VJP, and labels of the size of the program's arrays, without the axes along
+    which a label does not change: for most weights, one of two; no values are computed.
     """
     aside = range(len(jax.tree.leaves(x))) if external else ()
     views = Views(RealView(params), RealView(carry), RealView(x, aside), RealView(y))
@@ -176,11 +178,11 @@ def analyse_node(
 
 def _leaf(name: str, atom: Atom, flow: lb.Flow) -> Leaf:
     label = flow.of(atom)
-    if label is None or label.empty.all():
+    if label is None or thin.core(label.empty).all():
         return Leaf(name, "none", None, "never reaches the carry")
     if not label.pure:
         return Leaf(name, "dense", None, f"an entry reaches several units within a step ({flow.culprits[atom]})")
-    return Leaf(name, "local", np.where(label.empty, 0, label.low).ravel(), "each entry reaches one unit")
+    return Leaf(name, "local", thin.compact(label.unit), "each entry reaches one unit")
 
 
 def _recurrence(

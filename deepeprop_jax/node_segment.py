@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepeprop_jax import labels as lb
-from deepeprop_jax import outer
+from deepeprop_jax import outer, thin
 from deepeprop_jax.cut import Reals
 from deepeprop_jax.devices import vary_like
 from deepeprop_jax.forward_loop import Run, leading_sizes, with_inputs, without_cut_off_steps
@@ -213,12 +213,12 @@ class NodeSegment:
     def _term(self, variable: Any, leaf: int, coefficient: Lifted, ct: Lifted | None) -> Lifted | None:
         if ct is None:
             return None
-        unit = self.program.unit[variable]
-        number = unit - self.program.first_unit[leaf]
-        if not unit.size or not self.node.carry.sizes[leaf]:
+        unit, size = self.program.unit[variable], self.node.carry.sizes[leaf]
+        if not unit.size or not size:
             return None
-        inside = (number >= 0) & (number < self.node.carry.sizes[leaf])
-        where = np.where(inside, number, 0).ravel()
+        number = thin.core(unit) - self.program.first_unit[leaf]
+        inside = (number >= 0) & (number < size)
+        where = np.broadcast_to(np.where(inside, number, 0), unit.shape)
         wide = ct.flat().map(lambda x: spread(x, where).reshape(*x.shape[:-1], *unit.shape))
         # Elsewhere the coefficient is zero, but another leaf's cotangent may not be finite.
         wide = wide if inside.all() else wide.map(lambda x: jnp.where(inside, x, 0))

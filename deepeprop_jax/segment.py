@@ -156,21 +156,19 @@ class Flow:
         graph = self.plan.graph
         self._seeds = segment.distribute(graph.output, self.plan.output, outputs, self.sizes) if outputs else {}
         self._found: dict[tuple[int, frozenset[int]], tuple[Arrived, dict[int, Leaves]]] = {}
-        self._children: dict[int, list[int]] = {v: [] for v in range(len(graph.nodes))}
-        self._above: list[frozenset[int]] = []
+        self.children: dict[int, list[int]] = {v: [] for v in range(len(graph.nodes))}
+        self.above: list[frozenset[int]] = []
         for v, vertex in enumerate(graph.nodes):
             for p in parents(vertex.wire):
-                self._children[p].append(v)
+                self.children[p].append(v)
         for v in reversed(range(len(graph.nodes))):
-            self._above.append(
-                frozenset({v}.union(*(self._above[len(graph.nodes) - 1 - c] for c in self._children[v])))
-            )
-        self._above.reverse()
+            self.above.append(frozenset({v}.union(*(self.above[len(graph.nodes) - 1 - c] for c in self.children[v]))))
+        self.above.reverse()
 
     def through(self, v: int, kept: frozenset[int]) -> Arrived:
         """What arrives in node v, and leaves it, where only nodes in ``kept`` pass cotangents on through time."""
         reached = kept if self.end is None else kept & frozenset(range(self.end[0] + 1))
-        return self._through(v, reached & self._above[v])[0]
+        return self._through(v, reached & self.above[v])[0]
 
     def _through(self, v: int, kept: frozenset[int]) -> tuple[Arrived, dict[int, Leaves]]:
         if (v, kept) not in self._found:
@@ -179,19 +177,14 @@ class Flow:
 
     def _compute(self, v: int, kept: frozenset[int]) -> tuple[Arrived, dict[int, Leaves]]:
         dy: Leaves = list(self._seeds.get(v, []))
-        for w in self._children[v]:
-            part = self._through(w, kept & self._above[w])[1].get(v, [])
+        for w in self.children[v]:
+            part = self._through(w, kept & self.above[w])[1].get(v, [])
             dy = [add(a, b) for a, b in zip(dy, part, strict=True)] if dy and part else dy or list(part)
         end = self.end[1] if self.end is not None and self.end[0] == v else []
         if not end and all(d is None for d in dy):
             return None, {}
         node, vertex = self.segment.nodes[v], self.plan.graph.nodes[v]
-        if self.exact:
-            recurrence = "full"
-        elif v in kept:
-            recurrence = "full" if self.plan.full_jacobian(v) else "local"
-        else:
-            recurrence = "none"
+        recurrence = self.recurrence(v, kept)
         wanted = bool(parents(vertex.wire))
         upto = "input" if wanted else "carry"
         back: Back | DeepBack
@@ -204,6 +197,14 @@ class Flow:
             back = node.back(recurrence, dy, end, self.sizes["r"], upto)
         below = self.segment.distribute(vertex.wire, self.plan.nodes[v].input, back.input, self.sizes) if wanted else {}
         return back, below
+
+    def recurrence(self, v: int, kept: frozenset[int]) -> str:
+        """How a carry's cotangent of node v goes back in time, see ``NodeSegment.back``."""
+        if self.exact:
+            return "full"
+        if v not in kept:
+            return "none"
+        return "full" if self.plan.full_jacobian(v) else "local"
 
 
 def kept_by(plan: Plan, k: int) -> frozenset[int]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from deepeprop_jax import depth as deep
-from deepeprop_jax import lattice, low_rank
+from deepeprop_jax import lattice, low_rank, segment_joint
 from deepeprop_jax.cell import PyTree
 from deepeprop_jax.deep_segment import DeepBack
 from deepeprop_jax.lattice import Traces
@@ -58,6 +58,8 @@ def gradient(segment: Segment, traces: Traces, dy: PyTree, exact: bool) -> list[
                 _add_own(plan, k, start, traces, grads)
             else:
                 columns = columns + deep.own_gradient(plan, k, start, traces)
+        if segment_joint.name_of(plan, k) in traces:
+            columns = columns + segment_joint.gradient(segment, flow, k, exact, traces)
         add_columns(node.params, grads, plan.trained[k], columns)
         found.append([grad if i in plan.trained[k] else zeros[i] for i, grad in enumerate(grads)])
     return found

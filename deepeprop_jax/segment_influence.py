@@ -51,7 +51,7 @@ def influence(segment: Segment, flow: Flow, v: int, k: int, leaves: tuple[int, .
             matrix = jnp.swapaxes(start_of(segment, p, through, "rb", sizes), 0, 1)  # (batch, rows, n_p)
         times = advance if own_units else push
         if p == k:
-            total = total + _own(plan, k, leaves, matrix, times, traces)
+            total = total + own_columns(plan, k, leaves, matrix, times, traces)
         else:
             every = Block("dense", leaves, None, plan.nodes[p].carry.size, total.shape[-1])
             total = total + times(plan.nodes[p], every, matrix, traces[plan.name(p, k)])
@@ -67,20 +67,22 @@ def _inside(segment: Segment, flow: Flow, k: int, leaves: tuple[int, ...]) -> ja
         return jnp.zeros((sizes["b"], sizes["r"], columns), plan.dtype)
     if isinstance(back, Back) and isinstance(part, NodeSegment):
         found = part.parameters(back, "rb", sizes)
-        return jnp.concatenate([_rows(found[i], view.sizes[i], sizes, plan.dtype) for i in leaves], axis=-1)
+        return jnp.concatenate([rows_of(found[i], view.sizes[i], sizes, plan.dtype) for i in leaves], axis=-1)
     flat = [back.params[i].reshape(layers, sizes["r"], sizes["b"], -1) for i in leaves]
     whole = jnp.concatenate(flat, axis=-1).transpose(2, 1, 0, 3)
     return whole.reshape(sizes["b"], sizes["r"], -1).astype(plan.dtype)
 
 
-def _rows(x: Lifted | None, size: int, sizes: dict[str, int], dtype: Any) -> jax.Array:
+def rows_of(x: Lifted | None, size: int, sizes: dict[str, int], dtype: Any) -> jax.Array:
     """(batch, rows, size)."""
     if x is None:
         return jnp.zeros((sizes["b"], sizes["r"], size), dtype)
     return jnp.swapaxes(broadcast(x.flat(), "rb", sizes), 0, 1).astype(dtype)
 
 
-def _own(plan: Plan, k: int, leaves: tuple[int, ...], matrix: jax.Array, times: Any, traces: Traces) -> jax.Array:
+def own_columns(
+    plan: Plan, k: int, leaves: tuple[int, ...], matrix: jax.Array, times: Any, traces: Traces
+) -> jax.Array:
     """``M S^{k,k}``, in the columns of ``leaves``."""
     node = plan.nodes[k]
     parts: dict[int, jax.Array] = {}

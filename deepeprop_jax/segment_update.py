@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from deepeprop_jax import deep_update
+from deepeprop_jax import deep_update, segment_joint
 from deepeprop_jax.deep_segment import DeepSegment
 from deepeprop_jax.lattice import Traces
 from deepeprop_jax.lifted import Lifted
@@ -22,7 +22,7 @@ from deepeprop_jax.through_time import Leaves
 def update(segment: Segment, traces: Traces) -> Traces:
     """All traces, from the segment's start to its end."""
     plan = segment.plan
-    new: Traces = {}
+    new: Traces = segment_joint.update(segment, traces)
     for v, (node, part) in enumerate(zip(plan.nodes, segment.nodes, strict=True)):
         if isinstance(part, DeepSegment):
             new |= deep_update.update(segment, v, part, traces)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepeprop_jax import checks, lattice, segment, segment_gradient, segment_update, slots
+from deepeprop_jax import checks, lattice, segment, segment_gradient, segment_joint, segment_update, slots
 from deepeprop_jax.cell import PyTree, assemble
 from deepeprop_jax.devices import vary_like
 from deepeprop_jax.plan import Plan
@@ -154,7 +154,10 @@ def by_segments(
         new = Stream(part.carry_end, segment_update.update(part.after_resets(), traces))
         return (new, loss + values.sum(), jax.tree.map(jnp.add, grads, found)), aux
 
-    begin = Stream(start.carry, slots.split_slots(plan, start.traces))
+    together = segment_joint.applies(plan, length, jax.tree.leaves(sequence.xs)[0].shape[1])
+    traces = slots.split_slots(plan, start.traces)
+    traces = segment_joint.pack(plan, traces) if together else segment_joint.unpack(plan, traces)
+    begin = Stream(start.carry, traces)
     inputs = (sequence.xs, sequence.targets, sequence.flags)
     sums = (begin, *vary_like((jnp.zeros((), sequence.loss_dtype), _zero_gradient(plan)), begin))
     steps = jax.tree.leaves(sequence.xs)[0].shape[0]
@@ -178,7 +181,8 @@ def by_segments(
         auxes.append(aux)
     end, loss, grads = sums
     aux = auxes[0] if len(auxes) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *auxes)
-    return Result(loss, aux, grads, Stream(end.carry, slots.join_slots(plan, end.traces)))
+    traces = slots.join_slots(plan, segment_joint.unpack(plan, end.traces))
+    return Result(loss, aux, grads, Stream(end.carry, traces))
 
 
 def by_steps(plan: Plan, params: PyTree, start: Stream, sequence: Sequence) -> Result:

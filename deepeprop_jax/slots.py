@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deepeprop_jax import thin
 from deepeprop_jax.lattice import Traces
 from deepeprop_jax.plan import Plan
 from deepeprop_jax.trace import Block, spread
@@ -77,15 +78,13 @@ def over_leaf(values: jax.Array, block: Block, shape: tuple[int, ...]) -> jax.Ar
     """(batch, K, units) given to the entries of a leaf, (batch, K, *leaf); size 1 along axes that do not matter."""
     lead = values.shape[:-1]
     if block.unit is not None and block.unit.size:
-        unit = block.unit.reshape(shape)
-        for axis in range(len(shape)):
-            line = unit[tuple(slice(None) if i == axis else slice(0, 1) for i in range(len(shape)))]
-            first, count = int(line.flat[0]), shape[axis]
-            if np.array_equal(unit, np.broadcast_to(line, shape)) and np.array_equal(
-                line.ravel(), np.arange(first, first + count)
-            ):
-                used = jax.lax.slice_in_dim(values, first, first + count, axis=values.ndim - 1)
-                return used.reshape(*lead, *line.shape)
+        line = thin.core(thin.compact(block.unit.reshape(shape)))
+        first = int(line.flat[0])
+        if line.size in shape and np.array_equal(line.ravel(), np.arange(first, first + line.size)):
+            for axis in range(len(shape)):
+                if line.shape[axis] == shape[axis] == line.size:
+                    used = jax.lax.slice_in_dim(values, first, first + line.size, axis=values.ndim - 1)
+                    return used.reshape(*lead, *line.shape)
     return spread(values, block.unit).reshape(*lead, *shape)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from deepeprop_jax import segment as sg
+from deepeprop_jax import thin
 from deepeprop_jax.cell import PyTree
 from deepeprop_jax.jaxprs import is_variable
 from deepeprop_jax.lattice import Traces
@@ -176,7 +177,7 @@ def _advance(
     """``D S + dF/dtheta`` of one leaf, (batch, K, |leaf|)."""
     axis = _unit_axis(block, shape)
     if isinstance(addition, Outer):
-        if axis is not None and shape[0] > 1:
+        if axis is not None and shape[0] > 1 and trace.size > _IN_ONE_PIECE:
             # The carry may have other units too, of leaves of another shape.
             return _advance_in_place((shape[0], shape[1]), axis, recurrence[..., : shape[axis]], addition, trace)
         addition = (addition.left[..., :, None] * addition.right[..., None, :]).reshape(trace.shape)
@@ -185,14 +186,17 @@ def _advance(
     return jnp.stack(rows, axis=1) + addition
 
 
+_IN_ONE_PIECE = 2**9
+"""Up to this many numbers a trace is moved without a loop, which is as fast and compiles in a fraction of the time."""
+
+
 def _unit_axis(block: Block, shape: tuple[int, ...]) -> int | None:
     """The axis of a matrix along which its entries reach all units in turn; None if neither."""
     if len(shape) != 2 or block.unit is None:
         return None
-    unit = block.unit.reshape(shape)
+    held = thin.core(thin.compact(block.unit.reshape(shape)))
     for axis in (1, 0):
-        turn = np.arange(shape[axis])
-        if np.array_equal(unit, np.broadcast_to(turn if axis == 1 else turn[:, None], shape)):
+        if held.shape[axis] == held.size and np.array_equal(held.ravel(), np.arange(shape[axis])):
             return axis
     return None
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from deepeprop_jax import thin
 from deepeprop_jax.devices import vary_like
 from deepeprop_jax.node import Node, from_grid, to_grid
 from deepeprop_jax.real import PyTree, RealView
@@ -25,7 +26,8 @@ class Block(NamedTuple):
     Attributes:
       kind: "local" or "dense".
       leaves: indices of the real parameter leaves whose entries are the columns, in order.
-      unit: (columns,) the unit that each entry reaches, where local.
+      unit: the unit that each entry reaches, where local: the columns are its entries in order. In the leaf's shape
+        where it is one leaf, with stride 0 along axes along which it does not change.
       rows: number of rows.
       columns: number of columns.
     """
@@ -99,17 +101,18 @@ def _sum_over_slots(matrix: jax.Array, trace: jax.Array) -> jax.Array:
 
 
 def spread(values: jax.Array, unit: np.ndarray | None) -> jax.Array:
-    """``values[..., unit]``: a value per unit, given to each parameter entry that reaches it.
+    """``values[..., unit.ravel()]``: a value per unit, given to each parameter entry that reaches it.
 
     Weights run through their units in order, over and over or each several times; that is a broadcast, where a gather
     of the size of the weights would be slow on a CPU.
     """
     if unit is None or unit.size == 0:
         raise ValueError("spread() needs the unit of each entry")
-    order = _order(unit)
+    order, held = _order(unit), thin.core(thin.compact(unit))
     if order == "any":
-        return values[..., unit]
-    start, distinct = int(unit.min()), int(unit.max()) - int(unit.min()) + 1
+        lead = values.shape[:-1]
+        return jnp.broadcast_to(values[..., held], (*lead, *unit.shape)).reshape(*lead, unit.size)
+    start, distinct = _range(held)
     used = lax.slice_in_dim(values, start, start + distinct, axis=values.ndim - 1)
     lead, repeats = used.shape[:-1], unit.size // distinct
     if order == "over and over":
@@ -121,11 +124,20 @@ def spread(values: jax.Array, unit: np.ndarray | None) -> jax.Array:
 
 def _order(unit: np.ndarray) -> str:
     """How entries run through their units: "over and over", "each several times" or "any"."""
-    start, distinct = int(unit.min()), int(unit.max()) - int(unit.min()) + 1
-    run, repeats = np.arange(start, start + distinct), unit.size // distinct
-    if np.array_equal(unit, np.tile(run, repeats)):
+    held = thin.core(thin.compact(unit))
+    changing = [axis for axis, size in enumerate(held.shape) if size > 1]
+    still = [axis for axis, size in enumerate(unit.shape) if size > 1 and axis not in changing]
+    start, distinct = _range(held)
+    run, repeats = np.arange(start, start + distinct), held.size // distinct
+    if np.array_equal(held.ravel(), np.tile(run, repeats)) and all(a < b for a in still for b in changing):
         return "over and over"
-    return "each several times" if np.array_equal(unit, np.repeat(run, repeats)) else "any"
+    several = np.array_equal(held.ravel(), np.repeat(run, repeats)) and all(a > b for a in still for b in changing)
+    return "each several times" if several else "any"
+
+
+def _range(unit: np.ndarray) -> tuple[int, int]:
+    """The first unit, and how many there are up to the last."""
+    return int(unit.min()), int(unit.max()) - int(unit.min()) + 1
 
 
 class Joint(NamedTuple):
@@ -155,8 +167,8 @@ class Joint(NamedTuple):
 def joint(blocks: tuple[Block, ...]) -> Joint:
     """See ``Joint``: what costs a loop over the weights then costs one, not one per parameter leaf."""
     local = tuple(i for i, block in enumerate(blocks) if block.unit is not None)
-    unit = np.concatenate([blocks[i].unit for i in local]) if local else np.zeros(0, int)
-    if len(local) < 2 or _order(unit) != "over and over":
+    unit = _over_and_over([block.unit for block in blocks if block.unit is not None])
+    if len(local) < 2 or unit is None:
         return Joint(blocks, tuple((i,) for i in range(len(blocks))))
     leaves = tuple(leaf for i in local for leaf in blocks[i].leaves)
     one = Block("local", leaves, unit, blocks[local[0]].rows, unit.size)
@@ -164,11 +176,31 @@ def joint(blocks: tuple[Block, ...]) -> Joint:
     return Joint((one, *(blocks[i] for i in others)), (local, *((i,) for i in others)))
 
 
+def _over_and_over(units: list[np.ndarray]) -> np.ndarray | None:
+    """Units one after the other, (times, distinct), if they run through all of theirs in order over and over."""
+    ranges = [_range(thin.core(unit)) for unit in units if unit.size]
+    start = min((first for first, _ in ranges), default=0)
+    distinct = max((first + count for first, count in ranges), default=0) - start
+    place = 0
+    for unit, (first, count) in zip([unit for unit in units if unit.size], ranges, strict=True):
+        in_turn = count in (distinct, unit.size) and _order(unit) == "over and over"
+        if not in_turn or (place - (first - start)) % distinct:
+            return None
+        place += unit.size
+    if not place or place % distinct:
+        return None
+    return np.broadcast_to(np.arange(start, start + distinct), (place // distinct, distinct))
+
+
 def select_rows(node: Node, block: Block, rows: np.ndarray, trace: jax.Array) -> jax.Array:
     """``push`` with a matrix that selects carry components, which many cells' outputs do: (batch, rows, columns)."""
     if block.kind == "dense":
         return trace[:, rows]
-    own = jnp.asarray(node.units.unit[rows], jnp.int32)[:, None] == jnp.asarray(block.unit, jnp.int32)[None]
+    if block.unit is None:
+        raise ValueError("select_rows() needs the unit of each entry")
+    held = jnp.asarray(thin.core(block.unit), jnp.int32)
+    own = jnp.asarray(node.units.unit[rows], jnp.int32).reshape(-1, *(1,) * held.ndim) == held[None]
+    own = jnp.broadcast_to(own, (len(rows), *block.unit.shape)).reshape(len(rows), -1)
     return jnp.where(own, trace[:, node.units.slot[rows]], 0)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from deepeprop_jax import checks, lattice, segment_gradient, segment_update, slots, stream
+from deepeprop_jax import checks, lattice, segment_gradient, segment_joint, segment_update, slots, stream
 from deepeprop_jax.cell import PyTree, graph_of, remade
 from deepeprop_jax.devices import summed_like, vary_alike, vary_like
 from deepeprop_jax.learner import (
@@ -124,18 +124,20 @@ def deep_eprop(
     def run_step(plan: Plan, params: PyTree, carry: PyTree, x: PyTree) -> Segment:
         return stream.run_step(plan, planner.programs(params, carry, x), params, carry, x)
 
-    def flush(plan: Plan, state: LearnerState) -> lattice.Traces:
-        """Apply the pending trace update."""
+    def flush(plan: Plan, state: LearnerState, once: bool = False) -> lattice.Traces:
+        """Apply the pending trace update; ``once`` before a sequence, traces may come as ``segment_joint.pack``'s."""
         carry, x, update, active = state.pending
         if stream.applies(plan):
             return stream.update(plan, active, update, state.traces)
-        if plan.rank is not None:
-            moved = segment_update.update(run_step(plan, update, carry, x), slots.split_slots(plan, state.traces))
+        traces, together = state.traces, once and segment_joint.applies(plan, 1, active.shape[0])
+        if plan.rank is not None or together:
+            traces = segment_joint.pack(plan, traces) if together else traces
+            moved = segment_update.update(run_step(plan, update, carry, x), slots.split_slots(plan, traces))
             moved = slots.join_slots(plan, moved)
         else:
             moments = lattice.forward(plan, update, carry, x)[2]
-            moved = lattice.update(plan, moments, lattice.local_blocks(plan, moments), state.traces)
-        return lattice.select_examples(active, moved, state.traces)
+            moved = lattice.update(plan, moments, lattice.local_blocks(plan, moments), traces)
+        return lattice.select_examples(active, moved, traces)
 
     @documented_by(Step)
     def step(params: PyTree, state: LearnerState, x: PyTree) -> tuple[LearnerState, PyTree]:
@@ -201,11 +203,11 @@ def deep_eprop(
             x = jax.tree.map(lambda leaf: leaf[0], xs)
             plan = plan_for(params, state, x)
             sequence = make_sequence(plan, loss_fn, has_aux, state.initial_carry, xs, targets, resets, valid)
-            start = Stream(state.carry, flush(plan, state))
             if within_segment == "exact":
                 checks.check_depth_hops(graph, hops, "within_segment='exact'")
             batch = checks.batch_size(state.carry, x)
             length = choose_length(plan, batch, steps, segment_length, within_segment).steps
+            start = Stream(state.carry, flush(plan, state, once=length is not None))
             if length is None:
                 result = by_steps(plan, params, start, sequence)
             else:

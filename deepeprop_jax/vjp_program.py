@@ -137,7 +137,7 @@ def vjp_program(node: Node) -> VjpProgram:
     ids = unit_numbers(node.units, node.carry)
     seeds = {variable: lb.Labels.of(unit) for variable, unit in zip(cotangents, ids, strict=True)}
     exact = lb.depends_on(linear_equations, seeds)
-    unit = {v: np.where(label.empty, 0, label.low) for v, label in exact.labels.items() if label.pure}
+    unit = {v: label.unit for v, label in exact.labels.items() if label.pure}
 
     def pull_of(outputs: Sequence[Atom]) -> Pull:
         needed = [atom for atom in outputs if is_variable(atom) and atom in linear]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -193,3 +195,26 @@ def test_ranks_are_listed_for_the_modes_that_have_them():
         (e, h) for e in (True, False) for h in (None, 1, 0)
     ]
     assert [(mode.exact, mode.hops) for mode in modes if mode.rank == 2] == [(False, None), (False, 0)]
+
+
+def peak_of_a_plan(cell, features, rank):
+    """Python's peak bytes while a learner analyses a cell of as many inputs as units, and ``analyse`` lists it."""
+    learner = deep_eprop(cell(features=features), rank=rank)
+    x = jax.ShapeDtypeStruct((2, features), jnp.float32)
+    xs, targets = jax.ShapeDtypeStruct((4, *x.shape), x.dtype), jax.ShapeDtypeStruct((4,), x.dtype)
+    params, carry = jax.eval_shape(learner.network.init, jax.random.key(0), x)
+    tracemalloc.start()
+    try:
+        state = jax.eval_shape(learner.init, params, carry, x)
+        jax.eval_shape(learner.value_and_grad(lambda y, target: jnp.sum(y)), params, state, xs, targets)
+        analyse(learner, params, carry, x, rank=rank)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("cell, rank", [(nn.GRUCell, None), (nn.OptimizedLSTMCell, 4)], ids=["gru", "wide_lstm"])
+def test_no_label_has_the_size_of_a_weight(cell, rank):
+    """Labels of a weight are a vector along one of its axes: 16 times the weights cost no more than some vectors."""
+    small, large = (peak_of_a_plan(cell, features, rank) for features in (512, 2048))
+    assert large - small < 2048 * 2048  # bytes: less than one boolean per entry of one weight

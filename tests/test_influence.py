@@ -52,7 +52,7 @@ def written_out(node, block, trace):
     if block.unit is None:
         return np.asarray(trace)
     rows = np.zeros((BATCH, node.carry.size, block.columns))
-    for column, unit in enumerate(block.unit):
+    for column, unit in enumerate(block.unit.ravel()):
         for slot in range(block.rows):
             rows[:, node.units.grid[slot, unit], column] = trace[:, slot, column]
     return rows

@@ -208,7 +208,7 @@ def full(block, trace):
     """A trace as the full Jacobian (batch, n, columns): a local one has its one row at the unit that it reaches."""
     if block.kind == "dense":
         return np.asarray(trace)
-    reaches = np.arange(block.unit.max() + 1)[:, None] == block.unit[None]
+    reaches = np.arange(block.unit.max() + 1)[:, None] == block.unit.ravel()[None]
     return np.where(reaches, np.asarray(trace), 0)
 
 
