@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from deepeprop_jax.cell import parents
+from deepeprop_jax.devices import vary_like
 from deepeprop_jax.forward_loop import with_inputs
 from deepeprop_jax.lattice import Traces
 from deepeprop_jax.lifted import Lifted, broadcast
@@ -88,7 +89,8 @@ def climb_down(
     def full(ct: Leaves) -> list[jax.Array]:
         zeros = [Lifted(jnp.zeros(*leaf)) for leaf in zip(node.output.shapes, node.output.dtypes, strict=True)]
         pairs = zip(ct or [None] * len(zeros), zeros, strict=True)
-        return [broadcast(zero if x is None else x, "crb", sizes).astype(zero.value.dtype) for x, zero in pairs]
+        wide = [broadcast(zero if x is None else x, "crb", sizes).astype(zero.value.dtype) for x, zero in pairs]
+        return vary_like(wide, parts[0].run)
 
     def body(dy: list[jax.Array], each: Any) -> tuple[list[jax.Array], tuple[jax.Array, jax.Array]]:
         params, u, run, end, own = each

@@ -157,7 +157,7 @@ def by_segments(
     together = segment_joint.applies(plan, length, jax.tree.leaves(sequence.xs)[0].shape[1])
     traces = slots.split_slots(plan, start.traces)
     traces = segment_joint.pack(plan, traces) if together else segment_joint.unpack(plan, traces)
-    begin = Stream(start.carry, traces)
+    begin = Stream(start.carry, vary_like(traces, start.carry))
     inputs = (sequence.xs, sequence.targets, sequence.flags)
     sums = (begin, *vary_like((jnp.zeros((), sequence.loss_dtype), _zero_gradient(plan)), begin))
     steps = jax.tree.leaves(sequence.xs)[0].shape[0]
