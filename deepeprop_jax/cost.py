@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from deepeprop_jax.cell import parents
+from deepeprop_jax.depth import kept_pairs
 from deepeprop_jax.jaxprs import Equation, dot_axes, shape_of, trace
 from deepeprop_jax.low_rank import PROBES, Layout
 from deepeprop_jax.node import Node
@@ -41,7 +42,8 @@ def tree_bytes(tree: Any) -> int:
 def trace_numbers(plan: Plan) -> int:
     """Numbers in all traces, for one example."""
     own = sum(plan.depth(v) * sum(block.rows * block.columns for block in plan.own[v]) for v in range(len(plan.nodes)))
-    bands = sum(plan.depth(v) * node.carry.size * plan.bands[v] * plan.columns[v] for v, node in enumerate(plan.nodes))
+    pairs = [kept_pairs(plan.depth(v), plan.bands[v]).target.size for v in range(len(plan.nodes))]
+    bands = sum(pairs[v] * node.carry.size * plan.columns[v] for v, node in enumerate(plan.nodes))
     cross = sum(pair.layers * plan.nodes[v].carry.size * pair.columns for (v, _), pair in plan.pairs.items())
     low_rank = sum(plan.depth(v) * _low_rank_numbers(layout) for v, layout in enumerate(plan.low_rank))
     return own + low_rank + bands + cross

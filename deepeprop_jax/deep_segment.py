@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,13 +26,27 @@ class DeepBack(NamedTuple):
     Attributes:
       start: per real leaf of the carry, (L, [r,] batch, ...) the cotangent at the segment's start; empty where the past
         is cut off.
-      params: per real parameter leaf, (L, [r, batch,] ...) what the steps of the segment add.
+      params: per real parameter leaf, (L, ...) what the steps of the segment add.
+      rows: instead, where every row and example is kept, (L, batch, r, all parameter entries).
       input: cotangent of the lowest layer's input at every step.
     """
 
     start: list[jax.Array]
     params: list[jax.Array]
+    rows: jax.Array | None
     input: Leaves
+
+
+class LayerEnd(NamedTuple):
+    """Cotangents of the last carry of one layer alone.
+
+    Attributes:
+      leaves: per real leaf of the carry, (L, r, ...), zero for the others.
+      layer: which; nothing is pulled back through those above it.
+    """
+
+    leaves: list[jax.Array]
+    layer: jax.Array
 
 
 class DeepSegment:
@@ -79,28 +93,42 @@ class DeepSegment:
         return seen
 
     def over_layers(
-        self, body: Callable[[Any, NodeSegment, Any], tuple[Any, Any]], start: Any, others: PyTree
+        self,
+        body: Callable[[Any, NodeSegment, Any], tuple[Any, Any]],
+        start: Any,
+        others: PyTree,
+        top: jax.Array | None = None,
     ) -> tuple[Any, Any]:
-        """``lax.scan`` from the highest layer to the lowest: ``body(carry, layer, slice of others)``."""
+        """``lax.scan`` from the highest layer to the lowest: ``body(carry, layer, slice of others)``.
+
+        Args:
+          top: layers above it are not run, and give zeros; None for all.
+        """
         program = self.program
 
-        def with_layer(carry: Any, slices: tuple[Parts, Parts, Run, Any]) -> tuple[Any, Any]:
-            params, u, run, other = slices
+        def run(carry: Any, params: Parts, u: Parts, layer_run: Run, other: Any) -> tuple[Any, Any]:
             values = with_inputs(program, parameter_values(program, params), u)
-            return body(carry, NodeSegment(program, params, values, run, u, self.flags, slots_wanted=False), other)
+            part = NodeSegment(program, params, values, layer_run, u, self.flags, slots_wanted=False)
+            return body(carry, part, other)
 
-        layers = (self.params, self._inputs, self._runs, others)
+        def with_layer(carry: Any, slices: tuple[jax.Array, Any]) -> tuple[Any, Any]:
+            index, layer = slices
+            if top is None:
+                return run(carry, *layer)
+            nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run, carry, *layer))
+            nothing = vary_like(nothing, self._runs)
+            return lax.cond(index <= top, lambda: run(carry, *layer), lambda: nothing)
+
+        layers = (jnp.arange(self.depth), (self.params, self._inputs, self._runs, others))
         return lax.scan(with_layer, start, layers, self.depth, reverse=True)
 
-    def back(
-        self, recurrence: str, output: Leaves, end: Sequence[jax.Array], sizes: dict[str, int], keep: str, hops: bool
-    ) -> DeepBack:
+    def back(self, recurrence: str, output: Leaves, end: Any, sizes: dict[str, int], keep: str, hops: bool) -> DeepBack:
         """Pull cotangents of the highest layer's output and of all last carries back through all layers and steps.
 
         Args:
           recurrence: as for ``NodeSegment.back``.
           output: per real leaf of the output, its cotangent at every step; empty for zero.
-          end: per real leaf of the carry, (L, r, ...) the cotangent of the last one; empty for zero.
+          end: a ``LayerEnd``, where nothing arrives from above; empty for zero.
           sizes: of the axes.
           keep: the axes that the parameters' cotangents keep, "" or "rb".
           hops: whether what a layer hands down has gone through its time; else only what its output owes to its own
@@ -128,18 +156,23 @@ class DeepSegment:
                 broadcast(Lifted(jnp.zeros(shape)) if x is None else x, keep, sizes)
                 for x, shape in zip(found, shapes, strict=True)
             ]
-            return full(below), (start, params)
+            if not keep:
+                return full(below), (start, params, None)
+            flat = [leaf.reshape(*leaf.shape[:2], -1) for leaf in params]
+            return full(below), (start, [], jnp.swapaxes(jnp.concatenate(flat, axis=-1), 0, 1))
 
-        bottom, (start, params) = self.over_layers(body, full(output), list(end))
-        return DeepBack(start, params, [Lifted(leaf, axes) for leaf in bottom])
+        leaves, top = (end.leaves, end.layer) if end else ([], None)
+        bottom, (start, params, rows) = self.over_layers(body, full(output), leaves, top)
+        return DeepBack(start, params, rows, [Lifted(leaf, axes) for leaf in bottom])
 
 
-def unit_vectors(part: DeepSegment, layer: jax.Array) -> list[jax.Array]:
-    """Per real leaf of the carry, every unit vector on one layer's carry, zero on the others': (L, n, ...)."""
+def unit_vectors(part: DeepSegment, layer: jax.Array) -> LayerEnd:
+    """Every unit vector on one layer's carry, (L, n, ...)."""
     view = part.node.carry
     here = jnp.arange(part.depth) == layer
     leaves = view.unflatten(jnp.eye(view.size))
-    return [
+    wide = [
         jnp.where(here.reshape(-1, *(1,) * leaf.ndim), leaf.astype(dtype), 0)
         for leaf, dtype in zip(leaves, view.dtypes, strict=True)
     ]
+    return LayerEnd(wide, layer)

@@ -5,19 +5,19 @@ Unit vectors on one layer's last carry go down through all layers; of those abov
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from deepeprop_jax.deep_segment import DeepSegment, unit_vectors
-from deepeprop_jax.depth import DeepTraces
+from deepeprop_jax.depth import DeepTraces, columns_of, put_pairs
 from deepeprop_jax.lattice import Traces
 from deepeprop_jax.node_segment import NodeSegment
 from deepeprop_jax.plan import Plan
 from deepeprop_jax.segment import Flow, Segment
-from deepeprop_jax.segment_influence import influence
+from deepeprop_jax.segment_influence import influence, influence_of_layers
 from deepeprop_jax.segment_own import advance_local, advance_low_rank
 from deepeprop_jax.slots import split_block, stack_slots
 
@@ -30,16 +30,14 @@ def update(segment: Segment, v: int, part: DeepSegment, traces: Traces) -> Trace
     own, low_rank = _own(plan, v, part, held, traces)
     if low_rank is not None:
         new[plan.low_rank_name(v)] = low_rank
-    dense = [block for block in plan.own[v] if block.kind == "dense" and name in traces]
-    sources = [k for k in range(v) if plan.name(v, k) in traces]
+    dense = {i: trace for i, trace in enumerate(held.own) if plan.own[v][i].kind == "dense"}
+    names = {k: plan.name(v, k) for k in range(v) if plan.name(v, k) in traces}
     band = held.band
-    if dense or band is not None or sources:
-        inside, found = _influences(segment, v, part, traces, bool(dense) or band is not None, sources)
-        new |= found
-        if inside is not None:
-            own = [_layer_itself(plan, v, b.leaves, inside) if b.kind == "dense" else s
-                   for b, s in zip(plan.own[v], own, strict=True)]  # fmt: skip
-            band = None if band is None else _layers_below(plan, v, inside)
+    if dense or band is not None or names:
+        across = {k: traces[key] for k, key in names.items()}
+        dense, band, across = _influences(segment, v, part, traces, Wide(dense, band, across))
+        own = [dense.get(i, trace) for i, trace in enumerate(own)]
+        new |= {names[k]: trace for k, trace in across.items()}
     if name in traces:
         new[name] = DeepTraces(tuple(own), band)
     return new
@@ -69,39 +67,41 @@ def _own(plan: Plan, v: int, part: DeepSegment, held: DeepTraces, traces: Traces
     return own, compact
 
 
-def _influences(
-    segment: Segment, v: int, part: DeepSegment, traces: Traces, of_itself: bool, sources: list[int]
-) -> tuple[jax.Array | None, Traces]:
-    """What every layer owes to all layers of v, (L, batch, n, L, columns), and to the nodes below."""
-    plan, n = segment.plan, part.node.carry.size
+class Wide(NamedTuple):
+    """The traces of a node with depth that have a row per number of its carry.
 
-    def layer(index: jax.Array) -> tuple[jax.Array | None, Traces]:
+    Attributes:
+      dense: by block, (L, batch, n, columns of the block): what each layer owes to itself.
+      band: (pairs, batch, n, columns): to the layers below it.
+      across: by node below, (L, batch, n, columns of all its layers).
+    """
+
+    dense: dict[int, jax.Array]
+    band: jax.Array | None
+    across: dict[int, jax.Array]
+
+
+def _influences(segment: Segment, v: int, part: DeepSegment, traces: Traces, wide: Wide) -> Wide:
+    """One segment on, from the highest layer down: the traces of a layer are read by those above it, which are done by
+    then, so that its new ones may lie in the place of the old."""
+    plan, n, name = segment.plan, part.node.carry.size, segment.plan.name(v, v)
+    own = traces.get(name, DeepTraces((), None)).own
+
+    def layer(wide: Wide, index: jax.Array) -> tuple[Wide, None]:
         flow = Flow(segment, [], (v, unit_vectors(part, index)), rows=n)
-        found = {plan.name(v, k): influence(segment, flow, v, k, plan.trained[k], traces) for k in sources}
-        if not of_itself:
-            return None, found
-        inside = influence(segment, flow, v, v, plan.trained[v], traces)
-        return inside.reshape(*inside.shape[:2], part.depth, -1), found
+        held = traces | {plan.name(v, k): trace for k, trace in wide.across.items()}
+        if name in traces:
+            held |= {name: DeepTraces(tuple(wide.dense.get(i, trace) for i, trace in enumerate(own)), wide.band)}
+        across = {k: influence(segment, flow, v, k, plan.trained[k], held) for k in wide.across}
+        across = {k: lax.dynamic_update_index_in_dim(wide.across[k], found, index, 0) for k, found in across.items()}
+        dense, band = wide.dense, wide.band
+        if dense or band is not None:
+            inside = influence_of_layers(segment, flow, v, held, index)
+            itself = lax.dynamic_index_in_dim(inside, index, keepdims=False)
+            found = {i: columns_of(part.node, plan.own[v][i].leaves, itself, plan.trained[v]) for i in dense}
+            dense = {i: lax.dynamic_update_index_in_dim(dense[i], columns, index, 0) for i, columns in found.items()}
+            if band is not None:
+                band = put_pairs(band, inside, index, plan.bands[v])
+        return Wide(dense, band, across), None
 
-    return lax.map(layer, jnp.arange(part.depth))
-
-
-def _layer_itself(plan: Plan, v: int, leaves: tuple[int, ...], inside: jax.Array) -> jax.Array:
-    """(L, batch, n, columns of ``leaves``) what each layer owes to itself."""
-    view = plan.nodes[v].params
-    itself = jax.vmap(lambda rows, index: lax.dynamic_index_in_dim(rows, index, axis=2, keepdims=False))
-    own, start, parts = itself(inside, jnp.arange(inside.shape[0])), 0, []
-    for i in plan.trained[v]:
-        if i in leaves:
-            parts.append(own[..., start : start + view.sizes[i]])
-        start += view.sizes[i]
-    return jnp.concatenate(parts, axis=-1)
-
-
-def _layers_below(plan: Plan, v: int, inside: jax.Array) -> jax.Array:
-    """(L, batch, n, band * columns) what each layer owes to those below it, as ``DeepTraces`` holds it."""
-    band = plan.bands[v]
-    padded = jnp.pad(inside, ((0, 0), (0, 0), (0, 0), (band, 0), (0, 0)))
-    window = jax.vmap(lambda rows, index: lax.dynamic_slice_in_dim(rows, index, band, axis=2))
-    found = window(padded, jnp.arange(inside.shape[0]))
-    return found.reshape(*found.shape[:3], -1)
+    return lax.scan(layer, wide, jnp.arange(part.depth), reverse=True)[0]

@@ -58,7 +58,8 @@ def trace_shapes(plan: Plan, batch: int) -> Traces:
     for v, (node, vertex) in enumerate(zip(plan.nodes, plan.graph.nodes, strict=True)):
         layers = () if vertex.depth is None else (vertex.depth,)
         own = tuple(array(*layers, batch, block.rows, block.columns) for block in plan.own[v])
-        band = array(*layers, batch, node.carry.size, plan.bands[v] * plan.columns[v]) if plan.bands[v] else None
+        between = deep.kept_pairs(plan.depth(v), plan.bands[v]).target.size
+        band = array(between, batch, node.carry.size, plan.columns[v]) if between else None
         if own or band is not None:
             traces[plan.name(v, v)] = own if vertex.depth is None else DeepTraces(own, band)
         layout = plan.low_rank[v]
@@ -75,7 +76,7 @@ def select_examples(where: jax.Array, traces: Traces, others: Traces) -> Traces:
     """Per example, ``traces`` where true and ``others`` elsewhere."""
 
     def choose(a: jax.Array, b: jax.Array) -> jax.Array:
-        # Arrays of a node with depth have the layer axis first.
+        # Arrays of a node with depth have an axis of layers, or of pairs of them, first.
         front = a.ndim - 3
         return jnp.where(where.reshape((1,) * front + (-1,) + (1,) * 2), a, b)
 

@@ -36,7 +36,8 @@ class LearnerState(NamedTuple):
       carry: the network's carry, with a leading batch axis.
       traces: S^{v,k} per kept pair of nodes, keyed ``"v <- k"``. A node's own traces are a tuple of arrays
         (batch, rows, columns); an influence across nodes is one array (batch, n, columns). Nodes with depth have a
-        leading axis of layers. With ``rank=R``, what is held as one product stands as ``"v <- v, low rank"``.
+        leading axis of layers, and for influences between their own layers one of the kept pairs of layers. With
+        ``rank=R``, what is held as one product stands as ``"v <- v, low rank"``.
       pending: the last step, not yet in the traces.
       initial_carry: the carry given to ``init``, to which ``reset`` returns.
     """

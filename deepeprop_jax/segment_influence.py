@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from deepeprop_jax import depth as deep
 from deepeprop_jax import lattice, low_rank
@@ -33,6 +34,9 @@ def influence(segment: Segment, flow: Flow, v: int, k: int, leaves: tuple[int, .
     Args:
       flow: from unit vectors on v's last carry.
     """
+    if segment.plan.graph.nodes[k].depth is not None:
+        total = influence_of_layers(segment, flow, k, traces)
+        return jnp.moveaxis(total, 0, 2).reshape(*total.shape[1:3], -1)
     plan, sizes, kept = segment.plan, flow.sizes, kept_by(segment.plan, k)
     total = _inside(segment, flow, k, leaves)
     for p in sorted(kept):
@@ -40,8 +44,8 @@ def influence(segment: Segment, flow: Flow, v: int, k: int, leaves: tuple[int, .
         known = plan.name(p, k) in traces or (p == k and plan.low_rank[k] is not None)
         if not known or through is None or not through.start:
             continue
-        if isinstance(through, DeepBack) or plan.graph.nodes[k].depth is not None:
-            total = total + _by_example(plan, p, k, start_of(segment, p, through, "rb", sizes), traces)
+        if isinstance(through, DeepBack):
+            total = total + _by_example(plan, p, k, start_of(segment, p, through, "rb", sizes), traces)[0]
             continue
         part = segment.nodes[p]
         own_units = p == v and not plan.full_jacobian(v)
@@ -58,19 +62,68 @@ def influence(segment: Segment, flow: Flow, v: int, k: int, leaves: tuple[int, .
     return total
 
 
+def influence_of_layers(
+    segment: Segment, flow: Flow, k: int, traces: Traces, top: jax.Array | None = None
+) -> jax.Array:
+    """The same of all trained parameters of a node k with depth, layer by layer: (L, batch, rows, columns).
+
+    Args:
+      top: the highest layer of k that the rows may owe anything to; None for all.
+    """
+    plan, sizes, kept, name = segment.plan, flow.sizes, kept_by(segment.plan, k), segment.plan.name(k, k)
+    back = flow.through(k, kept)
+    total = jnp.zeros((plan.depth(k), sizes["b"], sizes["r"], plan.columns[k]), plan.dtype)
+    if isinstance(back, DeepBack) and back.rows is not None:
+        every = tuple(range(len(plan.nodes[k].params.sizes)))
+        total = deep.columns_of(plan.nodes[k], plan.trained[k], back.rows, every).astype(plan.dtype)
+    for p in sorted(kept):
+        through = flow.through(p, kept)
+        known = plan.name(p, k) in traces or (p == k and plan.low_rank[k] is not None)
+        if not known or through is None or not through.start:
+            continue
+        start = start_of(segment, p, through, "rb", sizes)
+        if p != k:
+            total = total + _by_example(plan, p, k, start, traces)
+            continue
+        highest = jnp.asarray(plan.depth(k) - 1) if top is None else top
+        if name in traces and traces[name].band is not None:
+            total = deep.push_pairs(start, traces[name].band, plan.bands[k], total, highest)
+        total = _add_own_of_layers(plan, k, start, total, traces, highest)
+    return total
+
+
+def _add_own_of_layers(
+    plan: Plan, k: int, start: jax.Array, total: jax.Array, traces: Traces, top: jax.Array
+) -> jax.Array:
+    """Add ``M S`` of each layer's influence on itself, one layer at a time.
+
+    Args:
+      start: (L, rows, batch, n).
+      total: (L, batch, rows, columns).
+    """
+    names = plan.name(k, k), plan.low_rank_name(k)
+    held = {name: traces[name] for name in names if name in traces}
+    if names[0] in held:
+        held[names[0]] = held[names[0]]._replace(band=None)
+
+    def layer(total: jax.Array, now: tuple[jax.Array, jax.Array, Traces]) -> tuple[jax.Array, None]:
+        index, start, held = now
+        row, held = jax.tree.map(lambda leaf: leaf[None], (start, held))
+        found = lax.cond(index <= top, lambda: _by_example(plan, k, k, row, held)[0], lambda: jnp.zeros_like(total[0]))
+        old = lax.dynamic_index_in_dim(total, index, keepdims=False)
+        return lax.dynamic_update_index_in_dim(total, old + found, index, 0), None
+
+    return lax.scan(layer, total, (jnp.arange(total.shape[0]), start, held))[0]
+
+
 def _inside(segment: Segment, flow: Flow, k: int, leaves: tuple[int, ...]) -> jax.Array:
     """What the segment's own steps add, (batch, rows, columns)."""
     plan, sizes, back = segment.plan, flow.sizes, flow.through(k, kept_by(segment.plan, k))
-    view, part, layers = plan.nodes[k].params, segment.nodes[k], plan.depth(k)
-    if back is None:
-        columns = layers * sum(view.sizes[i] for i in leaves)
-        return jnp.zeros((sizes["b"], sizes["r"], columns), plan.dtype)
-    if isinstance(back, Back) and isinstance(part, NodeSegment):
-        found = part.parameters(back, "rb", sizes)
-        return jnp.concatenate([rows_of(found[i], view.sizes[i], sizes, plan.dtype) for i in leaves], axis=-1)
-    flat = [back.params[i].reshape(layers, sizes["r"], sizes["b"], -1) for i in leaves]
-    whole = jnp.concatenate(flat, axis=-1).transpose(2, 1, 0, 3)
-    return whole.reshape(sizes["b"], sizes["r"], -1).astype(plan.dtype)
+    view, part = plan.nodes[k].params, segment.nodes[k]
+    if not isinstance(back, Back) or not isinstance(part, NodeSegment):
+        return jnp.zeros((sizes["b"], sizes["r"], sum(view.sizes[i] for i in leaves)), plan.dtype)
+    found = part.parameters(back, "rb", sizes)
+    return jnp.concatenate([rows_of(found[i], view.sizes[i], sizes, plan.dtype) for i in leaves], axis=-1)
 
 
 def rows_of(x: Lifted | None, size: int, sizes: dict[str, int], dtype: Any) -> jax.Array:
@@ -115,7 +168,7 @@ def _by_example(plan: Plan, p: int, k: int, start: jax.Array, traces: Traces) ->
       start: (rows, batch, n_p), behind an axis of layers where p has depth.
 
     Returns:
-      (batch, rows, columns).
+      (layers of k, batch, rows, columns).
     """
     names = {plan.name(p, k), plan.low_rank_name(k) if p == k else plan.name(p, k)}
     held = {name: traces[name] for name in names if name in traces}
@@ -124,8 +177,7 @@ def _by_example(plan: Plan, p: int, k: int, start: jax.Array, traces: Traces) ->
     def row(start: jax.Array, held: Traces) -> jax.Array:
         start, held = jax.tree.map(lambda leaf: jnp.expand_dims(leaf, example), (start, held))
         own = deep.own_gradient if p == k else None
-        found = lattice.cross_gradient(plan, p, k, start, held) if own is None else own(plan, k, start, held)
-        return found.ravel()
+        return lattice.cross_gradient(plan, p, k, start, held) if own is None else own(plan, k, start, held)
 
-    rows = jax.vmap(row, (example, None))
-    return jax.vmap(rows, (example + 1, example))(start, held)
+    rows = jax.vmap(row, (example, None), 1)
+    return jax.vmap(rows, (example + 1, example), 1)(start, held)
