@@ -24,6 +24,26 @@ def quick_compilation(request):
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+LOOSE = ("linen_mlp", "stack_3_encoder", "graph_feed_forward")
+"""Networks with a Flax LayerNorm, which mixes float32 and float64 by itself."""
+
+
+@pytest.fixture(autouse=True)
+def strict_promotion(request):
+    """The library must not rely on JAX's promotion of dtypes and ranks: a user may forbid either.
+
+    Tests of programs as users compile them, and those marked ``loose_promotion``, whose own code relies on it, keep
+    JAX's defaults.
+    """
+    given = getattr(request.node, "callspec", None)
+    loose = given is not None and any(value in LOOSE for value in given.params.values() if isinstance(value, str))
+    if loose or any(request.node.get_closest_marker(mark) for mark in ("as_users", "loose_promotion")):
+        yield
+        return
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
 HEAD = "# a comment\n@problemName small\n@equalLength true\n@classLabel true low high\n@data\n"
 TRAIN = HEAD + "1,2,3:0,0,6:low\n3,4,5:6,0,0:high\n5,6,7:0,6,0:high\n\n"
 TEST = HEAD + "1,2,3:0,0,6:high\n"

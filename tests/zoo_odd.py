@@ -95,7 +95,7 @@ def _tanh_cells() -> list[ZooCell]:
         return twin
 
     def normed(p):
-        return p["scale"] * p["U"] / jnp.sqrt(jnp.sum(p["U"] ** 2, axis=0))
+        return p["scale"][None] * p["U"] / jnp.sqrt(jnp.sum(p["U"] ** 2, axis=0, keepdims=True))
 
     def conditional(p, h, x):
         return lax.cond(x[0] > 0, lambda h: h @ p["U"], lambda h: 0.5 * h @ p["V"] + p["b"], h)
@@ -138,8 +138,8 @@ def _tanh_cells() -> list[ZooCell]:
         ),
         tanh(
             "weight_masked",
-            lambda p, h, x: h @ (p["U"] * mask),
-            twin=localised(lambda p, h, x: local(h, p["U"] * mask)),
+            lambda p, h, x: h @ (p["U"] * mask.astype(h.dtype)),
+            twin=localised(lambda p, h, x: local(h, p["U"] * mask.astype(h.dtype))),
         ),
         tanh("inside_cond", conditional, {**plain, "V": (3, 3)}),
         tanh("inside_scan", scanned, twin=localised(lambda p, h, x: local(h, p["U"]))),
@@ -232,12 +232,12 @@ def _derived_output(p, h_t, h_tm1, x):
 
 
 def _complex_diagonal(p, h, x):
-    return 0.7 * p["a"] / (1 + jnp.abs(p["a"])) * h + x @ p["W"] + p["b"]
+    return 0.7 * p["a"] / (1 + jnp.abs(p["a"])).astype(h.dtype) * h + x.astype(h.dtype) @ p["W"] + p["b"]
 
 
 def _complex_dense(p, h, x):
-    z = h @ p["U"] + x @ p["W"]
-    return z / (1 + jnp.abs(z))
+    z = h @ p["U"] + x.astype(h.dtype) @ p["W"]
+    return z / (1 + jnp.abs(z)).astype(h.dtype)
 
 
 def _real_and_imaginary(p, h_t, h_tm1, x):

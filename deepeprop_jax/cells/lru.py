@@ -94,8 +94,9 @@ def lru(
     def apply(params: PyTree, h_tm1: jax.Array, x_t: jax.Array) -> tuple[jax.Array, jax.Array]:
         decay, angle = jnp.exp(-jnp.exp(params["nu_log"])), jnp.exp(params["theta_log"])
         eigenvalue = jax.lax.complex(decay * jnp.cos(angle), decay * jnp.sin(angle))
-        drive = jax.lax.complex(params["B_re"] @ x_t, params["B_im"] @ x_t)
-        h_t = eigenvalue * h_tm1 + jnp.exp(params["gamma_log"]) * drive
+        gamma = jnp.exp(params["gamma_log"])
+        drive = jax.lax.complex(gamma * (params["B_re"] @ x_t), gamma * (params["B_im"] @ x_t))
+        h_t = eigenvalue * h_tm1 + drive
         y_t = params["C_re"] @ h_t.real - params["C_im"] @ h_t.imag + params["D"] @ x_t
         return h_t, y_t
 
