@@ -128,7 +128,7 @@ def _cast(tree: PyTree, dtype: Any) -> PyTree:
     def cast(leaf: Any) -> jax.Array:
         if not is_differentiable(leaf):
             return jnp.asarray(leaf)
-        kind = jnp.result_type(dtype, jnp.complex64) if np.iscomplexobj(leaf) else dtype
+        kind = np.result_type(dtype, np.complex64) if np.iscomplexobj(leaf) else dtype
         return jnp.asarray(np.asarray(leaf).astype(kind))
 
     return jax.tree.map(cast, tree)
