@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from deepeprop_jax import checks, lattice, segment_gradient, segment_update, slots, stream
-from deepeprop_jax.cell import PyTree, graph_of
+from deepeprop_jax.cell import Cell, PyTree, graph_of
 from deepeprop_jax.learner import LearnerState, OnlineLearner, Pending
 from deepeprop_jax.network import as_cell
 from deepeprop_jax.plan import Plan
@@ -80,8 +80,12 @@ def deep_eprop(
     graph = graph_of(cell)
     if rank is not None:
         checks.check_depth_hops(graph, hops, f"rank={rank}")
-    planner = Planner(graph, exact, hops, trainable, rank)
-    plan_of = planner.plan
+    return learner_with(Planner(graph, exact, hops, trainable, rank), cell)
+
+
+def learner_with(planner: Planner, cell: Cell) -> OnlineLearner:
+    """The learner of a network whose plans are made by ``planner``."""
+    graph, hops, plan_of = planner.graph, planner.hops, planner.plan
 
     def plan_for(params: PyTree, state: LearnerState, x: PyTree) -> Plan:
         """The plan for a state, which is checked."""
