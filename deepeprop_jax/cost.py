@@ -1,4 +1,4 @@
-"""The cost model: bytes and multiply-adds of one step, from the plan alone."""
+"""The cost model: bytes of the state and multiply-adds of one step, from the plan alone."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from deepeprop_jax.real import RealView
 
 
 class Cost(NamedTuple):
-    """What one step costs in one mode.
+    """What one mode costs.
 
     Attributes:
       trace_bytes: all traces in the learner's state.
       pending_bytes: the last step as the state keeps it (``learner.Pending``), listed apart.
-      peak_bytes: estimate of the most that is alive within a step: traces before and after, the immediate influences,
-        the widest influences between nodes, partial derivatives, and the gradient.
-      multiply_adds: estimate for forward, gradient and trace update together.
+      peak_bytes: estimate of the most that ``value_and_grad`` takes at once, compiled for a CPU, in segments of the
+        length that it chooses: params and state as they go in, gradient and state as they come out, and all between;
+        not xs and targets. A state that is donated takes its size less.
+      multiply_adds: estimate for forward, gradient and trace update of one step together.
     """
 
     trace_bytes: int
@@ -54,17 +55,16 @@ def _low_rank_numbers(layout: Layout | None) -> int:
     return sum(leaf.size for leaf in shapes)
 
 
-def cost_of(plan: Plan, params: Any, pending: Any, batch: int) -> Cost:
+def cost_of(plan: Plan, pending: Any, batch: int, peak: int) -> Cost:
     """The cost of a plan for a batch.
 
     Args:
-      params, pending: shapes and dtypes.
+      pending: shapes and dtypes.
+      peak: ``Cost.peak_bytes``.
     """
     item = np.dtype(plan.dtype).itemsize
     traces = trace_numbers(plan) * batch * item
     held = tree_bytes(pending)
-    temporary = batch * item * max((_temporary_numbers(plan, v) for v in range(len(plan.nodes))), default=0)
-    peak = 2 * traces + temporary + held + 2 * tree_bytes(params)
     adds = sum(_multiply_adds(plan, v) for v in range(len(plan.nodes)))
     return Cost(traces, held, peak, batch * adds)
 
@@ -89,17 +89,6 @@ def _in_factors(plan: Plan, v: int) -> dict[int, int]:
         return {}
     direct = parents(plan.graph.nodes[v].wire)
     return {k: _local_columns(plan, k) for k in plan.sources(v) if k in direct}
-
-
-def _temporary_numbers(plan: Plan, v: int) -> int:
-    node = plan.nodes[v]
-    n, inputs, outputs = node.carry.size, node.input.size, node.output.size
-    arriving, upward, _, _ = _widths(plan, v)
-    influences = inputs * (arriving - sum(_in_factors(plan, v).values())) + n * arriving
-    influences += outputs * (upward - (_local_columns(plan, v) if (v, v) in plan.transmitted else 0))
-    immediate = sum(block.rows * block.columns for block in plan.own[v])
-    partials = (n * n if plan.full_jacobian(v) else 0) + (n * inputs if plan.wanted(v).input else 0)
-    return influences + immediate + partials
 
 
 def _multiply_adds(plan: Plan, v: int) -> int:

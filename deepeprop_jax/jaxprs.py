@@ -76,9 +76,20 @@ class Program(NamedTuple):
     constants: dict[Variable, Any]
 
 
-def trace(function: Callable, *args: Any) -> Program:
-    """The flat program of ``function``; arguments may be arrays or ``jax.ShapeDtypeStruct``, leaves in pytree order."""
-    closed = jax.make_jaxpr(function)(*args)
+_RULES = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "custom_vjp_call_jaxpr": "fun_jaxpr"}
+"""Calls that mean their body where nothing is differentiated any more."""
+
+
+def trace(function: Callable, *args: Any, differentiated: bool = False) -> Program:
+    """The flat program of ``function``; arguments may be arrays or ``jax.ShapeDtypeStruct``, leaves in pytree order.
+
+    Args:
+      differentiated: whether derivatives have been taken in it, so that custom rules are no longer needed.
+    """
+    return _flat(jax.make_jaxpr(function)(*args), _INLINED | _RULES if differentiated else _INLINED)
+
+
+def _flat(closed: Any, inlined: dict[str, str]) -> Program:
     equations: list[Equation] = []
     constants: dict[Variable, Any] = {}
 
@@ -95,8 +106,8 @@ def trace(function: Callable, *args: Any) -> Program:
 
         for eqn in jaxpr.eqns:
             inputs = [read(atom) for atom in eqn.invars]
-            if eqn.primitive.name in _INLINED:
-                outputs = walk(eqn.params[_INLINED[eqn.primitive.name]], inputs)
+            if eqn.primitive.name in inlined:
+                outputs = walk(eqn.params[inlined[eqn.primitive.name]], inputs)
             else:
                 outputs = [Variable(var.aval) for var in eqn.outvars]
                 equations.append(Equation(eqn.primitive, eqn.params, inputs, outputs))
@@ -153,6 +164,40 @@ def _has_custom_rule(equations: Iterable[Any]) -> bool:
         if any(_has_custom_rule(getattr(getattr(x, "jaxpr", x), "eqns", ())) for x in inner):
             return True
     return False
+
+
+class Inside(NamedTuple):
+    """What a loop or a conditional runs, differentiated.
+
+    Attributes:
+      programs: the body of a loop, or every branch.
+      carried: (input, output) of the body that are one value from turn to turn.
+      start: which of the equation's inputs those values start from.
+      fixed: how many inputs, of the equation and of the body, are the same at every turn: they come first.
+    """
+
+    programs: list[Program]
+    carried: list[tuple[int, int]]
+    start: list[int]
+    fixed: int
+
+
+def inside(equation: Equation) -> Inside | None:
+    """None for an equation that runs no program."""
+    params = equation.params
+    if equation.name == "scan":
+        bodies, first, count, before = [params["jaxpr"]], params["num_consts"], params["num_carry"], 0
+    elif equation.name == "while":
+        bodies, first, before = [params["body_jaxpr"]], params["body_nconsts"], params["cond_nconsts"]
+        count = len(equation.outputs)
+    elif equation.name == "cond":
+        bodies, first, count, before = list(params["branches"]), 0, 0, 0
+    else:
+        return None
+    programs = [_flat(body, _INLINED | _RULES) for body in bodies]
+    turns = range(count)
+    fixed = first if equation.name == "scan" else 0
+    return Inside(programs, [(first + i, i) for i in turns], [before + first + i for i in turns], fixed)
 
 
 def is_variable(atom: Atom) -> bool:

@@ -89,7 +89,11 @@ def choose_length(
       within: the user's ``within_segment``.
     """
     if plan.hops and any(vertex.depth is not None for vertex in plan.graph.nodes):
-        return Length(None, f"a stack(cell, depth=L) with hops={plan.hops} runs step by step")
+        return Length(
+            None,
+            f"a stack(cell, depth=L) with hops={plan.hops} runs step by step; in segments, and many times faster, "
+            f"written out as stack(*[cell] * L)",
+        )
     rows = [plan.nodes[v].carry.size for v in _with_dense_rows(plan)]
     if asked == 1 and rows and within == "eprop" and plan.rank is None:
         return Length(None, "segments of one step are the lattice, which moves dense rows faster")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from deepeprop_jax import checks, lattice, segment_gradient, segment_joint, segment_update, slots, stream
-from deepeprop_jax.cell import PyTree, graph_of, remade
+from deepeprop_jax.cell import Cell, PyTree, graph_of, remade
 from deepeprop_jax.devices import summed_like, vary_alike, vary_like
 from deepeprop_jax.learner import (
     Gradient,
@@ -93,8 +93,13 @@ def deep_eprop(
     graph = graph_of(cell)
     if rank is not None:
         checks.check_depth_hops(graph, hops, f"rank={rank}")
-    planner = Planner(graph, exact, hops, trainable, rank)
-    plan_of = planner.plan
+    learner = learner_with(Planner(graph, exact, hops, trainable, rank), cell)
+    return remade(learner, deep_eprop, network, exact=exact, hops=hops, rank=rank, trainable=trainable)
+
+
+def learner_with(planner: Planner, cell: Cell) -> OnlineLearner:
+    """The learner of a network whose plans are made by ``planner``."""
+    graph, hops, plan_of = planner.graph, planner.hops, planner.plan
 
     def plan_for(params: PyTree, state: LearnerState, x: PyTree) -> Plan:
         """The plan for a state, which is checked."""
@@ -240,8 +245,7 @@ def deep_eprop(
         return plan_of(*(checks.as_avals(tree, what) for what, tree in named.items()))
 
     learner = OnlineLearner(init, step, gradient, value_and_grad, reset, cell, plan)
-    learner = over_batches(learner, graph, stream.Factors)
-    return remade(learner, deep_eprop, network, exact=exact, hops=hops, rank=rank, trainable=trainable)
+    return over_batches(learner, graph, stream.Factors)
 
 
 def _arrays(**named: PyTree) -> list[Any]:

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from deepeprop_jax import deep_eprop, stack
-from deepeprop_jax.cells import alif
+from deepeprop_jax import analyse, deep_eprop, stack
+from deepeprop_jax.cells import alif, leaky_rnn, lru
 from deepeprop_jax.reference import bptt
 
 pytestmark = pytest.mark.as_users
@@ -37,6 +37,20 @@ def temporary_bytes(function, *args):
     """Temporary bytes of the compiled program, at XLA's own optimisation level."""
     compiled = jax.jit(function).lower(*args).compile()
     return compiled.memory_analysis().temp_size_in_bytes
+
+
+def peak_bytes(network, features=24, batch=8, **mode):
+    """What a gradient takes at once by ``analyse``, and what the compiled one takes, but for xs and targets."""
+    learner, params, carry, state, xs, _ = setup(network, 1, batch, features, **mode)
+    rank = mode.pop("rank", None)
+    sought = (mode.get("exact", False), mode.get("hops"), rank)
+    found = [m for m in analyse(network, params, carry, xs[0], rank=rank).modes if (m.exact, m.hops, m.rank) == sought]
+    steps = 3 * (found[0].segment.steps or 1)
+    xs, targets = jnp.zeros((steps, batch, features), jnp.float32), jnp.zeros(steps, jnp.float32)
+    run = jax.jit(learner.value_and_grad(mean_squared_error))
+    memory = run.lower(params, state, xs, targets).compile().memory_analysis()
+    given = sum(leaf.nbytes for leaf in jax.tree.leaves((params, state)))
+    return found[0].cost.peak_bytes, given + memory.output_size_in_bytes + memory.temp_size_in_bytes
 
 
 def compile_seconds(function, *args) -> float:
@@ -123,6 +137,49 @@ def test_memory_does_not_grow_with_time_in_segments_of_the_chosen_length(mode, b
         learner, params, _, state, xs, targets = setup(NETWORKS["gru"](), steps, batch=batch, **mode)
         found.append(temporary_bytes(learner.value_and_grad(mean_squared_error), params, state, xs, targets))
     assert found[1] < 1.01 * found[0]
+
+
+def gru():
+    return nn.GRUCell(24)
+
+
+PEAKS = {
+    "gru": (lambda: stack(gru(), gru(), nn.Dense(5)), [{}, {"exact": True}, {"hops": 0}, {"rank": 4}]),
+    "gru, depth=4": (lambda: stack(gru(), depth=4), [{"exact": True}, {"hops": 1}, {"hops": 0}]),
+    "lru": (lambda: stack(lru(24, 24), lru(24, 24)), [{}]),
+    "alif": (lambda: stack(alif(24), alif(24), nn.Dense(5)), [{}]),
+}
+MORE = {
+    "gru": [{"exact": True, "hops": 0}, {"rank": 4, "hops": 0}],
+    "gru, depth=4": [{"exact": True, "hops": 1}, {"exact": True, "hops": 0}, {"rank": 4}],
+    "lru": [{"exact": True}, {"hops": 0}, {"rank": 4}],
+    "alif": [{"exact": True}, {"exact": True, "hops": 0}, {"hops": 0}, {"rank": 4}],
+    "lstm": [{}, {"exact": True}, {"hops": 0}, {"rank": 4}],
+    "leaky between": [{}, {"exact": True}, {"hops": 1}, {"hops": 0}],
+}
+BETWEEN = {
+    "lstm": lambda: stack(nn.LSTMCell(24), nn.LSTMCell(24)),
+    "leaky between": lambda: stack(leaky_rnn(24), stack(leaky_rnn(24), depth=3), nn.Dense(5)),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [(name, mode) for name, (_, modes) in PEAKS.items() for mode in modes]
+    + [pytest.param(name, mode, marks=pytest.mark.slow) for name, modes in MORE.items() for mode in modes],
+    ids=str,
+)
+def test_analyse_predicts_what_a_gradient_takes(name, mode):
+    make = BETWEEN[name] if name in BETWEEN else PEAKS[name][0]
+    said, seen = peak_bytes(make(), **mode)
+    assert abs(said / seen - 1) < 0.25, (said, seen)
+
+
+def test_depth_takes_no_more_memory_than_layers_written_out():
+    deep, flat = (peak_bytes(network) for network in (stack(gru(), depth=4), stack(*[gru()] * 4)))
+    for said, seen in (deep, flat):
+        assert abs(said / seen - 1) < 0.25, (said, seen)
+    assert deep[1] < 1.05 * flat[1]
 
 
 def test_bptt_memory_does():
