@@ -59,7 +59,7 @@ def gradient(segment: Segment, traces: Traces, dy: PyTree, exact: bool) -> list[
             else:
                 columns = columns + deep.own_gradient(plan, k, start, traces)
         if segment_joint.name_of(plan, k) in traces:
-            columns = columns + segment_joint.gradient(segment, flow, k, exact, traces)
+            columns = columns + segment_joint.gradient(segment, flow, k, exact, traces)[None]
         add_columns(node.params, grads, plan.trained[k], columns)
         found.append([grad if i in plan.trained[k] else zeros[i] for i, grad in enumerate(grads)])
     return found

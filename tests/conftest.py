@@ -24,20 +24,16 @@ def quick_compilation(request):
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-LOOSE = ("linen_mlp", "stack_3_encoder", "graph_feed_forward")
+BY_THEMSELVES = ("linen_mlp", "stack_3_encoder", "graph_feed_forward")
 """Networks with a Flax LayerNorm, which mixes float32 and float64 by itself."""
 
 
 @pytest.fixture(autouse=True)
 def strict_promotion(request):
-    """The library must not rely on JAX's promotion of dtypes and ranks: a user may forbid either.
-
-    Tests of programs as users compile them, and those marked ``loose_promotion``, whose own code relies on it, keep
-    JAX's defaults.
-    """
+    """In modules marked ``strict_promotion`` JAX promotes neither dtypes nor ranks: the library must not rely on it."""
     given = getattr(request.node, "callspec", None)
-    loose = given is not None and any(value in LOOSE for value in given.params.values() if isinstance(value, str))
-    if loose or any(request.node.get_closest_marker(mark) for mark in ("as_users", "loose_promotion")):
+    names = [value for value in given.params.values() if isinstance(value, str)] if given is not None else []
+    if request.node.get_closest_marker("strict_promotion") is None or any(name in BY_THEMSELVES for name in names):
         yield
         return
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
