@@ -187,8 +187,8 @@ class RunSequence(Protocol):
         Returns:
           ``((loss, state), grads)``; with ``has_aux`` ``(((loss, aux), state), grads)``, aux stacked over time. The
           state has no step pending; grads are as from ``learner.gradient``.
-          grads may be differentiated: with exact=True their derivative is that of BPTT's gradient, by the parameters and
-          by the first carry; in other modes that of their own values.
+          grads may be differentiated: with exact=True their derivative is that of BPTT's gradient, by the parameters
+          and by the first carry; in other modes that of their own values.
 
         Raises:
           TypeError: no state; a leaf of params or xs that is neither an array nor a number.
