@@ -158,7 +158,8 @@ class DeepSegment:
             ]
             if not keep:
                 return full(below), (start, params, None)
-            flat = [leaf.reshape(*leaf.shape[:2], -1) for leaf in params]
+            nothing = jnp.zeros((sizes["r"], sizes["b"], 0))
+            flat = [leaf.reshape(*leaf.shape[:2], -1) for leaf in params] or [nothing]
             return full(below), (start, [], jnp.swapaxes(jnp.concatenate(flat, axis=-1), 0, 1))
 
         leaves, top = (end.leaves, end.layer) if end else ([], None)
