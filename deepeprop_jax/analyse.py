@@ -144,7 +144,7 @@ def analyse(
     Returns:
       An ``Analysis``: per node the recurrence and the rows of each parameter's trace with the reason, and per mode the
       bytes of traces and pending step (exact figures), the peak bytes of a gradient and the multiply-adds of a step
-      (estimates, see ``Cost``: the peak was within a fifth of the compiled program's for all networks that it was
+      (estimates, see ``Cost``: the peak was within a quarter of the compiled program's for all networks that it was
       compared for).
 
     Cost: traces the gradient in every mode, about as long as a compilation of it lowers; computes no values.
