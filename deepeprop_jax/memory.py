@@ -25,8 +25,9 @@ _CHEAP = _VIEWS | frozenset(
     [
         "abs", "add", "add_any", "and", "broadcast_in_dim", "ceil", "clamp", "complex", "conj", "convert_element_type",
         "dynamic_slice", "eq", "floor", "gather", "ge", "gt", "imag", "integer_pow", "iota", "is_finite", "le", "lt",
-        "max", "min", "mul", "ne", "neg", "not", "or", "pad", "real", "reduce_precision", "rev", "round", "select_n",
-        "sign", "slice", "square", "sub", "xor",
+        "max", "min", "mul", "ne", "neg", "not", "one_minus_square", "or", "pad",
+        "real", "reduce_precision", "rev", "round",
+        "select_n", "sign", "slice", "square", "sub", "xor",
     ]
 )  # fmt: skip
 """Computed anew in all that reads them."""
@@ -34,7 +35,8 @@ _CHEAP = _VIEWS | frozenset(
 _COSTLY = frozenset(
     [
         "acos", "asin", "atan", "atan2", "cbrt", "cos", "cosh", "div", "erf", "erf_inv", "exp", "exp2", "expm1", "log",
-        "log1p", "logistic", "pow", "rem", "rsqrt", "sin", "sinh", "sqrt", "tan", "tanh", "transpose",
+        "log1p", "log2", "logistic", "polynomial", "pow", "rem", "rsqrt", "sin", "sinh", "sqrt", "tan", "tanh",
+        "transpose",
     ]
 )  # fmt: skip
 """Computed in what reads them, if that is one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -211,7 +212,9 @@ def learner_with(planner: Planner, cell: Cell) -> OnlineLearner:
             if within_segment == "exact":
                 checks.check_depth_hops(graph, hops, "within_segment='exact'")
             batch = checks.batch_size(state.carry, x)
-            length = choose_length(plan, batch, steps, segment_length, within_segment).steps
+            length, reason = choose_length(plan, batch, steps, segment_length, within_segment)
+            if length is None and plan.hops:
+                warnings.warn(f"The gradient is not taken in segments: {reason}.", stacklevel=2)
             start = Stream(state.carry, flush(plan, state, once=length is not None))
             if length is None:
                 result = by_steps(plan, params, start, sequence)

@@ -159,6 +159,12 @@ def test_options_are_checked(options, message):
         learner.value_and_grad(lambda y, target: y.sum(), **options)
 
 
+def test_a_deep_node_that_runs_step_by_step_warns_and_names_what_is_faster():
+    p, learner, state = setup("depth_4", False, 1)
+    with pytest.warns(UserWarning, match=r"written out as stack\(\*\[cell\] \* L\)"):
+        jax.eval_shape(learner.value_and_grad(p.loss_fn), p.params, state, p.xs, p.targets)
+
+
 def test_exact_inside_a_deep_node_with_few_hops_is_refused_with_a_remedy():
     p, learner, state = setup("depth_4", False, 1)
     run = learner.value_and_grad(p.loss_fn, segment_length=4, within_segment="exact")
