@@ -117,9 +117,9 @@ def nnx_cell(factory: nnx.Module | Callable[[nnx.Rngs], nnx.Module]) -> Cell:
     return remade(Cell(init, step), nnx_cell, factory)
 
 
-def _instance_cell(module: nnx.Module) -> Cell:
+def _instance_cell(module: nnx.Module, held: nnx.State | None = None) -> Cell:
     step = _step_of(module, module)
-    held = own_params(module)
+    held = own_params(module) if held is None else held
 
     def init(key: jax.Array, x: PyTree) -> tuple[PyTree, PyTree]:
         # Copies again: a caller may donate what init gives.
@@ -129,7 +129,8 @@ def _instance_cell(module: nnx.Module) -> Cell:
         merged = nnx.merge(step.graphdef, params, jax.tree.map(_constant, step.streams))
         return params, _initialize_carry(merged, key, x)
 
-    return remade(Cell(init, step), nnx_cell, module)
+    # Not nnx_cell(module): what init gives stays what it was, also where the instance has changed since.
+    return remade(Cell(init, step), _instance_cell, module, held)
 
 
 def own_params(module: nnx.Module) -> nnx.State:

@@ -155,7 +155,7 @@ def stack(*cells: Any, depth: int | None = None) -> Cell:
             new.append(carry_t)
         return tuple(new), x
 
-    return remade(Cell(init, apply, Graph(tuple(nodes), wire)), stack, *cells)
+    return remade(Cell(init, apply, Graph(tuple(nodes), wire)), stack, *layers)
 
 
 def _deep(layers: list[Cell], depth: int) -> Cell:
@@ -258,7 +258,8 @@ def graph(nodes: Mapping[str, tuple[Any, Any]], *, outputs: str | tuple[str, ...
             new[name], values[name] = cells[name].apply(params[name], carry[name], u)
         return new, named_connect("outputs", pick, values)
 
-    return remade(Cell(init, apply, Graph(tuple(vertices), output)), graph, dict(nodes), outputs=outputs)
+    remaking = {name: (cells[name], wires[name]) for name in nodes}
+    return remade(Cell(init, apply, Graph(tuple(vertices), output)), graph, remaking, outputs=outputs)
 
 
 def _names(spec: Any) -> tuple[str, ...]:

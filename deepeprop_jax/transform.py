@@ -95,7 +95,7 @@ def deep_eprop(
     if rank is not None:
         checks.check_depth_hops(graph, hops, f"rank={rank}")
     learner = learner_with(Planner(graph, exact, hops, trainable, rank), cell)
-    return remade(learner, deep_eprop, network, exact=exact, hops=hops, rank=rank, trainable=trainable)
+    return remade(learner, deep_eprop, cell, exact=exact, hops=hops, rank=rank, trainable=trainable)
 
 
 def learner_with(planner: Planner, cell: Cell) -> OnlineLearner:

@@ -16,7 +16,7 @@ import pytest
 from flax import nnx
 
 import deepeprop_jax
-from deepeprop_jax import Cell, deep_eprop, graph, hoisted_bptt, linen_cell, nnx_cell, stack
+from deepeprop_jax import Cell, deep_eprop, graph, hoisted_bptt, linen_cell, nnx_cell, params_to_nnx, stack
 from deepeprop_jax.cells import alif, leaky_readout, leaky_rnn, lif, lru
 from deepeprop_jax.learner import Gradient, Init, Reset, RunSequence, Step, ValueAndGrad
 
@@ -161,3 +161,16 @@ def test_flax_modules_pickle_with_cloudpickle():
             pickle.dumps(learner)
         again = pickle.loads(cloudpickle.dumps(learner))
         assert str(jax.eval_shape(again.init, params, carry, X)) == str(shapes)
+
+
+def test_an_instance_that_has_changed_since_is_pickled_with_the_params_that_init_gives():
+    module = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    network = stack(module)
+    params, carry = network.init(jax.random.key(0), X)
+    module.kernel[...] = jnp.zeros_like(module.kernel[...])
+    for again in (pickle.loads(pickle.dumps(network)), pickle.loads(pickle.dumps(deep_eprop(network))).network):
+        chex.assert_trees_all_equal(again.init(jax.random.key(0), X), (params, carry))
+    assert params[0]["kernel"].any()
+    params_to_nnx(again, jax.tree.map(jnp.ones_like, params))
+    assert not module.kernel[...].any()
+    stack(network, again)  # would be refused if they shared an instance

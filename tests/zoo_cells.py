@@ -199,7 +199,7 @@ def independent(n: int = 3) -> ZooCell:
 
 def linear_recurrent(n: int = 3, state_size: int = 2) -> ZooCell:
     def output(p, h_t, h_tm1, x):
-        return jnp.real((p["C_re"] + 1j * p["C_im"]) @ h_t) + p["D"] @ x
+        return jnp.real(jax.lax.complex(p["C_re"], p["C_im"]) @ h_t) + p["D"] @ x
 
     return of("lru", lru(n, state_size, r_min=0.5, r_max=0.95), output, elementwise=True)
 
