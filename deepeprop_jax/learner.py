@@ -192,8 +192,8 @@ class RunSequence(Protocol):
 
         Raises:
           TypeError: no state; a leaf of params or xs that is neither an array nor a number.
-          ValueError: shapes that do not fit; a loss that is neither a real scalar nor one per example; "exact" with a ``stack(cell, depth=L)`` and
-            ``hops`` >= 1.
+          ValueError: shapes that do not fit; a loss that is neither a real scalar nor one per example; "exact" with a
+            ``stack(cell, depth=L)`` and ``hops`` >= 1.
         """
         ...
 
