@@ -169,9 +169,6 @@ def learner_with(planner: Planner, cell: Cell) -> OnlineLearner:
         carry, x, update, active = state.pending
         if not isinstance(active, jax.core.Tracer) and not active.any():
             raise ValueError("No step is pending in this state. Call learner.step first, then learner.gradient.")
-        # An example that was reset may have left numbers that are not finite: zero times those is no zero.
-        carry = select_examples(active, carry, state.initial_carry)
-        x = select_examples(active, x, jax.tree.map(_finite, x))
         if stream.applies(plan):
             now = run_step(plan, params, carry, x)
             dy = keep_examples(active, checks.check_cotangent(dy, _at_its_step(now.outputs)))
@@ -237,7 +234,10 @@ def learner_with(planner: Planner, cell: Cell) -> OnlineLearner:
         update = state.pending.update
         state, where = vary_alike(state, where)
         traces = lattice.select_examples(where, jax.tree.map(jnp.zeros_like, state.traces), state.traces)
-        pending = state.pending._replace(active=state.pending.active & ~where, update=update)
+        # ``gradient`` gives such an example zero, but zero times a number that is not finite would be none.
+        carry = select_examples(where, state.initial_carry, state.pending.carry)
+        x = select_examples(where, jax.tree.map(_finite, state.pending.x), state.pending.x)
+        pending = Pending(carry, x, update, state.pending.active & ~where)
         return LearnerState(
             select_examples(where, state.initial_carry, state.carry), traces, pending, state.initial_carry
         )
