@@ -2,8 +2,8 @@
 
 JAX then holds in an array's type how it is split, and refuses what would move examples between devices. Nothing here
 moves them: the learner's functions run under ``jax.shard_map`` over the axes that split the batch. Gradients and losses
-are summed in one ``psum`` at the end. A loss per example is computed where the example is; of a scalar loss, which may
-be any function of the whole batch, every device computes all, from outputs that are gathered once per segment.
+are summed in one ``psum`` at the end. A loss per example is computed where the example is, if it needs nothing of the
+others (see ``per_example``); of any other loss every device computes all, from outputs gathered once per segment.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from deepeprop_jax.cell import Cell, Graph, PyTree
 from deepeprop_jax.learner import Gradient, Init, LearnerState, OnlineLearner, Pending, Reset, Step, documented_by
+from deepeprop_jax.per_example import is_per_example
 
 EVERYWHERE = PartitionSpec()
 """The same on all devices."""
@@ -37,7 +38,8 @@ class Split(NamedTuple):
         """The same arrays, split as ``specs``, a prefix of the pytree, say."""
 
         def move(spec: PartitionSpec, part: PyTree) -> PyTree:
-            return jax.tree.map(lambda leaf: jax.sharding.reshard(leaf, NamedSharding(self.mesh, spec)), part)
+            held = NamedSharding(self.mesh, spec)
+            return jax.tree.map(lambda leaf: jax.sharding.reshard(jnp.asarray(leaf), held), part)
 
         return jax.tree.map(move, specs, tree)
 
@@ -101,8 +103,7 @@ def over_batches(learner: OnlineLearner, graph: Graph, factors: type) -> OnlineL
         split = split_of((carry, x))
         if split is None:
             return learner.init(params, carry, x)
-        whole = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype), (params, carry, x))
-        specs = specs_of(jax.eval_shape(learner.init, *whole), split)
+        specs = specs_of(jax.eval_shape(learner.init, *_shapes((params, carry, x))), split)
         return split.run(learner.init, (params, carry, x), (EVERYWHERE, split.spec(), split.spec()), specs)
 
     @documented_by(Step)
@@ -164,7 +165,9 @@ def sequences_over_batches(value_and_grad: Callable, network: Cell, kind: type, 
                 (loss, end), grads = here(*arguments)
                 return (_summed(split, loss), end), grads
 
-            where = (EVERYWHERE, specs, in_time, target_specs or EVERYWHERE, in_time, in_time)
+            if target_specs is None:
+                targets, target_specs = (targets, valid), EVERYWHERE
+            where = (EVERYWHERE, specs, in_time, target_specs, in_time, in_time)
             arguments = (params, state, xs, targets, resets, valid)
             return split.run(part, arguments, where, ((EVERYWHERE, specs), EVERYWHERE))
 
@@ -185,11 +188,11 @@ def _sharding_of(leaf: Any) -> NamedSharding | None:
 
 
 def _shapes(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype), tree)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), tree)
 
 
 def _target_specs(split: Split, loss_fn: Callable, y: PyTree, targets: PyTree) -> PyTree | None:
-    """How targets are split where a device can compute the losses of its own examples; None where it cannot.
+    """How targets are split where a device can compute the losses of its own examples; None where it may not.
 
     Targets that are split along their second axis, that of the batch, are; others are the same on all devices.
 
@@ -205,25 +208,18 @@ def _target_specs(split: Split, loss_fn: Callable, y: PyTree, targets: PyTree) -
         found = sharding.spec if sharding is not None else ()
         return split.spec(None) if len(found) > 1 and found[1] in (split.axes, *split.axes) else EVERYWHERE
 
-    def of_device(leaf: Any, axis: int | None) -> jax.ShapeDtypeStruct:
-        shape = [size // devices if i == axis else size for i, size in enumerate(leaf.shape)]
-        return jax.ShapeDtypeStruct(shape, leaf.dtype)
-
     specs = jax.tree.map(spec, targets)
-    target = jax.tree.map(lambda leaf, s: of_device(leaf, 1 if len(s) else None), targets, specs)
-    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), target)
+    own = [len(spec) > 0 for spec in jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, PartitionSpec))]
+    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], jnp.result_type(leaf)), targets)
     examples = jax.tree.leaves(y)[0].shape[0] // devices
-    try:
-        loss = jax.eval_shape(loss_fn, jax.tree.map(lambda leaf: of_device(leaf, 0), y), target)
-    except (TypeError, ValueError):  # it needs what the other devices have
-        return None
-    return specs if getattr(loss, "shape", None) == (examples,) else None
+    return specs if is_per_example(loss_fn, y, target, own, examples) else None
 
 
 def _of_all_examples(split: Split, loss_fn: Callable, has_aux: bool) -> Callable:
-    """The loss of the whole batch as one of a device's examples: its value counts on the first device alone."""
+    """The loss of the whole batch as a function of a device's outputs; its value counts on the first device alone."""
 
-    def loss_here(y: PyTree, target: PyTree) -> Any:
+    def loss_here(y: PyTree, target_and_valid: tuple[PyTree, jax.Array | None]) -> Any:
+        target, valid = target_and_valid
         number = jax.lax.axis_index(split.axes)
 
         def everyone(own: jax.Array) -> jax.Array:
@@ -232,11 +228,9 @@ def _of_all_examples(split: Split, loss_fn: Callable, has_aux: bool) -> Callable
 
         found = loss_fn(jax.tree.map(everyone, y), target)
         loss, aux = found if has_aux else (found, None)
-        if loss.ndim:
-            own = jax.tree.leaves(y)[0].shape[0]
-            loss = jax.lax.dynamic_slice_in_dim(loss, number * own, own)
-        else:
-            loss = jnp.where(number == 0, loss, loss - jax.lax.stop_gradient(loss))
+        if loss.ndim:  # one per example, each of which may depend on the outputs of all
+            loss = (loss if valid is None else jnp.where(valid, loss, 0)).sum()
+        loss = jnp.where(number == 0, loss, loss - jax.lax.stop_gradient(loss))
         first = jax.tree.map(lambda leaf: jnp.where(number == 0, leaf, jnp.zeros_like(leaf)), aux)
         return (loss, first) if has_aux else loss
 

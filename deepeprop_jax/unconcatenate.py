@@ -25,7 +25,7 @@ Window = tuple[tuple[int, int], ...]
 _MOST_PIECES = 8
 """A cell with more gates than this is not known; one that reads its units one by one keeps its one matrix product."""
 
-_ELEMENTWISE = frozenset([
+ELEMENTWISE = frozenset([
     "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "ceil",
     "clamp", "complex", "conj", "convert_element_type", "copy", "copy_p", "cos", "cosh", "digamma", "div", "eq",
     "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "imag", "integer_pow", "is_finite", "le",
@@ -296,7 +296,7 @@ def _regroup(window: Window, new: tuple[int, ...], old: tuple[int, ...]) -> list
 
 
 _RULES: dict[str, Callable[[Equation, Window], _Operands | None]] = {
-    **dict.fromkeys(_ELEMENTWISE, _elementwise),
+    **dict.fromkeys(ELEMENTWISE, _elementwise),
     "broadcast_in_dim": _broadcast_in_dim,
     "concatenate": _concatenate,
     "dot_general": _dot_general,

@@ -44,7 +44,6 @@ def check_nothing_survives(name: str, mode: str, length: int) -> None:
         assert_same_gradient(
             (seen.carry, seen.traces), (needed.carry, needed.traces), SAME, f"{name}, {mode}, {number}"
         )
-    assert number == jnp.inf
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(seen.traces))
     _, grads = run(p.params, seen, p.xs, p.targets, jnp.zeros((9, 3), bool))
     _, wanted = run(p.params, needed, p.xs, p.targets, jnp.zeros((9, 3), bool))

@@ -110,6 +110,7 @@ def check_own_differences(name: str, kind, **options) -> None:
     assert abs(slope - (high - low) / 2e-5) < FINITE_DIFFERENCES * max(abs(slope), abs(high)), f"{name}, {kind}"
 
 
+TRAINED = [name for name in (*cells(), *networks()) if name != "linen_squash"]  # which has no parameters
 OWN = [(1, {}), (3, {}), (3, {"hops": 0}), (3, {"hops": 0, "rank": 2}), ("inside", {}), ("stream", {"hops": 0})]
 
 
@@ -151,10 +152,8 @@ def test_forward_mode_and_hessians():
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize("name", [*cells(), *networks()])
+@pytest.mark.parametrize("name", TRAINED)
 def test_exact_has_the_derivative_of_bptt_on_the_whole_zoo(name):
-    if name == "linen_squash":
-        pytest.skip("has no parameters")
     check_exact(name, (1, 3, STEPS))
 
 
@@ -165,9 +164,7 @@ def spikes(name: str) -> bool:
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize("name", [name for name in (*cells(), *networks()) if not spikes(name)])
+@pytest.mark.parametrize("name", [name for name in TRAINED if not spikes(name)])
 def test_deep_eprop_has_the_derivative_of_its_own_gradient_on_the_whole_zoo(name):
-    if name == "linen_squash":
-        pytest.skip("has no parameters")
     for kind, options in OWN:
         check_own_differences(name, kind, **options)

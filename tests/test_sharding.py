@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from deepeprop_jax import deep_eprop, hoisted_bptt
+from deepeprop_jax.per_example import is_per_example
 from tests.gradients import SAME, assert_same_gradient
 from tests.zoo import problem
 
@@ -158,3 +159,64 @@ def test_other_axes_than_the_batch_may_not_be_split():
     x = jax.device_put(p.xs[0], NamedSharding(mesh, PartitionSpec(None, "data")))
     with pytest.raises(ValueError, match="only the batch axis may be split"):
         deep_eprop(p.network).init(p.params, p.carry, x)
+
+
+WHOLE_BATCH = {
+    "centred": lambda y, target: jnp.sum((y - y.mean(axis=0, keepdims=True)) ** 2, axis=-1),
+    "the batch, without a derivative": lambda y, target: jnp.sum(y**2, axis=-1) * jax.lax.stop_gradient(y.mean()) ** 2,
+    "rank": lambda y, target: jnp.sum(y**2, axis=-1) * jnp.argsort(y[:, 0]),
+    "number of examples": lambda y, target: jnp.sum(y**2, axis=-1) / y.shape[0],
+    "sum of ones": lambda y, target: jnp.sum(y**2, axis=-1) / jnp.ones(y.shape[0]).sum(),
+}
+
+
+def test_losses_per_example_that_need_the_whole_batch_get_it():
+    p = problem("stack_2", steps=4, batch=8)
+    learner, mesh = deep_eprop(p.network), mesh_of(AxisType.Explicit)
+    where = [NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",), (None, "data"))]
+    split = [jax.device_put(part, w) for part, w in zip((p.params, p.carry, p.xs), where, strict=True)]
+
+    valid = jnp.ones((4, 8), bool).at[(1, 3), (2, 7)].set(False)
+
+    def run(params, carry, xs):
+        state = learner.init(params, carry, xs[0])
+        calls = [learner.value_and_grad(loss_fn, segment_length=2) for loss_fn in WHOLE_BATCH.values()]
+        return [
+            (loss, grads) for (loss, _), grads in (call(params, state, xs, jnp.zeros(4), valid=valid) for call in calls)
+        ]
+
+    needed, seen = jax.jit(run)(p.params, p.carry, p.xs), jax.jit(run)(*split)
+    for name, (loss, grads), (loss_of_one, grads_of_one) in zip(WHOLE_BATCH, seen, needed, strict=True):
+        assert jnp.allclose(loss, loss_of_one, rtol=SAME), name
+        assert_same_gradient(jax.device_get(grads), grads_of_one, SAME, name)
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "own", "wanted"),
+    [
+        *((loss_fn, (False,), False) for loss_fn in WHOLE_BATCH.values()),
+        (lambda y, t: jnp.sum((jnp.tanh(y) - t) ** 2, axis=-1), (False,), True),
+        (lambda y, t: t * jnp.log(jnp.abs(y).max(axis=-1)), (False,), True),
+        (lambda y, t: -jnp.log(jnp.exp(y)[:, 0] / jnp.exp(y).sum(axis=-1)), (False,), True),
+        (lambda y, t: jnp.sum(y**2), (False,), False),
+    ],
+)
+def test_what_needs_no_other_example(loss_fn, own, wanted):
+    y, target = jax.ShapeDtypeStruct((6, 3), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
+    assert is_per_example(loss_fn, y, target, own, 3) == wanted
+
+
+def test_targets_of_the_whole_batch_are_not_those_of_an_example():
+    y, target = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((6, 3), (6,)))
+    own, all_of_them = (lambda y, t: y[:, 0] * t), (lambda y, t: y[:, 0] * t.mean())
+    assert is_per_example(own, y, target, [True], 2)
+    assert not is_per_example(all_of_them, y, target, [True], 2)
+
+
+def test_numbers_as_params_over_a_mesh():
+    mesh = mesh_of(AxisType.Explicit)
+    learner = deep_eprop(lambda p, h, x: (jnp.tanh(p["w"] * h + x),) * 2)
+    zeros = jax.device_put(jnp.zeros((8, 3)), NamedSharding(mesh, PartitionSpec("data")))
+    state = learner.init({"w": 0.5}, zeros, zeros)
+    _, y = learner.step({"w": 0.5}, state, zeros)
+    assert y.shape == (8, 3)
