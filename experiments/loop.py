@@ -98,7 +98,7 @@ class Loop:
             state, losses = jax.lax.scan(update, state, pieces)
             return state if self._task.continues else state._replace(stream=None), losses.sum()
 
-        learning, losses = jax.lax.scan(batch, learning, first + jnp.arange(self._batches_per_call))
+        learning, losses = jax.lax.scan(batch, learning, first + jnp.arange(self._batches_per_call, dtype=first.dtype))
         return learning, losses.mean()
 
     def test(self, params: PyTree) -> dict[str, float | None]:

@@ -28,7 +28,7 @@ def tanh_pair(outputs: int = 3) -> Pair:
         return jnp.tanh(carry_tm1 @ params["w"] + x @ params["u"] + params["b"])
 
     def output(params, carry_t, carry_tm1, x):
-        return carry_t @ params["v"] + 0.3 * jnp.sin(carry_tm1.sum()) + x.sum() * jnp.arange(outputs)
+        return carry_t @ params["v"] + 0.3 * jnp.sin(carry_tm1.sum()) + x.sum() * jnp.arange(outputs, dtype=x.dtype)
 
     return Pair(new_carry, output)
 
@@ -104,11 +104,13 @@ def two_layers() -> Cell:
 complex_pair = Pair(
     # A complex state, a step counter, a key that advances, and an integer parameter.
     lambda params, h, x: {
-        "z": params["decay"] * h["z"] + x @ params["b"] + 0.1 * jax.random.normal(h["key"], h["z"].shape),
+        "z": params["decay"] * h["z"]
+        + x.astype(complex) @ params["b"]
+        + 0.1 * jax.random.normal(h["key"], h["z"].shape).astype(complex),
         "count": h["count"] + params["stride"],
         "key": jax.random.fold_in(h["key"], 1),
     },
-    lambda params, h_t, h_tm1, x: (h_t["z"] @ params["c"]).real + h_tm1["z"].imag.sum() + h_t["count"],
+    lambda params, h_t, h_tm1, x: (h_t["z"] @ params["c"]).real + h_tm1["z"].imag.sum() + h_t["count"].astype(float),
 )
 
 

@@ -55,6 +55,7 @@ def test_activations_are_nodes_without_parameters():
     np.testing.assert_allclose(jax.jit(step)(params, carry, XS[0])[1], needed, rtol=FLOAT64)
 
 
+@pytest.mark.mixed_promotion
 def test_gradients_through_activations_are_those_of_bptt():
     """In a stack and in a graph, where a function of a dict of parents is a gate."""
     gate = graph(
@@ -73,6 +74,7 @@ def test_gradients_through_activations_are_those_of_bptt():
     assert all(float(jnp.linalg.norm(leaf)) > 0 for leaf in jax.tree.leaves(grads))
 
 
+@pytest.mark.mixed_promotion
 def test_step_by_step_and_hoisted_and_analyse():
     network = stack(nn.GRUCell(4), nn.relu, nn.Dense(2))
     learner = deep_eprop(network, exact=True)

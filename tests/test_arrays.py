@@ -33,7 +33,7 @@ def cell(params, carry, x):
         "gate": jnp.where(x[0] > 0, 1.0, 0.0),
         "spike": jnp.where(h > 0, 1.0, 0.0),
         "count": jnp.where(carry["count"] > 2, 0, 7),
-        "z": carry["z"] * (0.5 + 0.2j) + h,
+        "z": carry["z"] * (0.5 + 0.2j) + h.astype(complex),
         "key": jax.random.split(carry["key"])[0],
     }, h + jnp.real(carry["z"])
 
@@ -138,6 +138,7 @@ def test_a_python_number_is_an_array_everywhere():
     assert compare_to_bptt(learner, numbers, carry, np.asarray(XS), targets, loss_fn).total.relative_error < FLOAT64
 
 
+@pytest.mark.mixed_promotion
 def test_integer_params_have_no_gradient_and_are_named():
     params = {"leak": jnp.asarray(0.5), "gain": 2, "w": jnp.ones((UNITS, UNITS), jnp.int32)}
     carry, targets = jnp.zeros((BATCH, UNITS)), jnp.zeros(STEPS)
@@ -154,6 +155,7 @@ def test_integer_params_have_no_gradient_and_are_named():
     assert grads["w"].dtype == jnp.int32 and not grads["w"].any() and grads["leak"] != 0
 
 
+@pytest.mark.mixed_promotion
 def test_readmes_line_lets_optax_train_complex_parameters():
     """Without it the loss rises."""
     readme = (Path(__file__).parents[1] / "README.md").read_text()
@@ -168,7 +170,11 @@ def test_readmes_line_lets_optax_train_complex_parameters():
     def normal(key, *shape):
         return 0.5 * jax.random.normal(key, shape, jnp.complex128)
 
-    params = {"a": 0.7 * jnp.exp(1j * jnp.arange(3)), "w": normal(keys[0], UNITS, 3), "out": normal(keys[1], 3)}
+    params = {
+        "a": 0.7 * jnp.exp(1j * jnp.arange(3.0).astype(complex)),
+        "w": normal(keys[0], UNITS, 3),
+        "out": normal(keys[1], 3),
+    }
     learner = deep_eprop(Cell(lambda key, x: (params, jnp.zeros((len(x), 3), complex)), apply))
     carry, targets = jnp.zeros((BATCH, 3), complex), jax.random.normal(keys[2], (STEPS, BATCH))
     state, optimiser = learner.init(params, carry, XS[0]), optax.adam(2e-2)

@@ -210,6 +210,7 @@ def test_the_page_says_what_the_kernels_took() -> None:
         ]
 
 
+@pytest.mark.mixed_promotion
 def test_both_ways_through_an_element_wise_recurrence_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"STEPS": 6, "UNITS": 3, "ROUNDS": 2}.items():
         monkeypatch.setattr(associative, name, value)

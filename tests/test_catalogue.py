@@ -12,6 +12,7 @@ from experiments.catalogue import TASKS, bits_right
 from experiments.loop import Loop
 
 
+@pytest.mark.mixed_promotion
 @pytest.mark.parametrize("name", sorted(TASKS))
 @pytest.mark.usefixtures("recordings")
 def test_every_task_has_a_configuration_with_which_it_trains(name):

@@ -76,6 +76,7 @@ def test_indrnn_equation(activation):
         np.testing.assert_allclose(y, h, **EXACT)
 
 
+@pytest.mark.mixed_promotion
 def test_indrnn_recurrent_weights_start_in_their_range():
     params, _ = indrnn(500, recurrent_max=0.5).init(KEY, XS[0])
     u = np.asarray(params["recurrent_weight"])
@@ -114,6 +115,7 @@ def test_lru_starts_on_its_ring():
     np.testing.assert_allclose([p["C_re"].std(), p["C_im"].std()], 2000**-0.5, rtol=0.05)
 
 
+@pytest.mark.mixed_promotion
 @pytest.mark.parametrize("r_max", [1.0, 0.1])
 def test_lru_parameters_are_finite_in_float32(r_max):
     params, _ = lru(3, 5000, r_max=r_max).init(KEY, XS[0])
@@ -255,7 +257,10 @@ def test_elementwise_cells_are_elementwise_in_their_carry(cell):
     free = [leaf for leaf in jax.tree.leaves(carry) if zoo.is_differentiable(leaf)]
 
     def new_carry(values):
-        values = [z.real + 1j * z.imag if jnp.iscomplexobj(like) else z for z, like in zip(values, free, strict=True)]
+        values = [
+            jax.lax.complex(z.real, z.imag) if jnp.iscomplexobj(like) else z
+            for z, like in zip(values, free, strict=True)
+        ]
         return problem.network.apply(problem.params, jax.tree.unflatten(jax.tree.structure(carry), values), x)[0]
 
     holomorphic = any(jnp.iscomplexobj(leaf) for leaf in free)
@@ -266,6 +271,7 @@ def test_elementwise_cells_are_elementwise_in_their_carry(cell):
         np.testing.assert_array_equal(block - np.diag(np.diagonal(block)), 0)
 
 
+@pytest.mark.mixed_promotion
 @pytest.mark.parametrize("cell", stock(), ids=lambda cell: cell.name)
 def test_pair_of_every_stock_cell_composes_to_apply(cell):
     problem = zoo.problem(cell.name, steps=1)

@@ -14,6 +14,8 @@ from deepeprop_jax.compare import compare_to_bptt
 from deepeprop_jax.learner import LearnerState
 from deepeprop_jax.reference import bptt
 
+pytestmark = pytest.mark.mixed_promotion  # Integer and complex parameters, mixed by the cell itself.
+
 STEPS, BATCH = 4, 3
 
 
@@ -33,7 +35,7 @@ def fake_learner(network, change):
 def apply(params, h, x):
     """Integer and complex leaves, and "unused", whose gradient is zero."""
     h = jnp.tanh(h * params["cell"]["decay"] + x @ params["cell"]["w"])
-    return h, (h * params["phase"]).imag + params["shift"] + 0 * params["unused"]
+    return h, (h.astype(complex) * params["phase"]).imag + params["shift"] + 0 * params["unused"]
 
 
 NETWORK = Cell(None, apply)

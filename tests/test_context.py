@@ -44,6 +44,7 @@ def test_the_matmul_precision_of_the_first_call_does_not_stay(options, kind):
         assert "HIGHEST" in high
 
 
+@pytest.mark.mixed_promotion
 def test_promotion_and_debug_settings_of_the_first_call_do_not_stay():
     """A cell that mixes ranks works where JAX lets it, is refused where not, and works again."""
 

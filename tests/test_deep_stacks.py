@@ -11,8 +11,6 @@ import pytest
 from deepeprop_jax import deep_eprop, segment_joint, stack
 from tests.zoo import problem, squared_error
 
-pytestmark = pytest.mark.strict_promotion
-
 KINDS = {"dtype": jnp.float64, "param_dtype": jnp.float64}
 
 

@@ -22,6 +22,7 @@ def small():
     return config
 
 
+@pytest.mark.mixed_promotion
 def test_the_demo_runs_from_end_to_end(small, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert demo.main(["--out", str(tmp_path)], small) == 0
     table = (tmp_path / "demo.md").read_text()

@@ -69,6 +69,7 @@ def test_what_decided_a_spike_must_be_in_the_new_carry() -> None:
     assert derived(cell(False), (), carry, SHAPE) == {"1"}
 
 
+@pytest.mark.mixed_promotion
 @pytest.mark.parametrize(
     ("function", "is_derived"),
     [
@@ -126,6 +127,7 @@ def test_a_carry_that_no_step_could_have_left_keeps_its_values() -> None:
     assert_same_gradient(grads, wanted, 1e-9)
 
 
+@pytest.mark.mixed_promotion
 @pytest.mark.parametrize(
     ("function", "first"),
     [
@@ -161,6 +163,7 @@ def test_a_pole_at_the_first_carry_is_met_by_nobody(function, first: float) -> N
         assert_same_gradient(grads, wanted, 1e-9)
 
 
+@pytest.mark.mixed_promotion
 def test_one_slot_less_in_every_trace() -> None:
     x = jnp.ones((2, 4))
     for cell, slots in ((lif(3), 1), (alif(3), 2)):
@@ -171,6 +174,7 @@ def test_one_slot_less_in_every_trace() -> None:
         assert jax.tree.structure(state.carry) == jax.tree.structure(carry)
 
 
+@pytest.mark.mixed_promotion
 def test_in_a_stack_of_identical_layers() -> None:
     network = stack(stack(lif(3), depth=2))
     draw = np.random.default_rng(0)

@@ -12,8 +12,6 @@ from tests.gradients import FLOAT64, assert_same_gradient, relative_errors
 from tests.test_exact import ALL, SANDWICHES, library_gradient
 from tests.zoo import cells, find, networks, problem
 
-pytestmark = pytest.mark.strict_promotion
-
 
 def check_equals_oracle(name: str, exact: bool, hops: int | None) -> None:
     every, last = problem(name), problem(name, loss="last")

@@ -11,8 +11,6 @@ from deepeprop_jax.reference import bptt, forward_rtrl
 from tests.gradients import FLOAT64, assert_same_gradient
 from tests.zoo import cells, networks, problem, start
 
-pytestmark = pytest.mark.strict_promotion
-
 SANDWICHES = [f"sandwich/{name}" for name, cell in cells().items() if len(cell.input_shape) == 1]
 
 

@@ -28,6 +28,7 @@ def test_stored_cosines_are_one_where_units_see_their_own_past_alone():
     assert all(cosine > 1 - 1e-6 for cosine in cosines)
 
 
+@pytest.mark.mixed_promotion
 def test_a_measurement_sees_that_hops_are_missing():
     layers = study.measure(study.Setting(cell="IndRNN", depth=2, delay=3, width=4), seeds=1)
     assert [layer["cosine"] for layer in layers["deep e-prop"]] == pytest.approx([1, 1], abs=1e-6)
@@ -68,6 +69,7 @@ def test_the_readme_says_what_is_stored_of_braintrace():
         assert rivals[f"braintrace {theirs}"]["errors"] == pytest.approx(rivals[ours]["errors"], rel=5e-3)
 
 
+@pytest.mark.mixed_promotion
 def test_gradients_are_compared_while_bptt_trains(tmp_path, monkeypatch):
     tiny = {"batches": 4, "evaluate_every": 1, "checkpoint_every": 4, "xor_count.features": 3, "xor_count.batch": 4}
     tiny |= {"xor_count.delay": 2, "xor_count.test_size": 8}

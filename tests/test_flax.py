@@ -114,6 +114,7 @@ def test_linen_dropout_that_is_off_is_accepted():
     assert list(params) == ["params"]
 
 
+@pytest.mark.mixed_promotion
 @pytest.mark.parametrize(
     ("module", "named"),
     [
@@ -133,6 +134,7 @@ def test_linen_refuses_what_is_no_pure_function(module, named):
         linen_cell(module).init(KEY, X)
 
 
+@pytest.mark.mixed_promotion
 @pytest.mark.parametrize(("kind", "named"), [("dropout", "dropout"), ("batch_norm", "BatchNorm"), ("cache", "cache")])
 def test_linen_refuses_it_with_the_users_own_params(kind, named):
     module = Noise(kind, flag=False)
@@ -250,6 +252,7 @@ def test_nnx_feed_forward_module(factory):
     np.testing.assert_allclose(y, module(X), **ROUNDING)
 
 
+@pytest.mark.mixed_promotion
 def test_nnx_params_go_through_grad_and_optax():
     cell = nnx_cell(NNX["gru"])
     params, carry = cell.init(KEY, X)
@@ -262,6 +265,7 @@ def test_nnx_params_go_through_grad_and_optax():
     assert loss(new) < loss(params)
 
 
+@pytest.mark.mixed_promotion
 @pytest.mark.parametrize(
     ("kind", "named"),
     [

@@ -12,6 +12,8 @@ from flax import nnx
 from deepeprop_jax import Cell, deep_eprop, graph, linen_cell, nnx_cell, stack
 from tests.advice import INPUTS, KEY, XS, check_exact, network_of, refused
 
+pytestmark = pytest.mark.mixed_promotion  # Flax modules of float32 on inputs of float64.
+
 
 class Compact(nn.Module):
     """The model of every tutorial."""

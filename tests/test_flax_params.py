@@ -100,6 +100,7 @@ def test_an_instance_and_a_cell_do_not_share_buffers():
     np.testing.assert_array_equal(module.kernel[...], own + 1)
 
 
+@pytest.mark.mixed_promotion
 def test_a_network_of_instances_is_the_model_and_trains_it():
     """Forward, gradient, one update of optax, and the model itself runs with the new parameters; then back again."""
     model, network = nnx_network()
@@ -119,6 +120,7 @@ def test_a_network_of_instances_is_the_model_and_trains_it():
     np.testing.assert_allclose(outputs(network, read, carry), model(SEQUENCES), rtol=FLOAT64)
 
 
+@pytest.mark.mixed_promotion
 def test_nnx_instances_in_a_nested_graph_beside_linen():
     low, high = nnx.Linear(INPUTS, 3, rngs=nnx.Rngs(0)), nnx.Linear(8, 2, rngs=nnx.Rngs(1))
     inner = stack(low, nn.Dense(4))
@@ -192,6 +194,7 @@ def test_a_linen_models_parameters_come_and_go(form):
     same(params_from_linen(network, params, changed, PATHS), new)
 
 
+@pytest.mark.mixed_promotion
 def test_parts_are_found_by_their_shapes():
     """As the users' models are: nn.RNN of a cell and a Dense, made in any of Flax's ways."""
     model = nn.Sequential([nn.Dense(4), nn.RNN(nn.GRUCell(4)), nn.Dense(2)])
@@ -217,6 +220,7 @@ def test_parts_are_found_by_their_shapes():
     same(back["params"]["layers_0"]["cell"], params["params"])
 
 
+@pytest.mark.mixed_promotion
 def test_layers_of_one_depth_have_a_path_each():
     variables = LinenModel().init(KEY, SEQUENCES)
     network = stack(nn.GRUCell(2), depth=2)
@@ -229,6 +233,7 @@ def test_layers_of_one_depth_have_a_path_each():
     refused(lambda: params_from_linen(network, params, variables, {"layers": "below"}), ValueError, "2 layers, and 1")
 
 
+@pytest.mark.mixed_promotion
 def test_parts_that_are_not_clear_are_refused():
     _, variables, network = linen_network()
     params, _ = network.init(KEY, XS[0])

@@ -7,6 +7,8 @@ import pytest
 
 from tests.fuzz import candidate, check, leaf_errors, modes, random_problem, reference
 
+pytestmark = pytest.mark.mixed_promotion  # Random functions mix dtypes as they come.
+
 RTOL = 1e-9
 """Of each parameter leaf's norm, in float64: a dozen contracting steps keep some 1e-13."""
 

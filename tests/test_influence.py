@@ -58,6 +58,7 @@ def written_out(node, block, trace):
     return rows
 
 
+@pytest.mark.mixed_promotion
 @pytest.mark.parametrize("name", CELLS)
 def test_factors_multiply_out(name):
     """Through a selection of the carry, a matrix, another one, and a sum of two, in every leaf's columns."""
@@ -88,11 +89,12 @@ def test_factors_multiply_out(name):
         close(both, m @ dense[:, rows] + full @ dense)
         more = Influence(node, trained, leaves={trained[0]: jnp.ones((BATCH, 4, node.params.sizes[trained[0]]))})
         first = np.arange(dense.shape[-1]) < node.params.sizes[trained[0]]
-        close(both.plus(more), m @ dense[:, rows] + full @ dense + first)
+        close(both.plus(more), m @ dense[:, rows] + full @ dense + first.astype(float))
         whole = Influence(node, trained, whole=jnp.ones((BATCH, 4, dense.shape[-1])))
         close(both.plus(whole), m @ dense[:, rows] + full @ dense + 1)
 
 
+@pytest.mark.mixed_promotion
 @pytest.mark.parametrize("name", CELLS)
 def test_local_rows_as_one_array(name):
     """The leaves of a stock cell are one; what is joined comes apart again."""
@@ -117,6 +119,7 @@ def test_rows_in_another_order_stay_apart():
         np.testing.assert_array_equal(found, wanted)
 
 
+@pytest.mark.mixed_promotion
 def test_nothing_says_nothing():
     node, _, trained, _, _ = node_with_traces(CELLS["gru"])
     found = Influence(node, trained).multiplied_out(BATCH, 3, jnp.float64)

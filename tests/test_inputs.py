@@ -27,7 +27,7 @@ def complex_cell(key, features):
         return {"a": jnp.full(features, 0.5 + 0.3j), "w": w}, jnp.zeros((len(x), features), jnp.complex128)
 
     def apply(params, h, x):
-        h = params["a"] * h + x @ params["w"]
+        h = params["a"] * h + x.astype(complex) @ params["w"]
         return h, h
 
     return Cell(init, apply)

@@ -114,6 +114,7 @@ def test_activations_and_their_slopes_are_made_of_known_primitives():
     assert endless == {"log1p", "log2", "sqrt"}
 
 
+@pytest.mark.mixed_promotion
 def test_a_program_computes_what_the_function_does():
     cell = nn.OptimizedLSTMCell(features=3)
     carry, x = (jnp.ones(3), jnp.ones(3)), jnp.ones(2)

@@ -88,6 +88,7 @@ def squared_error(y, target):
     return jnp.sum((y - target) ** 2)
 
 
+@pytest.mark.mixed_promotion
 def test_more_rank_is_less_error_and_the_state_says_how_much():
     """The trace's true error, of both factors multiplied out, beside the estimate; the gradient follows it."""
     whole = gru(None, hops=0)
@@ -115,6 +116,7 @@ def test_more_rank_is_less_error_and_the_state_says_how_much():
     assert 0.2 > gradient_errors[0] > 5 * gradient_errors[1] > 0, gradient_errors
 
 
+@pytest.mark.mixed_promotion
 def test_single_steps_are_segments_of_one():
     n = gru(3, steps=7)
     state = n.learner.init(n.params, n.carry, n.xs[0])
@@ -207,6 +209,7 @@ def test_orthonormal_rows_whatever_comes_in(dtype):
 # --- what a user sees -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.mixed_promotion
 def test_bytes_are_those_that_analyse_lists_and_few():
     n = gru(2, hops=0)
     state = n.learner.init(n.params, n.carry, n.xs[0])
@@ -217,6 +220,7 @@ def test_bytes_are_those_that_analyse_lists_and_few():
     assert any(isinstance(trace, LowRank) for trace in state.traces.values())
 
 
+@pytest.mark.mixed_promotion
 def test_compare_to_bptt_shows_what_the_trace_has_lost():
     n = gru(2, hops=0)
     comparison = compare_to_bptt(n.learner, n.params, n.carry, n.xs, n.targets, squared_error)

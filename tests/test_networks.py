@@ -16,6 +16,8 @@ from experiments.tasks.targets import cross_entropy
 from experiments.tasks.xor_count import sample
 from tests.gradients import FLOAT64, SAME, assert_same_gradient, relative_errors
 
+pytestmark = pytest.mark.mixed_promotion  # Layers of float32 on inputs of float64.
+
 FEATURES, BATCH, WIDTH = 3, 2, 5
 
 

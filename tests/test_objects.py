@@ -87,6 +87,7 @@ def test_version_is_that_of_pyproject():
     assert deepeprop_jax.__version__ == project["version"]
 
 
+@pytest.mark.mixed_promotion
 def test_learners_and_networks_hash_whatever_their_wires():
     networks = [branching(), stack(branching(), nn.Dense(2)), stack(gru(), depth=2), nnx_cell(make_nnx), own_cell]
     for network in networks:
@@ -129,6 +130,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.mixed_promotion
 @pytest.mark.parametrize("name", list(NETWORKS))
 def test_learners_pickle_as_the_call_that_made_them(name):
     network = NETWORKS[name]()

@@ -39,7 +39,7 @@ def problem(function):
 
 
 def loss_fn(y, target):
-    return jnp.sum(y**2 * jnp.arange(1.0, 5.0))
+    return jnp.sum(y**2 * jnp.arange(1.0, 5.0)[None])
 
 
 @pytest.mark.parametrize("name", CELLS)

@@ -77,6 +77,7 @@ def test_steps_in_a_scan_keep_every_dtype(recurrent, mode, narrow):
     assert_same_gradient(grads, needed, FLOAT32 if narrow == "input" else BF16)
 
 
+@pytest.mark.mixed_promotion
 def test_a_carry_that_would_change_its_dtype_is_refused():
     """Flax's cells of ``dtype=bfloat16`` start from a float32 carry; a scan over the cell fails too."""
     learner = deep_eprop(nn.SimpleCell(UNITS, dtype=jnp.bfloat16, param_dtype=jnp.float32))
@@ -142,6 +143,7 @@ def two_layers():
     return learner, params, learner.init(params, carry, xs[0]), xs, run
 
 
+@pytest.mark.mixed_promotion
 def test_multi_steps_clips_the_sum_over_the_pieces():
     """k pieces of a stream, one update: that of the whole sequence's gradient, clipped."""
     learner, params, state, xs, run = two_layers()
@@ -168,6 +170,7 @@ def test_multi_steps_clips_the_sum_over_the_pieces():
     assert_same_gradient(new, optax.apply_updates(params, needed), FLOAT64)
 
 
+@pytest.mark.mixed_promotion
 def test_multi_transform_by_layer():
     """Each layer its own optimiser, by labels that are a prefix of params; a frozen layer stays."""
     _, params, state, xs, run = two_layers()

@@ -11,8 +11,6 @@ from deepeprop_jax import deep_eprop
 from tests.gradients import FLOAT64, SAME, assert_same_gradient
 from tests.zoo import cells, networks, problem, start
 
-pytestmark = pytest.mark.strict_promotion
-
 MODES = {
     "deep e-prop": {},
     "no hops": {"hops": 0},

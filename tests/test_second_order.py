@@ -18,8 +18,6 @@ from deepeprop_jax.reference.backpropagation import reverse_mode
 from tests.gradients import FLOAT64, assert_same_gradient
 from tests.zoo import cells, networks, problem
 
-pytestmark = pytest.mark.strict_promotion
-
 STEPS = 7
 FINITE_DIFFERENCES = 1e-6  # rounding of central differences with a step of 1e-5 in float64: 1e-11 / 1e-5
 

@@ -13,8 +13,6 @@ from deepeprop_jax.through_time import Flags
 from tests.gradients import FLOAT64, SAME, assert_same_gradient, relative_errors
 from tests.zoo import problem, start
 
-pytestmark = pytest.mark.strict_promotion
-
 STEPS = 20  # C = 3 gives six segments and a shorter one, C = 8 two and a shorter one
 FEW = ["linen_lstm", "lru", "alif_refractory", "gru_reset_before", "stack_3", "depth_4"]
 

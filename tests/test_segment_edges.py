@@ -86,6 +86,7 @@ def test_keys_beside_numbers_on_a_wire():
     check(network, {"u": inputs(), "key": jax.random.split(jax.random.key(1), (7, 2))})
 
 
+@pytest.mark.mixed_promotion
 @pytest.mark.parametrize("length", [64, 256])
 def test_bfloat16_parameters_remember_over_a_long_segment(length):
     """h = a h + w x with a = .99: the sum over 256 steps is kept in float32, so its length matters little."""

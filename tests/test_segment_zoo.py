@@ -7,7 +7,7 @@ import pytest
 from tests.test_segment import STEPS, check_equals_lattice, check_exact_inside
 from tests.zoo import cells, networks
 
-pytestmark = [pytest.mark.sweep, pytest.mark.strict_promotion]
+pytestmark = pytest.mark.sweep
 
 NETWORKS = list(networks())
 FLAT = [*cells(), *NETWORKS]

@@ -28,6 +28,7 @@ def file(tmp_path: Path) -> str:
     return f"--config={path}"
 
 
+@pytest.mark.mixed_promotion
 def test_what_a_file_leaves_out_has_its_default(file: str):
     config, _ = settings.read([file])
     common = import_module("configs.text").training().to_dict()
@@ -36,6 +37,7 @@ def test_what_a_file_leaves_out_has_its_default(file: str):
     assert settings.make(config).length == 4
 
 
+@pytest.mark.mixed_promotion
 def test_what_a_file_leaves_out_can_be_set(file: str, tmp_path: Path):
     text = tmp_path / "text.txt"
     text.write_text("abcdefgh " * 200)

@@ -19,6 +19,7 @@ def first(tree):
     return jax.tree.map(lambda leaf: leaf[0], tree)
 
 
+@pytest.mark.mixed_promotion
 def test_orbax_restores_the_state_bit_for_bit(tmp_path):
     """A run that is cut in two by a checkpoint ends exactly as one that is not, pending step included."""
     p = problem("stack_3_spiking")

@@ -13,8 +13,6 @@ from deepeprop_jax.reference import bptt, localised, stop_gradient_oracle
 from tests.gradients import FLOAT64, SAME, assert_same_gradient, relative_errors
 from tests.zoo import problem, start
 
-pytestmark = pytest.mark.strict_promotion
-
 EXACT, DEEP, OWN = {"exact": True}, {"exact": False}, {"exact": False, "hops": 0}
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("stack_3", "depth_4_between")]
 CASES = [

@@ -28,6 +28,7 @@ TINY = Sweep(
 )
 
 
+@pytest.mark.mixed_promotion
 def test_a_sweep_runs_what_is_missing_and_stores_all(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(SWEEPS, "tiny", TINY)
     monkeypatch.setattr(train, "commit", lambda: "aaa")
@@ -63,6 +64,7 @@ def test_a_refused_sweep_does_not_stop_the_others(tmp_path, monkeypatch):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.mixed_promotion
 @pytest.mark.usefixtures("recordings")
 @pytest.mark.parametrize("name", sorted(SWEEPS))
 def test_every_combination_of_every_sweep_is_accepted(name):

@@ -199,6 +199,7 @@ def test_recall_bits_are_fair_and_independent() -> None:
     assert np.abs((pattern[1:] * pattern[:-1]).mean(axis=1)).max() < bound
 
 
+@pytest.mark.mixed_promotion
 def test_guessing_and_knowing_in_recall_cost_what_is_stated() -> None:
     xs, targets = recall.sample(jax.random.key(0), 50)
 

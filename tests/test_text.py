@@ -27,6 +27,7 @@ def test_the_alphabet_is_that_of_the_training_part_by_frequency(corpus):
     assert corpus.held_out[-2:].tolist() == [2, 2]
 
 
+@pytest.mark.mixed_promotion
 def test_streams_go_on_from_batch_to_batch_and_round_at_the_end(corpus):
     batch, steps, stream = 4, 25, len(corpus.train) // 4
     seen, last_label = [], None
@@ -103,6 +104,7 @@ def test_a_network_reads_the_prompt_and_then_what_it_writes():
     assert {after("aa", 1, 1e3, seed) for seed in range(40)} == set("abcd")
 
 
+@pytest.mark.mixed_promotion
 def test_a_trained_network_writes_from_its_newest_checkpoint(tmp_path, capsys):
     folder = tmp_path / "run"
     (tmp_path / "regular.txt").write_text("abc" * 700)

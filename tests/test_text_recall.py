@@ -63,6 +63,7 @@ def test_keys_values_and_questions_are_drawn_fairly(sequences):
         assert abs((guess == labels).mean() - text_recall.CHANCE) < bound
 
 
+@pytest.mark.mixed_promotion
 def test_a_gap_longer_than_the_held_out_text_is_refused_before_training(tmp_path):
     (tmp_path / "short.txt").write_text("the quick brown fox jumps over the lazy dog " * 30)
     options = [f"--config.text_recall.path={tmp_path / 'short.txt'}", "--config.text_recall.size=20"]

@@ -244,6 +244,7 @@ def test_every_rule_can_be_chosen_on_every_task(rule: str, file) -> None:
     assert made.update_every == made.length
 
 
+@pytest.mark.mixed_promotion
 def test_online_updates_and_options_can_be_chosen() -> None:
     config = xor_count.get_config()
     config.update({"rule": "exact in segments", "segment_length": 5, "rank": 2, "update_every": 5})
@@ -308,6 +309,7 @@ def small_run(tmp_path: Path, monkeypatch) -> tuple[Callable[[str], int], Callab
     return lambda name: train.main([f"--config={file}", f"--workdir={tmp_path / name}"]), shared
 
 
+@pytest.mark.mixed_promotion
 def test_a_run_killed_at_any_write_goes_on_bit_for_bit(
     small_run: tuple[Callable[[str], int], Callable[[], Loop]], tmp_path: Path, monkeypatch, capsys
 ) -> None:

@@ -102,6 +102,7 @@ def test_export_for_cpu_cuda_and_tpu(name):
     assert exported.call(*leaves)[0].shape
 
 
+@pytest.mark.mixed_promotion
 def test_bfloat16_parameters_have_float32_traces():
     # Flax's orthogonal initialiser has no bfloat16.
     gru = functools.partial(nn.GRUCell, features=6, recurrent_kernel_init=nn.initializers.lecun_normal())

@@ -117,7 +117,7 @@ def gates_as_axis(p, h, x):
 
 
 def unstacked(p, h, x):
-    z = jnp.stack([h @ p["w"][:, :N], x @ p["u"][:, :N]]) * p["b"][:N]
+    z = jnp.stack([h @ p["w"][:, :N], x @ p["u"][:, :N]]) * p["b"][None, :N]
     return jnp.unstack(z + 1.0)
 
 

@@ -31,7 +31,7 @@ def test_losses_per_example_are_those_of_the_valid_ones(length):
             carry_t, y = jax.vmap(p.network.apply, (None, 0, 0))(params, carry, p.xs[t])
             held = jax.tree.map(lambda a, b: jnp.where(valid[t, :, None], a, b), carry_t, carry)
             target = jax.tree.map(lambda leaf: leaf[t], targets) | {"padding": 0.0}
-            return held, jnp.sum(valid[t] * losses(y, target))
+            return held, valid[t].astype(float) @ losses(y, target)
 
         return jax.lax.scan(step, p.carry, jnp.arange(12))[1].sum()
 

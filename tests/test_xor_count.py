@@ -48,6 +48,7 @@ def test_labels_follow_their_definition(sequences: tuple[np.ndarray, np.ndarray]
         assert labels[example] == (votes > 0)
 
 
+@pytest.mark.mixed_promotion
 def test_a_running_label_is_that_of_the_votes_so_far() -> None:
     xs, targets = sample(jax.random.key(0), 50, running=True)
     np.testing.assert_array_equal(xs, sample(jax.random.key(0), 50)[0])

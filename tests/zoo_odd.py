@@ -270,7 +270,9 @@ def _two_results() -> Cell:
     def init(key, x):
         draw = jax.random.split(key)
         shapes = {"W": (2, 3), "U": (3, 3)}
-        params = {name: 0.6 * jax.random.normal(k, s) for k, (name, s) in zip(draw, shapes.items(), strict=True)}
+        params = {
+            name: 0.6 * jax.random.normal(k, s, x.dtype) for k, (name, s) in zip(draw, shapes.items(), strict=True)
+        }
         return params, jnp.zeros((len(x), 3), x.dtype)
 
     def apply(p, h, x):

@@ -57,7 +57,7 @@ def sample(
     marks = jnp.full((pairs, batch), size)
     told = jnp.stack([marks, keys, values], axis=1).reshape(3 * pairs, batch)
     place = jax.random.randint(place_key, (batch,), 0, len(characters) - gap + 1)
-    between = characters[place + jnp.arange(gap)[:, None]]
+    between = characters[place[None] + jnp.arange(gap)[:, None]]
     asked = jax.random.randint(asked_key, (1, batch), 0, pairs)
     question = jnp.concatenate([marks[:1], jnp.take_along_axis(keys, asked, axis=0)])
     shown = jnp.concatenate([told, between, question])
