@@ -318,13 +318,3 @@ def check_segments(segment_length: int | None, within_segment: str) -> None:
             "within_segment='exact' needs a segment_length, because the gradient depends on it: longer segments come "
             "closer to BPTT."
         )
-
-
-def check_depth_hops(graph: Graph, hops: int | None, what: str) -> None:
-    """Segments of a ``stack(cell, depth=L)`` are built for all hops and for none."""
-    deep = [vertex.name for vertex in graph.nodes if vertex.depth is not None]
-    if deep and hops:
-        raise ValueError(
-            f"{what} with hops={hops} is not available for a stack(cell, depth=L); seen at node '{deep[0]}'. Take "
-            f"hops=None or hops=0, or write its layers out as stack(*[cell] * L)."
-        )

@@ -91,13 +91,18 @@ def _in_factors(plan: Plan, v: int) -> dict[int, int]:
     return {k: _local_columns(plan, k) for k in plan.sources(v) if k in direct}
 
 
+def _reached(plan: Plan, v: int) -> bool:
+    """Whether influences of nodes below, or between its own layers, arrive at node v's carry."""
+    passed_on = any(p == v for p, _ in plan.transmitted)
+    return bool(plan.sources(v)) or (plan.graph.nodes[v].depth is not None and (passed_on or plan.bands[v] > 0))
+
+
 def _multiply_adds(plan: Plan, v: int) -> int:
     node, depth = plan.nodes[v], plan.depth(v)
     forward = _program_multiply_adds(node)
     n, slots = node.carry.size, node.units.slots
     inputs, outputs = node.input.size, node.output.size
     arriving, upward, kept, _ = _widths(plan, v)
-    wanted = plan.wanted(v)
     recurrence = n if plan.full_jacobian(v) else slots  # multiply-adds per trace number
     total = 3 * forward  # forward, and both products of the reverse pass
     for block in plan.own[v]:
@@ -111,7 +116,7 @@ def _multiply_adds(plan: Plan, v: int) -> int:
         total += 4 * rank**2 * rows  # an orthonormal basis
         total += rank * sum(block.columns for block in layout.blocks)  # the gradient
     dense = any(block.kind == "dense" for block in plan.own[v])
-    if n and (dense or plan.full_jacobian(v) or wanted.input):
+    if n and (dense or plan.full_jacobian(v) or _reached(plan, v)):
         total += 2 * n * forward  # one VJP per carry component
     elif n:
         total += 2 * slots * forward

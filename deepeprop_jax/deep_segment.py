@@ -122,7 +122,9 @@ class DeepSegment:
         layers = (jnp.arange(self.depth), (self.params, self._inputs, self._runs, others))
         return lax.scan(with_layer, start, layers, self.depth, reverse=True)
 
-    def back(self, recurrence: str, output: Leaves, end: Any, sizes: dict[str, int], keep: str, hops: bool) -> DeepBack:
+    def back(
+        self, recurrence: str, output: Leaves, end: Any, sizes: dict[str, int], keep: str, climb: range
+    ) -> DeepBack:
         """Pull cotangents of the highest layer's output and of all last carries back through all layers and steps.
 
         Args:
@@ -131,8 +133,8 @@ class DeepSegment:
           end: a ``LayerEnd``, where nothing arrives from above; empty for zero.
           sizes: of the axes.
           keep: the axes that the parameters' cotangents keep, "" or "rb".
-          hops: whether what a layer hands down has gone through its time; else only what its output owes to its own
-            step, and ``recurrence`` is for its own parameters.
+          climb: the layers whose cotangents go down after they have gone through their time; the others hand down
+            only what their output owes to its own step, and ``recurrence`` is for their own parameters.
         """
         axes = "crb" if "r" in keep else "cb"
         kept_axes = axes[1:]
@@ -144,10 +146,15 @@ class DeepSegment:
             full = [broadcast(zero if x is None else x, axes, sizes).astype(zero.value.dtype) for x, zero in pairs]
             return vary_like(full, self._runs)
 
-        def body(dy: list[jax.Array], part: NodeSegment, end: list[jax.Array]) -> tuple[list[jax.Array], Any]:
+        def body(dy: list[jax.Array], part: NodeSegment, other: Any) -> tuple[list[jax.Array], Any]:
+            layer, end = other
             arrived: Leaves = [Lifted(leaf, axes) for leaf in dy]
             back = part.back(recurrence, arrived, [Lifted(leaf, "r") for leaf in end], sizes["r"])
-            below = back.input if hops else part.back("none", arrived, [], sizes["r"]).input
+            below = full(back.input)
+            if len(climb) < self.depth:
+                here = (layer >= climb.start) & (layer < climb.stop)
+                at_once = full(part.back("none", arrived, [], sizes["r"]).input)
+                below = [jnp.where(here, a, b) for a, b in zip(below, at_once, strict=True)] if climb else at_once
             pairs = zip(back.start, self.node.carry.shapes, strict=True) if back.start else ()
             start = [broadcast(Lifted(jnp.zeros(shape)) if x is None else x, kept_axes, sizes) for x, shape in pairs]
             found = part.parameters(back, keep, sizes)
@@ -157,13 +164,14 @@ class DeepSegment:
                 for x, shape in zip(found, shapes, strict=True)
             ]
             if not keep:
-                return full(below), (start, params, None)
+                return below, (start, params, None)
             nothing = jnp.zeros((sizes["r"], sizes["b"], 0))
             flat = [leaf.reshape(*leaf.shape[:2], -1) for leaf in params] or [nothing]
-            return full(below), (start, [], jnp.swapaxes(jnp.concatenate(flat, axis=-1), 0, 1))
+            return below, (start, [], jnp.swapaxes(jnp.concatenate(flat, axis=-1), 0, 1))
 
         leaves, top = (end.leaves, end.layer) if end else ([], None)
-        bottom, (start, params, rows) = self.over_layers(body, full(output), leaves, top)
+        others = (jnp.arange(self.depth), leaves)
+        bottom, (start, params, rows) = self.over_layers(body, full(output), others, top)
         return DeepBack(start, params, rows, [Lifted(leaf, axes) for leaf in bottom])
 
 

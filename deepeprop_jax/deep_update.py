@@ -13,13 +13,13 @@ from jax import lax
 
 from deepeprop_jax.deep_segment import DeepSegment, unit_vectors
 from deepeprop_jax.depth import DeepTraces, columns_of, put_pairs
-from deepeprop_jax.lattice import Traces
 from deepeprop_jax.node_segment import NodeSegment
 from deepeprop_jax.plan import Plan
-from deepeprop_jax.segment import Flow, Segment
+from deepeprop_jax.segment import Flow, Segment, groups
 from deepeprop_jax.segment_influence import influence, influence_of_layers
 from deepeprop_jax.segment_own import advance_local, advance_low_rank
 from deepeprop_jax.slots import split_block, stack_slots
+from deepeprop_jax.traces import Traces
 
 
 def update(segment: Segment, v: int, part: DeepSegment, traces: Traces) -> Traces:
@@ -73,7 +73,7 @@ class Wide(NamedTuple):
     Attributes:
       dense: by block, (L, batch, n, columns of the block): what each layer owes to itself.
       band: (pairs, batch, n, columns): to the layers below it.
-      across: by node below, (L, batch, n, columns of all its layers).
+      across: by node below, (kept layers, batch, n, columns of its kept layers).
     """
 
     dense: dict[int, jax.Array]
@@ -92,11 +92,14 @@ def _influences(segment: Segment, v: int, part: DeepSegment, traces: Traces, wid
         held = traces | {plan.name(v, k): trace for k, trace in wide.across.items()}
         if name in traces:
             held |= {name: DeepTraces(tuple(wide.dense.get(i, trace) for i, trace in enumerate(own)), wide.band)}
-        across = {k: influence(segment, flow, v, k, plan.trained[k], held) for k in wide.across}
-        across = {k: lax.dynamic_update_index_in_dim(wide.across[k], found, index, 0) for k, found in across.items()}
+        across = {
+            k: _with_row(plan, v, k, trace, influence(segment, flow, v, k, plan.trained[k], held), index)
+            for k, trace in wide.across.items()
+        }
         dense, band = wide.dense, wide.band
         if dense or band is not None:
-            inside = influence_of_layers(segment, flow, v, held, index)
+            (group,) = groups(plan, v, v)
+            inside = influence_of_layers(segment, flow, v, held, group.kept, index)
             itself = lax.dynamic_index_in_dim(inside, index, keepdims=False)
             found = {i: columns_of(part.node, plan.own[v][i].leaves, itself, plan.trained[v]) for i in dense}
             dense = {i: lax.dynamic_update_index_in_dim(dense[i], columns, index, 0) for i, columns in found.items()}
@@ -105,3 +108,16 @@ def _influences(segment: Segment, v: int, part: DeepSegment, traces: Traces, wid
         return Wide(dense, band, across), None
 
     return lax.scan(layer, wide, jnp.arange(part.depth), reverse=True)[0]
+
+
+def _with_row(plan: Plan, v: int, k: int, trace: jax.Array, row: jax.Array, index: jax.Array) -> jax.Array:
+    """An influence across nodes with what layer ``index`` of v owes to k, where that is within the hops."""
+    pair = plan.pairs[v, k]
+    if pair.layers == plan.depth(v) and pair.mask is None:
+        return lax.dynamic_update_index_in_dim(trace, row, index, 0)
+    place = jnp.minimum(index, pair.layers - 1)
+    if pair.mask is not None:
+        inside = jnp.repeat(jnp.asarray(pair.mask)[place], plan.columns[k], total_repeat_length=pair.columns)
+        row = jnp.where(inside, row, 0)
+    row = jnp.where(index < pair.layers, row, lax.dynamic_index_in_dim(trace, place, keepdims=False))
+    return lax.dynamic_update_index_in_dim(trace, row, place, 0)

@@ -11,7 +11,6 @@ import numpy as np
 from deepeprop_jax.cell import Graph, PyTree, Vertex, Wire, connect, parents, select
 from deepeprop_jax.checks import warn_of_integers
 from deepeprop_jax.jaxprs import check_custom_rules, context
-from deepeprop_jax.layer import Wanted
 from deepeprop_jax.low_rank import Layout, layout_of
 from deepeprop_jax.node import Node, analyse_node
 from deepeprop_jax.real import RealView, float32_or_wider, shape_and_dtype
@@ -86,21 +85,6 @@ class Plan(NamedTuple):
     def sources(self, v: int) -> list[int]:
         """Nodes below v whose influence arrives at v: kept there, or passed on."""
         return [k for k in range(v) if (v, k) in self.pairs or (v, k) in self.transmitted]
-
-    def wanted(self, v: int) -> Wanted:
-        """Which partial derivatives of node v the traces need."""
-        sources = bool(self.sources(v))
-        passed_on = {k for p, k in self.transmitted if p == v}
-        # Inside a stack(cell, depth=L) influences also climb from layer to layer.
-        has_depth = self.graph.nodes[v].depth is not None
-        climbing = has_depth and (sources or v in passed_on or self.bands[v] > 0)
-        return Wanted(
-            own=self.own[v],
-            trained=self.trained[v],
-            input=sources or climbing,
-            output=bool(passed_on) or climbing,
-            own_output=v in passed_on or self.bands[v] > 0,
-        )
 
     def full_jacobian(self, v: int) -> bool:
         """Whether node v's recurrence enters in full: exact mode, where it is not element-wise."""

@@ -12,10 +12,12 @@ nodes pass on what their output owes to its own step.
 from __future__ import annotations
 
 import copy
+from collections.abc import Container
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from deepeprop_jax.cell import PyTree, assemble, connect, parents, select
 from deepeprop_jax.deep_segment import DeepBack, DeepSegment
@@ -127,6 +129,76 @@ class Segment:
         return {p: [Lifted(leaf, axes) for leaf in leaves] for p, leaves in found.items()}
 
 
+class Span(NamedTuple):
+    """Layers of a node, from ``low`` up to ``high``, that one included not; (0, 1) of a node without depth."""
+
+    node: int
+    low: int
+    high: int
+
+
+Kept = frozenset[Span]
+"""What a source sees through time: at most one span per node."""
+
+
+def everything(plan: Plan) -> Kept:
+    """All layers of all nodes."""
+    return frozenset(Span(v, 0, plan.depth(v)) for v in range(len(plan.nodes)))
+
+
+def within(kept: Kept, nodes: Container[int]) -> Kept:
+    """What of it lies in these nodes."""
+    return frozenset(span for span in kept if span.node in nodes)
+
+
+def nodes_of(kept: Kept) -> list[int]:
+    """In order."""
+    return sorted(span.node for span in kept)
+
+
+def kept_by(plan: Plan, k: int, layer: int | None = None) -> Kept:
+    """What source k sees through time; of a node with depth one ``layer``, or what any layer sees."""
+    if layer is None or plan.hops in (None, 0):
+        own = Span(k, 0, plan.depth(k))
+    else:
+        own = Span(k, layer, min(layer + plan.bands[k] + 1, plan.depth(k)))
+    spans = {own}
+    for (v, source), pair in plan.pairs.items():
+        if source == k:
+            mask = np.ones((pair.layers, pair.sources), bool) if pair.mask is None else pair.mask
+            place = -1 if layer is None else layer - plan.depth(k)
+            high = int(mask[:, place].sum()) if -place <= pair.sources else 0
+            spans |= {Span(v, 0, high)} if high else set()
+    return frozenset(spans)
+
+
+class Group(NamedTuple):
+    """Layers of a source that see the same through time; layer 0 of a node without depth."""
+
+    layers: list[int]
+    kept: Kept
+
+
+def groups(plan: Plan, k: int, v: int | None = None) -> list[Group]:
+    """The layers of source k, each in one group.
+
+    Args:
+      v: only what the rows of this node's carry have to know: where one of them is kept, so is all on the way from it
+        into k, and within both; layers whose influence on v is not kept may be in any group.
+    """
+    if plan.hops in (None, 0) or plan.depth(k) == 1 or v == k:
+        return [Group(list(range(plan.depth(k))), kept_by(plan, k))]
+    found: dict[Kept, list[int]] = {}
+    for layer in range(plan.depth(k)):
+        kept = kept_by(plan, k, layer)
+        if v is not None:
+            if v not in nodes_of(kept):
+                continue
+            kept = within(kept, set(range(v)) - {k}) | {Span(node, 0, plan.depth(node)) for node in {k, v}}
+        found.setdefault(kept, []).append(layer)
+    return [Group(layers, kept) for kept, layers in found.items()]
+
+
 Arrived = Back | DeepBack | None
 """What a flow finds in a node; None where nothing arrives."""
 
@@ -155,7 +227,7 @@ class Flow:
         self.end = end
         graph = self.plan.graph
         self._seeds = segment.distribute(graph.output, self.plan.output, outputs, self.sizes) if outputs else {}
-        self._found: dict[tuple[int, frozenset[int]], tuple[Arrived, dict[int, Leaves]]] = {}
+        self._found: dict[tuple[int, Kept], tuple[Arrived, dict[int, Leaves]]] = {}
         self.children: dict[int, list[int]] = {v: [] for v in range(len(graph.nodes))}
         self.above: list[frozenset[int]] = []
         for v, vertex in enumerate(graph.nodes):
@@ -165,20 +237,21 @@ class Flow:
             self.above.append(frozenset({v}.union(*(self.above[len(graph.nodes) - 1 - c] for c in self.children[v]))))
         self.above.reverse()
 
-    def through(self, v: int, kept: frozenset[int]) -> Arrived:
-        """What arrives in node v, and leaves it, where only nodes in ``kept`` pass cotangents on through time."""
-        reached = kept if self.end is None else kept & frozenset(range(self.end[0] + 1))
-        return self._through(v, reached & self.above[v])[0]
+    def through(self, v: int, kept: Kept) -> Arrived:
+        """What arrives in node v, and leaves it, where only what is in ``kept`` passes cotangents on through time."""
+        reached = kept if self.end is None else within(kept, range(self.end[0] + 1))
+        return self._through(v, reached)[0]
 
-    def _through(self, v: int, kept: frozenset[int]) -> tuple[Arrived, dict[int, Leaves]]:
+    def _through(self, v: int, kept: Kept) -> tuple[Arrived, dict[int, Leaves]]:
+        kept = within(kept, self.above[v])
         if (v, kept) not in self._found:
             self._found[v, kept] = self._compute(v, kept)
         return self._found[v, kept]
 
-    def _compute(self, v: int, kept: frozenset[int]) -> tuple[Arrived, dict[int, Leaves]]:
+    def _compute(self, v: int, kept: Kept) -> tuple[Arrived, dict[int, Leaves]]:
         dy: Leaves = list(self._seeds.get(v, []))
         for w in self.children[v]:
-            part = self._through(w, kept & self.above[w])[1].get(v, [])
+            part = self._through(w, kept)[1].get(v, [])
             dy = [add(a, b) for a, b in zip(dy, part, strict=True)] if dy and part else dy or list(part)
         end = self.end[1] if self.end is not None and self.end[0] == v else []
         if not end and all(d is None for d in dy):
@@ -189,8 +262,8 @@ class Flow:
         upto = "input" if wanted else "carry"
         back: Back | DeepBack
         if isinstance(node, DeepSegment):
-            keep, climbing = "" if self.end is None else "rb", self.exact or self.plan.hops != 0
-            back = node.back(recurrence, dy, end, self.sizes, keep, climbing or recurrence == "none")
+            keep = "" if self.end is None else "rb"
+            back = node.back(recurrence, dy, end, self.sizes, keep, self._climb(v, kept))
         elif recurrence == "local" and end:
             back = back_units(node, upto)
         else:
@@ -198,18 +271,20 @@ class Flow:
         below = self.segment.distribute(vertex.wire, self.plan.nodes[v].input, back.input, self.sizes) if wanted else {}
         return back, below
 
-    def recurrence(self, v: int, kept: frozenset[int]) -> str:
+    def _climb(self, v: int, kept: Kept) -> range:
+        """See ``DeepSegment.back``."""
+        seen = [span for span in kept if span.node == v]
+        if self.exact or self.plan.hops is None or not seen:
+            return range(self.plan.depth(v))
+        return range(seen[0].low, seen[0].high) if self.plan.hops else range(0)
+
+    def recurrence(self, v: int, kept: Kept) -> str:
         """How a carry's cotangent of node v goes back in time, see ``NodeSegment.back``."""
         if self.exact:
             return "full"
-        if v not in kept:
+        if v not in nodes_of(kept):
             return "none"
         return "full" if self.plan.full_jacobian(v) else "local"
-
-
-def kept_by(plan: Plan, k: int) -> frozenset[int]:
-    """The nodes that source k sees through time."""
-    return frozenset({k} | {v for v, source in plan.pairs if source == k})
 
 
 def start_of(segment: Segment, p: int, back: Back | DeepBack, axes: str, sizes: dict[str, int]) -> jax.Array:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from deepeprop_jax import depth as deep
-from deepeprop_jax import lattice, low_rank, segment_joint
+from deepeprop_jax import low_rank, segment_joint
 from deepeprop_jax.cell import PyTree
 from deepeprop_jax.deep_segment import DeepBack
-from deepeprop_jax.lattice import Traces
 from deepeprop_jax.lifted import Lifted
 from deepeprop_jax.node import to_grid
 from deepeprop_jax.node_segment import Back, NodeSegment
 from deepeprop_jax.plan import Plan
-from deepeprop_jax.segment import Flow, Segment, kept_by, start_of
+from deepeprop_jax.segment import Flow, Kept, Segment, everything, groups, kept_by, nodes_of, start_of
 from deepeprop_jax.slots import contract_slots, over_leaf
 from deepeprop_jax.through_time import Leaves
 from deepeprop_jax.trace import add_columns, contract
+from deepeprop_jax.traces import Traces, cross_gradient
 
 
 def gradient(segment: Segment, traces: Traces, dy: PyTree, exact: bool) -> list[list[jax.Array]]:
@@ -34,35 +35,45 @@ def gradient(segment: Segment, traces: Traces, dy: PyTree, exact: bool) -> list[
     plan = segment.plan
     leaves: Leaves = [Lifted(leaf, "cb") for leaf in plan.output.split_cotangent(dy)]
     flow = Flow(segment, leaves, exact=exact)
-    everything = frozenset(range(len(plan.nodes)))
     found = []
-    for k, node in enumerate(plan.nodes):
-        kept = kept_by(plan, k)
-        seen = everything if exact else kept
-        back = flow.through(k, seen)
-        zeros = [jnp.zeros(shape, plan.dtype) for shape in plan.leaf_shapes(k)]
-        if back is None or not plan.trained[k]:
-            found.append(zeros)
+    for k in range(len(plan.nodes)):
+        if exact:  # all layers of a source see the same
+            found.append(_of_source(segment, flow, k, everything(plan), traces))
             continue
-        grads = _inside(segment, k, back, zeros, flow.sizes)
-        columns = jnp.zeros((plan.depth(k), plan.columns[k]), plan.dtype)
-        for v in sorted(kept):
-            through = flow.through(v, seen)
-            known = plan.name(v, k) in traces or (v == k and plan.low_rank[k] is not None)
-            if not known or through is None or not through.start:
-                continue
-            start = start_of(segment, v, through, "b", flow.sizes)
-            if v != k:
-                columns = columns + lattice.cross_gradient(plan, v, k, start, traces)
-            elif plan.graph.nodes[k].depth is None:
-                _add_own(plan, k, start, traces, grads)
-            else:
-                columns = columns + deep.own_gradient(plan, k, start, traces)
-        if segment_joint.name_of(plan, k) in traces:
-            columns = columns + segment_joint.gradient(segment, flow, k, exact, traces)[None]
-        add_columns(node.params, grads, plan.trained[k], columns)
-        found.append([grad if i in plan.trained[k] else zeros[i] for i, grad in enumerate(grads)])
+        parts = [(layers, _of_source(segment, flow, k, kept, traces)) for layers, kept in groups(plan, k)]
+        if len(parts) == 1:
+            found.append(parts[0][1])
+        else:
+            by_leaf = zip(*([leaf[np.array(layers)] for leaf in part] for layers, part in parts), strict=True)
+            found.append([jnp.concatenate(leaf) for leaf in by_leaf])
     return found
+
+
+def _of_source(segment: Segment, flow: Flow, k: int, seen: Kept, traces: Traces) -> list[jax.Array]:
+    """The gradient of node k, where its parameters see ``seen`` through time."""
+    plan = segment.plan
+    back = flow.through(k, seen)
+    zeros = [jnp.zeros(shape, plan.dtype) for shape in plan.leaf_shapes(k)]
+    if back is None or not plan.trained[k]:
+        return zeros
+    grads = _inside(segment, k, back, zeros, flow.sizes)
+    columns = jnp.zeros((plan.depth(k), plan.columns[k]), plan.dtype)
+    for v in nodes_of(kept_by(plan, k)):
+        through = flow.through(v, seen)
+        known = plan.name(v, k) in traces or (v == k and plan.low_rank[k] is not None)
+        if not known or through is None or not through.start:
+            continue
+        start = start_of(segment, v, through, "b", flow.sizes)
+        if v != k:
+            columns = columns + cross_gradient(plan, v, k, start, traces)
+        elif plan.graph.nodes[k].depth is None:
+            _add_own(plan, k, start, traces, grads)
+        else:
+            columns = columns + deep.own_gradient(plan, k, start, traces)
+    if segment_joint.name_of(plan, k) in traces:
+        columns = columns + segment_joint.gradient(segment, flow, k, flow.exact, traces)[None]
+    add_columns(plan.nodes[k].params, grads, plan.trained[k], columns)
+    return [grad if i in plan.trained[k] else zeros[i] for i, grad in enumerate(grads)]
 
 
 def _inside(

@@ -11,35 +11,41 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from deepeprop_jax import depth as deep
-from deepeprop_jax import lattice, low_rank
+from deepeprop_jax import low_rank
 from deepeprop_jax.deep_segment import DeepBack
-from deepeprop_jax.lattice import Traces
 from deepeprop_jax.lifted import Lifted, broadcast
 from deepeprop_jax.node_segment import Back, NodeSegment
 from deepeprop_jax.plan import Plan
-from deepeprop_jax.segment import Flow, Segment, kept_by, start_of
+from deepeprop_jax.segment import Flow, Kept, Segment, groups, kept_by, nodes_of, start_of
 from deepeprop_jax.segment_own import recurrence
 from deepeprop_jax.slots import stack_slots
 from deepeprop_jax.trace import Block, advance, push
+from deepeprop_jax.traces import Traces, cross_gradient
 
 
 def influence(segment: Segment, flow: Flow, v: int, k: int, leaves: tuple[int, ...], traces: Traces) -> jax.Array:
     """Rows of node v (of one of its layers), columns of node k's ``leaves``: (batch, n_v, columns).
 
-    Where k has depth, ``leaves`` are all that are trained, and the columns those of all layers, one after the other.
+    Where k has depth, ``leaves`` are all that are trained, and the columns those of the kept layers, one after the
+    other.
 
     Args:
       flow: from unit vectors on v's last carry.
     """
-    if segment.plan.graph.nodes[k].depth is not None:
-        total = influence_of_layers(segment, flow, k, traces)
-        return jnp.moveaxis(total, 0, 2).reshape(*total.shape[1:3], -1)
-    plan, sizes, kept = segment.plan, flow.sizes, kept_by(segment.plan, k)
-    total = _inside(segment, flow, k, leaves)
-    for p in sorted(kept):
+    plan, sizes = segment.plan, flow.sizes
+    if plan.graph.nodes[k].depth is not None:
+        parts = [(layers, influence_of_layers(segment, flow, k, traces, kept)) for layers, kept in groups(plan, k, v)]
+        total = jnp.zeros_like(parts[0][1])
+        for layers, part in parts:
+            total = part if len(parts) == 1 else total.at[np.array(layers)].set(part[np.array(layers)])
+        return jnp.moveaxis(total[plan.depth(k) - plan.pairs[v, k].sources :], 0, 2).reshape(*total.shape[1:3], -1)
+    kept = kept_by(plan, k)
+    total = _inside(segment, flow, k, leaves, kept)
+    for p in nodes_of(kept):
         through = flow.through(p, kept) if p <= v else None
         known = plan.name(p, k) in traces or (p == k and plan.low_rank[k] is not None)
         if not known or through is None or not through.start:
@@ -63,20 +69,21 @@ def influence(segment: Segment, flow: Flow, v: int, k: int, leaves: tuple[int, .
 
 
 def influence_of_layers(
-    segment: Segment, flow: Flow, k: int, traces: Traces, top: jax.Array | None = None
+    segment: Segment, flow: Flow, k: int, traces: Traces, kept: Kept, top: jax.Array | None = None
 ) -> jax.Array:
     """The same of all trained parameters of a node k with depth, layer by layer: (L, batch, rows, columns).
 
     Args:
+      kept: what the layers see through time.
       top: the highest layer of k that the rows may owe anything to; None for all.
     """
-    plan, sizes, kept, name = segment.plan, flow.sizes, kept_by(segment.plan, k), segment.plan.name(k, k)
+    plan, sizes, name = segment.plan, flow.sizes, segment.plan.name(k, k)
     back = flow.through(k, kept)
     total = jnp.zeros((plan.depth(k), sizes["b"], sizes["r"], plan.columns[k]), plan.dtype)
     if isinstance(back, DeepBack) and back.rows is not None:
         every = tuple(range(len(plan.nodes[k].params.sizes)))
         total = deep.columns_of(plan.nodes[k], plan.trained[k], back.rows, every).astype(plan.dtype)
-    for p in sorted(kept):
+    for p in nodes_of(kept):
         through = flow.through(p, kept)
         known = plan.name(p, k) in traces or (p == k and plan.low_rank[k] is not None)
         if not known or through is None or not through.start:
@@ -116,9 +123,9 @@ def _add_own_of_layers(
     return lax.scan(layer, total, (jnp.arange(total.shape[0]), start, held))[0]
 
 
-def _inside(segment: Segment, flow: Flow, k: int, leaves: tuple[int, ...]) -> jax.Array:
+def _inside(segment: Segment, flow: Flow, k: int, leaves: tuple[int, ...], kept: Kept) -> jax.Array:
     """What the segment's own steps add, (batch, rows, columns)."""
-    plan, sizes, back = segment.plan, flow.sizes, flow.through(k, kept_by(segment.plan, k))
+    plan, sizes, back = segment.plan, flow.sizes, flow.through(k, kept)
     view, part = plan.nodes[k].params, segment.nodes[k]
     if not isinstance(back, Back) or not isinstance(part, NodeSegment):
         return jnp.zeros((sizes["b"], sizes["r"], sum(view.sizes[i] for i in leaves)), plan.dtype)
@@ -177,7 +184,7 @@ def _by_example(plan: Plan, p: int, k: int, start: jax.Array, traces: Traces) ->
     def row(start: jax.Array, held: Traces) -> jax.Array:
         start, held = jax.tree.map(lambda leaf: jnp.expand_dims(leaf, example), (start, held))
         own = deep.own_gradient if p == k else None
-        return lattice.cross_gradient(plan, p, k, start, held) if own is None else own(plan, k, start, held)
+        return cross_gradient(plan, p, k, start, held) if own is None else own(plan, k, start, held)
 
     rows = jax.vmap(row, (example, None), 1)
     return jax.vmap(rows, (example + 1, example), 1)(start, held)

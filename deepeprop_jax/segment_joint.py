@@ -19,15 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepeprop_jax.cell import parents
-from deepeprop_jax.lattice import Traces
 from deepeprop_jax.lifted import Lifted, add, broadcast
 from deepeprop_jax.node_segment import Back, NodeSegment
 from deepeprop_jax.plan import Plan
-from deepeprop_jax.segment import Flow, Segment, kept_by, start_of
+from deepeprop_jax.segment import Flow, Kept, Segment, everything, kept_by, nodes_of, start_of, within
 from deepeprop_jax.segment_influence import own_columns, rows_of
 from deepeprop_jax.segment_ladder import Ladder, climb_down, ladders
 from deepeprop_jax.through_time import Leaves
 from deepeprop_jax.trace import push
+from deepeprop_jax.traces import Traces
 from deepeprop_jax.unit_rows import back_units
 
 _ROOM = 2**16
@@ -106,7 +106,7 @@ def unpack(plan: Plan, traces: Traces) -> Traces:
 def gradient(segment: Segment, flow: Flow, k: int, exact: bool, traces: Traces) -> jax.Array:
     """``sum over v of lambda^v_0 . S^{v,k}_start``, (columns of k,)."""
     plan, starts = segment.plan, []
-    seen = frozenset(range(len(plan.nodes))) if exact else kept_by(plan, _like(plan, k))
+    seen = everything(plan) if exact else kept_by(plan, _like(plan, k))
     for v in rows_of_source(plan, k):
         back = flow.through(v, seen)
         if back is None or not back.start:
@@ -155,11 +155,11 @@ class JointFlow(Flow):
         self.ladder_of = ladder_of(self.plan)
         self._down: dict[tuple[int, ...], Ladder] = {}
         self._targets = frozenset(v for v, _ in self.plan.pairs)
-        self._joint: dict[tuple[int, frozenset[int]], tuple[Back | None, dict[int, Leaves]]] = {}
+        self._joint: dict[tuple[int, Kept], tuple[Back | None, dict[int, Leaves]]] = {}
 
-    def rows(self, p: int, kept: frozenset[int]) -> tuple[Back | None, tuple[int, ...]]:
+    def rows(self, p: int, kept: Kept) -> tuple[Back | None, tuple[int, ...]]:
         """What arrives in node p where only nodes in ``kept`` pass cotangents on in time, and whose rows it has."""
-        kept = kept & self.above[p]
+        kept = within(kept, self.above[p])
         return self._pulled(p, kept)[0], self._whose(kept)
 
     def sizes_of(self, nodes: Sequence[int]) -> dict[str, int]:
@@ -195,10 +195,10 @@ class JointFlow(Flow):
     def _next(rows: tuple[int, ...], before: int, after: int) -> bool:
         return before not in rows or rows.index(after) == rows.index(before) + 1
 
-    def _whose(self, kept: frozenset[int]) -> tuple[int, ...]:
-        return tuple(sorted(kept & self._targets))
+    def _whose(self, kept: Kept) -> tuple[int, ...]:
+        return tuple(nodes_of(within(kept, self._targets)))
 
-    def _pulled(self, p: int, kept: frozenset[int]) -> tuple[Back | None, dict[int, Leaves]]:
+    def _pulled(self, p: int, kept: Kept) -> tuple[Back | None, dict[int, Leaves]]:
         if (p, kept) not in self._joint:
             self._joint[p, kept] = self._pull(p, kept)
         return self._joint[p, kept]
@@ -206,23 +206,24 @@ class JointFlow(Flow):
     def ladder(self, p: int) -> Ladder:
         """What is found in the ladder that node p is part of."""
         nodes = self.ladder_of[p]
-        rows = self._whose(self.above[nodes[0]])
+        above = {p: within(everything(self.plan), self.above[p]) for p in (nodes[0], nodes[-1])}
+        rows = self._whose(above[nodes[0]])
         if nodes not in self._down:
-            dy = self._arriving(nodes[-1], self.above[nodes[-1]], rows)
+            dy = self._arriving(nodes[-1], above[nodes[-1]], rows)
             by_node = [self._unit_vectors(v, rows) for v in nodes]
             end = [jnp.stack([x.value for x in leaves if x is not None]) for leaves in zip(*by_node, strict=True)]
             self._down[nodes] = climb_down(self.segment, nodes, dy, end, self._traces, self.sizes_of(rows))
         return self._down[nodes]
 
-    def _arriving(self, p: int, kept: frozenset[int], rows: tuple[int, ...]) -> Leaves:
+    def _arriving(self, p: int, kept: Kept, rows: tuple[int, ...]) -> Leaves:
         dy: Leaves = []
         for w in self.children[p]:
-            there = kept & self.above[w]
+            there = within(kept, self.above[w])
             part = [self._as_rows(x, self._whose(there), rows) for x in self._pulled(w, there)[1].get(p, [])]
             dy = [add(a, b) for a, b in zip(dy, part, strict=True)] if dy and part else dy or part
         return dy
 
-    def _pull(self, p: int, kept: frozenset[int]) -> tuple[Back | None, dict[int, Leaves]]:
+    def _pull(self, p: int, kept: Kept) -> tuple[Back | None, dict[int, Leaves]]:
         rows = self._whose(kept)
         sizes = self.sizes_of(rows)
         if p in self.ladder_of:  # asked for by what is below the lowest
@@ -282,7 +283,7 @@ def _jacobian(
 ) -> jax.Array:
     """J^k, (batch, rows, rows); ``known`` holds those of other sources, which it may be the last part of."""
     plan, kept = segment.plan, kept_by(segment.plan, k)
-    key = tuple((p, kept & flow.above[p]) for p in wanted)
+    key = tuple((p, within(kept, flow.above[p])) for p in wanted)
     size = flow.sizes_of(wanted)["r"]
     for other, matrix in known.items():
         if other[len(other) - len(key) :] == key:

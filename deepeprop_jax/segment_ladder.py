@@ -11,7 +11,6 @@ from jax import lax
 from deepeprop_jax.cell import parents
 from deepeprop_jax.devices import vary_like
 from deepeprop_jax.forward_loop import with_inputs
-from deepeprop_jax.lattice import Traces
 from deepeprop_jax.lifted import Lifted, broadcast
 from deepeprop_jax.node_segment import NodeSegment
 from deepeprop_jax.plan import Plan
@@ -19,6 +18,7 @@ from deepeprop_jax.segment import Segment, vector
 from deepeprop_jax.segment_influence import own_columns, rows_of
 from deepeprop_jax.through_time import Leaves
 from deepeprop_jax.trace import push
+from deepeprop_jax.traces import Traces
 from deepeprop_jax.vjp_program import parameter_values
 
 _FEWEST = 3

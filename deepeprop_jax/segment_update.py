@@ -10,13 +10,13 @@ import jax.numpy as jnp
 
 from deepeprop_jax import deep_update, segment_joint
 from deepeprop_jax.deep_segment import DeepSegment
-from deepeprop_jax.lattice import Traces
 from deepeprop_jax.lifted import Lifted
 from deepeprop_jax.real import RealView
 from deepeprop_jax.segment import Flow, Segment
 from deepeprop_jax.segment_influence import influence
 from deepeprop_jax.segment_own import advance_local, advance_low_rank
 from deepeprop_jax.through_time import Leaves
+from deepeprop_jax.traces import Traces
 
 
 def update(segment: Segment, traces: Traces) -> Traces:

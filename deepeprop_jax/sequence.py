@@ -10,19 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepeprop_jax import checks, lattice, segment, segment_gradient, segment_joint, segment_update, slots
+from deepeprop_jax import checks, segment, segment_gradient, segment_joint, segment_update, slots
 from deepeprop_jax.cell import PyTree, assemble
 from deepeprop_jax.devices import vary_like
 from deepeprop_jax.plan import Plan
-from deepeprop_jax.real import select_examples
 from deepeprop_jax.through_time import Flags
+from deepeprop_jax.traces import Traces
 
 
 class Stream(NamedTuple):
     """What goes from one segment to the next."""
 
     carry: PyTree
-    traces: lattice.Traces
+    traces: Traces
 
 
 class Sequence(NamedTuple):
@@ -69,15 +69,13 @@ def make_sequence(
 
 
 class Length(NamedTuple):
-    """Steps per segment (None: the lattice, step by step), and why."""
+    """Steps per segment, and why."""
 
-    steps: int | None
+    steps: int
     reason: str
 
 
-def choose_length(
-    plan: Plan, batch: int, steps: int | None = None, asked: int | None = None, within: str = "eprop"
-) -> Length:
+def choose_length(plan: Plan, batch: int, steps: int | None = None) -> Length:
     """How long segments are.
 
     A segment costs one move of every trace, so a long one is cheap in time; it holds its own activations, and, for
@@ -85,20 +83,8 @@ def choose_length(
 
     Args:
       steps: length of the sequence, where it is known.
-      asked: as given by the user.
-      within: the user's ``within_segment``.
     """
-    if plan.hops and any(vertex.depth is not None for vertex in plan.graph.nodes):
-        return Length(
-            None,
-            f"a stack(cell, depth=L) with hops={plan.hops} runs step by step; in segments, and many times faster, "
-            f"written out as stack(*[cell] * L)",
-        )
     rows = [plan.nodes[v].carry.size for v in _with_dense_rows(plan)]
-    if asked == 1 and rows and within == "eprop" and plan.rank is None:
-        return Length(None, "segments of one step are the lattice, which moves dense rows faster")
-    if asked is not None:
-        return Length(asked, "as asked")
     if rows:
         widest = max(node.carry.size + node.input.size for node in plan.nodes)
         layers = max(plan.depth(v) for v in range(len(plan.nodes)))
@@ -187,34 +173,6 @@ def by_segments(
     aux = auxes[0] if len(auxes) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *auxes)
     traces = slots.join_slots(plan, segment_joint.unpack(plan, end.traces))
     return Result(loss, aux, grads, Stream(end.carry, traces))
-
-
-def by_steps(plan: Plan, params: PyTree, start: Stream, sequence: Sequence) -> Result:
-    """The recursion, one step of the lattice at a time."""
-    loss_and_dy = _loss_and_dy(sequence)
-
-    def body(sums: tuple[Stream, jax.Array, Any], inputs: Any) -> tuple[tuple[Stream, jax.Array, Any], PyTree]:
-        (carry_tm1, traces_tm1), loss, grads = sums
-        x, target, flags = inputs
-        if flags.resets is not None:
-            carry_tm1 = select_examples(flags.resets, sequence.initial_carry, carry_tm1)
-            nothing = jax.tree.map(jnp.zeros_like, traces_tm1)
-            traces_tm1 = lattice.select_examples(flags.resets, nothing, traces_tm1)
-        carry_t, y_t, moments = lattice.forward(plan, params, carry_tm1, x)
-        (value, aux), dy = loss_and_dy(y_t, target, flags.valid)
-        if flags.valid is not None:
-            dy = keep_examples(flags.valid, dy)
-        blocks = lattice.local_blocks(plan, moments)
-        found = lattice.gradient(plan, moments, blocks, traces_tm1, dy)
-        traces_t = lattice.update(plan, moments, blocks, traces_tm1)
-        if flags.valid is not None:
-            carry_t = select_examples(flags.valid, carry_t, carry_tm1)
-            traces_t = lattice.select_examples(flags.valid, traces_t, traces_tm1)
-        return (Stream(carry_t, traces_t), loss + value, jax.tree.map(jnp.add, grads, found)), aux
-
-    sums = (start, *vary_like((jnp.zeros((), sequence.loss_dtype), _zero_gradient(plan)), start))
-    (end, loss, grads), aux = lax.scan(body, sums, (sequence.xs, sequence.targets, sequence.flags))
-    return Result(loss, aux, grads, end)
 
 
 def _loss_and_dy(sequence: Sequence) -> Callable[..., tuple[tuple[jax.Array, PyTree], PyTree]]:

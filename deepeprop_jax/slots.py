@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepeprop_jax import thin
-from deepeprop_jax.lattice import Traces
 from deepeprop_jax.plan import Plan
 from deepeprop_jax.trace import Block, spread
+from deepeprop_jax.traces import Traces
 
 
 def split_slots(plan: Plan, traces: Traces) -> Traces:

@@ -21,7 +21,6 @@ from deepeprop_jax import segment as sg
 from deepeprop_jax import thin
 from deepeprop_jax.cell import PyTree
 from deepeprop_jax.jaxprs import is_variable
-from deepeprop_jax.lattice import Traces
 from deepeprop_jax.lifted import Lifted, broadcast
 from deepeprop_jax.node import to_grid
 from deepeprop_jax.node_segment import Back, NodeSegment
@@ -30,6 +29,7 @@ from deepeprop_jax.plan import Plan
 from deepeprop_jax.slots import WRITTEN_OUT
 from deepeprop_jax.through_time import Flags
 from deepeprop_jax.trace import Block, computed_once, fewest_parts, spread
+from deepeprop_jax.traces import Traces
 from deepeprop_jax.vjp_program import VjpProgram
 
 
@@ -55,7 +55,7 @@ class Factors(NamedTuple):
 def applies(plan: Plan) -> bool:
     """Whether a step's trace update is kept as factors: all traces are own ones, local and whole.
 
-    A step with dense rows or influences across nodes costs less on the lattice, which has their products only once.
+    What moves dense rows, or influences across nodes, is larger than the parameters that it follows from.
     """
     blocks = [block for own in plan.own for block in own]
     own_alone = plan.rank is None and not plan.pairs and all(vertex.depth is None for vertex in plan.graph.nodes)
@@ -104,7 +104,7 @@ def gradient(step: sg.Segment, traces: Traces, dy: PyTree) -> list[list[jax.Arra
     flow = sg.Flow(step, [Lifted(leaf[None], "cb") for leaf in plan.output.split_cotangent(dy)])
     found = []
     for k, node in enumerate(plan.nodes):
-        back = flow.through(k, frozenset({k}))
+        back = flow.through(k, sg.kept_by(plan, k))
         grads = [jnp.zeros(shape, plan.dtype) for shape in node.params.shapes]
         if isinstance(back, Back) and plan.trained[k]:
             inside = _node(step, k).parameters(back, "", sizes)

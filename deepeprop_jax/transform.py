@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from deepeprop_jax import checks, lattice, segment_gradient, segment_joint, segment_update, slots, stream
+from deepeprop_jax import checks, segment_gradient, segment_joint, segment_update, slots, stream
 from deepeprop_jax.cell import Cell, PyTree, graph_of, remade
 from deepeprop_jax.devices import summed_like, vary_alike, vary_like
 from deepeprop_jax.learner import (
@@ -33,12 +32,12 @@ from deepeprop_jax.sequence import (
     Stream,
     as_params,
     by_segments,
-    by_steps,
     choose_length,
     keep_examples,
     make_sequence,
 )
 from deepeprop_jax.sharded import over_batches
+from deepeprop_jax.traces import Traces, select_traces, trace_shapes
 
 
 def deep_eprop(
@@ -92,15 +91,13 @@ def deep_eprop(
     checks.check_options(exact, hops, rank)
     cell = as_cell(network)
     graph = graph_of(cell)
-    if rank is not None:
-        checks.check_depth_hops(graph, hops, f"rank={rank}")
     learner = learner_with(Planner(graph, exact, hops, trainable, rank), cell)
     return remade(learner, deep_eprop, cell, exact=exact, hops=hops, rank=rank, trainable=trainable)
 
 
 def learner_with(planner: Planner, cell: Cell) -> OnlineLearner:
     """The learner of a network whose plans are made by ``planner``."""
-    graph, hops, plan_of = planner.graph, planner.hops, planner.plan
+    graph, plan_of = planner.graph, planner.plan
 
     def plan_for(params: PyTree, state: LearnerState, x: PyTree) -> Plan:
         """The plan for a state, which is checked."""
@@ -108,7 +105,7 @@ def learner_with(planner: Planner, cell: Cell) -> OnlineLearner:
         checks.check_step_input(x, state.pending.x)
         plan = plan_of(params, state.carry, x)
         batch = checks.batch_size(state.carry, x)
-        checks.check_same(state.traces, lattice.trace_shapes(plan, batch), "the state's traces", checks.STATE_REMEDY)
+        checks.check_same(state.traces, trace_shapes(plan, batch), "the state's traces", checks.STATE_REMEDY)
         update = planner.pending_update(params, state.carry, x)
         checks.check_same(state.pending.update, update, "the state's pending update", checks.STATE_REMEDY)
         return plan
@@ -119,7 +116,7 @@ def learner_with(planner: Planner, cell: Cell) -> OnlineLearner:
         params, carry, x = vary_alike(given, carry, x)
         plan = plan_of(params, carry, x)
         batch = checks.batch_size(carry, x)
-        traces = jax.tree.map(lambda aval: jnp.zeros(aval.shape, aval.dtype), lattice.trace_shapes(plan, batch))
+        traces = jax.tree.map(lambda aval: jnp.zeros(aval.shape, aval.dtype), trace_shapes(plan, batch))
         update = _own_copy(given)
         if stream.applies(plan):
             factors = planner.pending_update(params, carry, x)
@@ -130,20 +127,15 @@ def learner_with(planner: Planner, cell: Cell) -> OnlineLearner:
     def run_step(plan: Plan, params: PyTree, carry: PyTree, x: PyTree) -> Segment:
         return stream.run_step(plan, planner.programs(params, carry, x), params, carry, x)
 
-    def flush(plan: Plan, state: LearnerState, once: bool = False) -> lattice.Traces:
+    def flush(plan: Plan, state: LearnerState, once: bool = False) -> Traces:
         """Apply the pending trace update; ``once`` before a sequence, traces may come as ``segment_joint.pack``'s."""
         carry, x, update, active = state.pending
         if stream.applies(plan):
             return stream.update(plan, active, update, state.traces)
         traces, together = state.traces, once and segment_joint.applies(plan, 1, active.shape[0])
-        if plan.rank is not None or together:
-            traces = segment_joint.pack(plan, traces) if together else traces
-            moved = segment_update.update(run_step(plan, update, carry, x), slots.split_slots(plan, traces))
-            moved = slots.join_slots(plan, moved)
-        else:
-            moments = lattice.forward(plan, update, carry, x)[2]
-            moved = lattice.update(plan, moments, lattice.local_blocks(plan, moments), traces)
-        return lattice.select_examples(active, moved, traces)
+        traces = segment_joint.pack(plan, traces) if together else traces
+        moved = segment_update.update(run_step(plan, update, carry, x), slots.split_slots(plan, traces))
+        return select_traces(active, slots.join_slots(plan, moved), traces)
 
     @documented_by(Step)
     def step(params: PyTree, state: LearnerState, x: PyTree) -> tuple[LearnerState, PyTree]:
@@ -151,15 +143,11 @@ def learner_with(planner: Planner, cell: Cell) -> OnlineLearner:
         params, state, x = vary_alike(given, state, x)
         plan = plan_for(params, state, x)
         traces = flush(plan, state)
-        if stream.applies(plan):
-            now = run_step(plan, params, state.carry, x)
-            carry_t, update, y_t = now.carry_end, stream.factors_of(now), _at_its_step(now.outputs)
-        else:
-            carry_t, y_t, _ = lattice.forward(plan, params, state.carry, x)
-            update = _own_copy(given)
+        now = run_step(plan, params, state.carry, x)
+        update = stream.factors_of(now) if stream.applies(plan) else _own_copy(given)
         pending = Pending(state.carry, _own_copy(x), update, jnp.ones_like(state.pending.active))
-        new = checks.next_state(LearnerState(carry_t, traces, pending, state.initial_carry), state)
-        return _vary(new, params), vary_like(y_t, params)
+        new = checks.next_state(LearnerState(now.carry_end, traces, pending, state.initial_carry), state)
+        return _vary(new, params), vary_like(_at_its_step(now.outputs), params)
 
     @documented_by(Gradient)
     def gradient(params: PyTree, state: LearnerState, dy: PyTree) -> PyTree:
@@ -169,19 +157,13 @@ def learner_with(planner: Planner, cell: Cell) -> OnlineLearner:
         carry, x, update, active = state.pending
         if not isinstance(active, jax.core.Tracer) and not active.any():
             raise ValueError("No step is pending in this state. Call learner.step first, then learner.gradient.")
+        now = run_step(plan, params if stream.applies(plan) else update, carry, x)
+        dy = keep_examples(active, checks.check_cotangent(dy, _at_its_step(now.outputs)))
         if stream.applies(plan):
-            now = run_step(plan, params, carry, x)
-            dy = keep_examples(active, checks.check_cotangent(dy, _at_its_step(now.outputs)))
             found = stream.gradient(now, state.traces, dy)
-        elif plan.rank is not None:
-            now = run_step(plan, update, carry, x)
-            dy = keep_examples(active, checks.check_cotangent(dy, _at_its_step(now.outputs)))
+        else:
             every = jax.tree.map(lambda leaf: leaf[None], dy)
             found = segment_gradient.gradient(now, slots.split_slots(plan, state.traces), every, exact=False)
-        else:
-            _, y, moments = lattice.forward(plan, update, carry, x)
-            dy = keep_examples(active, checks.check_cotangent(dy, y))
-            found = lattice.gradient(plan, moments, lattice.local_blocks(plan, moments), state.traces, dy)
         found = [[jnp.where(active.any(), leaf, jnp.nan) for leaf in leaves] for leaves in found]
         return summed_like(as_params(plan, found), given)
 
@@ -206,18 +188,11 @@ def learner_with(planner: Planner, cell: Cell) -> OnlineLearner:
             x = jax.tree.map(lambda leaf: leaf[0], xs)
             plan = plan_for(params, state, x)
             sequence = make_sequence(plan, loss_fn, has_aux, state.initial_carry, xs, targets, resets, valid)
-            if within_segment == "exact":
-                checks.check_depth_hops(graph, hops, "within_segment='exact'")
             batch = checks.batch_size(state.carry, x)
-            length, reason = choose_length(plan, batch, steps, segment_length, within_segment)
-            if length is None and plan.hops:
-                warnings.warn(f"The gradient is not taken in segments: {reason}.", stacklevel=2)
-            start = Stream(state.carry, flush(plan, state, once=length is not None))
-            if length is None:
-                result = by_steps(plan, params, start, sequence)
-            else:
-                programs = planner.programs(params, state.carry, x)
-                result = by_segments(plan, programs, params, start, sequence, length, within_segment == "exact")
+            length = segment_length or choose_length(plan, batch, steps).steps
+            start = Stream(state.carry, flush(plan, state, once=True))
+            programs = planner.programs(params, state.carry, x)
+            result = by_segments(plan, programs, params, start, sequence, length, within_segment == "exact")
             pending = state.pending._replace(active=jnp.zeros_like(state.pending.active), update=update)
             end = LearnerState(result.end.carry, result.end.traces, pending, state.initial_carry)
             loss = (result.loss, result.aux) if has_aux else result.loss
@@ -233,7 +208,7 @@ def learner_with(planner: Planner, cell: Cell) -> OnlineLearner:
         where = checks.check_flags(where, state.pending.active.shape, "where")
         update = state.pending.update
         state, where = vary_alike(state, where)
-        traces = lattice.select_examples(where, jax.tree.map(jnp.zeros_like, state.traces), state.traces)
+        traces = select_traces(where, jax.tree.map(jnp.zeros_like, state.traces), state.traces)
         # ``gradient`` gives such an example zero, but zero times a number that is not finite would be none.
         carry = select_examples(where, state.initial_carry, state.pending.carry)
         x = select_examples(where, jax.tree.map(_finite, state.pending.x), state.pending.x)

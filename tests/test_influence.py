@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from deepeprop_jax.influence import Influence, Product, add_leaves
 
 from deepeprop_jax import Cell, deep_eprop
-from deepeprop_jax.influence import Influence, Product, add_leaves
 from deepeprop_jax.trace import Block, computed_once, joint
 
 BATCH = 2
