@@ -142,7 +142,7 @@ class ValueAndGrad(Protocol):
             ``-> (loss, aux)``. The loss is a real scalar, or one number per example, (batch,): those are summed, over
             the examples that are ``valid``.
           segment_length: C, steps per segment; the last one may be shorter. None chooses it from the analysis (with
-            "exact" it must be given); a ``stack(cell, depth=L)`` with ``hops`` of one or more runs step by step.
+            "exact" it must be given).
           within_segment: "eprop" or "exact".
           has_aux: whether loss_fn returns an auxiliary output.
 
@@ -192,8 +192,7 @@ class RunSequence(Protocol):
 
         Raises:
           TypeError: no state; a leaf of params or xs that is neither an array nor a number.
-          ValueError: shapes that do not fit; a loss that is neither a real scalar nor one per example; "exact" with a
-            ``stack(cell, depth=L)`` and ``hops`` >= 1.
+          ValueError: shapes that do not fit; a loss that is neither a real scalar nor one per example.
         """
         ...
 

@@ -71,7 +71,7 @@ def is_weak(leaf):
 @pytest.mark.parametrize(
     ("layers", "length", "mode"),
     [(1, 2, {"hops": 0}), (2, 1, {}), (1, 3, {"exact": True}), (1, 2, {"rank": 1})],
-    ids=["factors", "lattice", "exact", "rank"],
+    ids=["factors", "across nodes", "exact", "rank"],
 )
 def test_weakly_typed_leaves_compile_once(layers, length, mode):
     """From the first call on, the state that goes in has the type of the one that comes out."""

@@ -51,6 +51,7 @@ def run_both(name: str, hops: int | None, flags: Flags, rank: int = FULL, change
         ("alif_refractory", 0, "none"),
         ("lru", 0, "none"),
         ("depth_4", None, "random"),
+        ("depth_4", 1, "random"),
         pytest.param("depth_4_below_recurrent", None, "random", marks=pytest.mark.slow),
         pytest.param("stack_3", None, "random", marks=pytest.mark.slow),
     ],
@@ -234,8 +235,3 @@ def test_compare_to_bptt_shows_what_the_trace_has_lost():
 def test_rank_is_checked(rank, error, message):
     with pytest.raises(error, match=message):
         deep_eprop(nn.GRUCell(features=2), rank=rank)
-
-
-def test_rank_with_depth_and_few_hops_is_refused():
-    with pytest.raises(ValueError, match=r"rank=2 with hops=1 is not available for a stack\(cell, depth=L\)"):
-        deep_eprop(stack(nn.GRUCell(features=2), depth=3), rank=2, hops=1)

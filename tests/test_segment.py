@@ -1,4 +1,4 @@
-"""Segments of C steps give the gradient and the traces of the lattice; exact inside, those of its own oracle."""
+"""Segments of any length give the gradient of the recursion, and leave equal traces."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from deepeprop_jax import deep_eprop, hoisted_bptt
-from deepeprop_jax.reference import bptt, segment_oracle
-from deepeprop_jax.sequence import Sequence, Stream, as_params, by_steps
+from deepeprop_jax.reference import bptt, segment_oracle, stop_gradient_oracle
 from deepeprop_jax.through_time import Flags
 from tests.gradients import FLOAT64, SAME, assert_same_gradient, relative_errors
 from tests.zoo import problem, start
@@ -32,46 +31,46 @@ def flags_of(kind: str) -> Flags:
     return Flags(resets, jax.random.bernoulli(keys[1], 0.7, (STEPS, 3)).at[(2, 7, 19), (0, 1, 2)].set(False))
 
 
-def check_equals_lattice(
-    name: str, exact: bool, hops: int | None, lengths: tuple[int, ...], kind: str = "none"
-) -> None:
+def check_segments(name: str, exact: bool, hops: int | None, lengths: tuple[int, ...], kind: str = "none") -> None:
+    """Against reverse mode through stop_gradient, which knows of no traces; those that are left agree."""
     p, learner, state = setup(name, exact, hops)
-    plan = learner.plan(p.params, p.carry, jax.tree.map(lambda leaf: leaf[0], p.xs))
-    flags = flags_of(kind)
-
-    def lattice(params, carry, xs, targets):
-        sequence = Sequence(p.loss_fn, False, carry, xs, targets, flags, jnp.dtype(jnp.float64))
-        result = by_steps(plan, params, Stream(carry, state.traces), sequence)
-        return result.loss, result.end, as_params(plan, result.grads)
-
-    loss, end, grads = jax.jit(lattice)(p.params, p.carry, p.xs, p.targets)
+    flags, ends = flags_of(kind), []
+    oracle = stop_gradient_oracle(p.network, p.loss_fn, p.pairs, localise=not exact, hops=hops)
+    (loss, carry), grads = jax.jit(oracle)(p.params, p.carry, p.xs, p.targets, flags.resets, flags.valid)
     for length in lengths:
         run = jax.jit(learner.value_and_grad(p.loss_fn, segment_length=length))
         (seen_loss, seen), seen_grads = run(p.params, state, p.xs, p.targets, flags.resets, flags.valid)
         where = f"{name}, exact={exact}, hops={hops}, C={length}"
         assert jnp.allclose(seen_loss, loss, rtol=FLOAT64), where
         assert_same_gradient(seen_grads, grads, FLOAT64, where)
-        assert_same_gradient((seen.carry, seen.traces), (end.carry, end.traces), FLOAT64, where)
+        assert_same_gradient(seen.carry, carry, FLOAT64, where)
+        ends.append(seen.traces)
+        assert_same_gradient(seen.traces, ends[0], FLOAT64, where)
 
 
 @pytest.mark.parametrize("name", FEW)
-def test_segments_equal_the_lattice(name):
-    check_equals_lattice(name, False, None, (3,))
+def test_segments_of_any_length(name):
+    check_segments(name, False, None, (1, 3))
 
 
 @pytest.mark.parametrize(("exact", "hops"), [(False, 0), (False, 1), (True, None), (True, 0)])
-def test_segments_equal_the_lattice_in_every_mode(exact, hops):
-    check_equals_lattice("graph_skip", exact, hops, (8,))
+def test_segments_in_every_mode(exact, hops):
+    check_segments("graph_skip", exact, hops, (8,))
 
 
-@pytest.mark.parametrize(("exact", "hops"), [(False, 0), (True, None)])
+@pytest.mark.parametrize(("exact", "hops"), [(False, 0), (True, None), (False, 1), (True, 2)])
 def test_a_deep_node_in_every_mode(exact, hops):
-    check_equals_lattice("depth_4", exact, hops, (8,), "random")
+    check_segments("depth_4", exact, hops, (8,), "random")
+
+
+def test_few_hops_across_a_deep_node():
+    """Layers of it, and those of the node above, are within the hops for some of the layers below alone."""
+    check_segments("deep_below_deep", False, 2, (1, 3))
 
 
 @pytest.mark.parametrize("name", ["linen_lstm", "counter_and_key", "graph_skip"])
 def test_resets_and_valid_at_any_step_of_a_segment(name):
-    check_equals_lattice(name, False, None, (3,), "random")
+    check_segments(name, False, None, (3,), "random")
 
 
 def check_exact_inside(name: str, hops: int | None, lengths: tuple[int, ...]) -> None:
@@ -86,7 +85,7 @@ def check_exact_inside(name: str, hops: int | None, lengths: tuple[int, ...]) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "hops"), [("linen_lstm", None), ("graph_skip", 0), ("stack_2", None), ("depth_4", None)]
+    ("name", "hops"), [("linen_lstm", None), ("graph_skip", 0), ("stack_2", None), ("depth_4", None), ("depth_4", 1)]
 )
 def test_exact_inside_a_segment_equals_its_oracle(name, hops):
     check_exact_inside(name, hops, (8,))
@@ -155,16 +154,3 @@ def test_options_are_checked(options, message):
     _, learner, _ = setup("linen_gru", False, None)
     with pytest.raises((ValueError, TypeError), match=message):
         learner.value_and_grad(lambda y, target: y.sum(), **options)
-
-
-def test_a_deep_node_that_runs_step_by_step_warns_and_names_what_is_faster():
-    p, learner, state = setup("depth_4", False, 1)
-    with pytest.warns(UserWarning, match=r"written out as stack\(\*\[cell\] \* L\)"):
-        jax.eval_shape(learner.value_and_grad(p.loss_fn), p.params, state, p.xs, p.targets)
-
-
-def test_exact_inside_a_deep_node_with_few_hops_is_refused_with_a_remedy():
-    p, learner, state = setup("depth_4", False, 1)
-    run = learner.value_and_grad(p.loss_fn, segment_length=4, within_segment="exact")
-    with pytest.raises(ValueError, match=r"write its layers out as stack\(\*\[cell\] \* L\)"):
-        run(p.params, state, p.xs, p.targets)

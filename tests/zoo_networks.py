@@ -116,6 +116,17 @@ def _deep(name: str, cell: ZooCell, below: tuple[ZooCell, ...] = (), above: tupl
     return ZooNetwork(name, make, (*below, cell, *above), (2,) if below else (3,))
 
 
+def _deep_below_deep() -> ZooNetwork:
+    """Two stack(cell, depth=L), both read by a third node: every layer is another number of hops away."""
+    low, high, top = leaky(3), simple(3), leaky(2)
+
+    def make() -> Cell:
+        nodes = {"low": (stack(low.make(), depth=3), "input"), "high": (stack(high.make(), depth=2), "low")}
+        return graph(nodes | {"top": (top.make(), ("low", "high"))}, outputs="top")
+
+    return ZooNetwork("deep_below_deep", make, (low, high, top), (3,))
+
+
 def topologies() -> list[ZooNetwork]:
     """Every network of several nodes."""
     elementwise = {"lru": linear_recurrent(3, 2), "indrnn": independent(3)}
@@ -163,4 +174,5 @@ def topologies() -> list[ZooNetwork]:
         _deep("depth_4_lstm", lstm(3)),
         _deep("depth_4_between", gru(3), below=(simple(3),), above=(dense(2),)),
         _deep("depth_4_below_recurrent", linear_recurrent(3, 2), below=(dense(3),), above=(leaky(2),)),
+        _deep_below_deep(),
     ]
