@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from deepeprop_jax import checks
+from deepeprop_jax.arguments import as_avals, batch_size
 from deepeprop_jax.cell import PyTree, graph_of
 from deepeprop_jax.cost import Cost, cost_of, tree_bytes
 from deepeprop_jax.jaxprs import trace
@@ -167,8 +168,8 @@ def analyse(
     exactly = Planner(graph, True, None, trainable)
     whole = {True: exactly, False: Planner(graph, False, None, trainable, like=exactly)}
     named = {"params": params, "carry": carry, "x": x}
-    params, carry, x = (checks.as_avals(tree, what) for what, tree in named.items())
-    batch = checks.batch_size(carry, x)
+    params, carry, x = (as_avals(tree, what) for what, tree in named.items())
+    batch = batch_size(carry, x)
     has_depth = any(vertex.depth is not None for vertex in graph.nodes)
     local, exact = (whole[is_exact].plan(params, carry, x) for is_exact in (False, True))
     nodes = tuple(_node_report(local, exact, v) for v in range(len(local.nodes)))

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from deepeprop_jax.arguments import as_arrays
 from deepeprop_jax.cell import PyTree
-from deepeprop_jax.checks import as_arrays
 from deepeprop_jax.low_rank import trace_error
 from deepeprop_jax.reference import LossFn, bptt, is_differentiable
 

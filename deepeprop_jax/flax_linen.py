@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import errors, nnx
 
+from deepeprop_jax.arguments import check_module_carry
 from deepeprop_jax.cell import Cell, PyTree, remade
-from deepeprop_jax.checks import check_module_carry
 from deepeprop_jax.module_call import check_call
 from deepeprop_jax.whole_model import refuse_whole_model, watched
 

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from deepeprop_jax.arguments import check_module_carry
 from deepeprop_jax.cell import Cell, PyTree, Vertex, remade
-from deepeprop_jax.checks import check_module_carry
 from deepeprop_jax.module_call import check_call
 from deepeprop_jax.other_libraries import refuse_other_libraries
 from deepeprop_jax.plain_function import Arguments, arguments_of

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from deepeprop_jax.cell import Graph, PyTree, Vertex, assemble, graph_of, select
+from deepeprop_jax.cell import Cell, Graph, PyTree, Vertex, assemble, graph_of, select
 from deepeprop_jax.flax_nnx import NnxStep, own_params
-from deepeprop_jax.learner import OnlineLearner
 from deepeprop_jax.network import as_cell
 
 Paths = Mapping[str, str | Sequence[str]]
@@ -145,7 +144,8 @@ def params_to_nnx(network: Any, params: PyTree) -> None:
 
 
 def _graph(network: Any) -> Graph:
-    return graph_of(as_cell(network.network if isinstance(network, OnlineLearner) else network))
+    of_learner = getattr(network, "network", None)  # which no Flax module or function of a user has as a ``Cell``
+    return graph_of(as_cell(of_learner if isinstance(of_learner, Cell) else network))
 
 
 def _instances(graph: Graph) -> dict[int, NnxStep]:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from deepeprop_jax import checks
+from deepeprop_jax.arguments import as_arrays
 from deepeprop_jax.cell import graph_of
 from deepeprop_jax.devices import summed_like, vary_alike
 from deepeprop_jax.network import as_cell
@@ -78,7 +79,7 @@ def hoisted_bptt(network: Any) -> Callable[..., Any]:
               ValueError, TypeError: as a learner's ``value_and_grad(loss_fn)``.
             """
             named = {"params": params, "carry": carry, "xs": xs}
-            given, carry, xs = (checks.as_arrays(tree, what) for what, tree in named.items())
+            given, carry, xs = (as_arrays(tree, what) for what, tree in named.items())
             length = checks.sequence_length(xs, targets)
             params, carry, xs, targets, resets, valid = vary_alike(given, carry, xs, targets, resets, valid)
             x = jax.tree.map(lambda leaf: leaf[0], xs)

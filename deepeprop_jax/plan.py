@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from deepeprop_jax.arguments import warn_of_integers
 from deepeprop_jax.cell import Graph, PyTree, Vertex, Wire, connect, parents, select
-from deepeprop_jax.checks import warn_of_integers
 from deepeprop_jax.jaxprs import check_custom_rules, context
 from deepeprop_jax.low_rank import Layout, layout_of
 from deepeprop_jax.node import Node, analyse_node

@@ -6,7 +6,8 @@ from typing import Any
 
 import jax
 
-from deepeprop_jax import checks, stream
+from deepeprop_jax import stream
+from deepeprop_jax.arguments import batch_size, check_nesting
 from deepeprop_jax.cell import Graph, PyTree
 from deepeprop_jax.devices import varying_axes
 from deepeprop_jax.jaxprs import context
@@ -43,9 +44,9 @@ class Planner:
 
     def plan(self, params: PyTree, carry: PyTree, x: PyTree) -> Plan:
         """The plan for arrays, or shapes, of a batch."""
-        checks.check_nesting(self.graph, params, "params")
-        checks.check_nesting(self.graph, carry, "carry")
-        checks.batch_size(carry, x)
+        check_nesting(self.graph, params, "params")
+        check_nesting(self.graph, carry, "carry")
+        batch_size(carry, x)
         key = _key(params, carry, x)
         if key not in self._plans:
             carry_aval, x_aval = _avals(carry, without_batch=True), _avals(x, without_batch=True)
@@ -71,7 +72,7 @@ class Planner:
         plan = self.plan(params, carry, x)
         if not stream.applies(plan):
             return _avals(params)
-        key = _key(params, carry, x), checks.batch_size(carry, x)
+        key = _key(params, carry, x), batch_size(carry, x)
         if key not in self._updates:
             programs = self.programs(params, carry, x)
 

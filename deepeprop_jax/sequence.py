@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 
 from deepeprop_jax import checks, segment, segment_gradient, segment_joint, segment_update, slots
+from deepeprop_jax.arguments import batch_size
 from deepeprop_jax.cell import PyTree, assemble
 from deepeprop_jax.devices import vary_like
 from deepeprop_jax.plan import Plan
@@ -59,7 +60,7 @@ def make_sequence(
     """Check what a sequence is made of."""
     length = checks.sequence_length(xs, targets)
     x, target = jax.tree.map(lambda leaf: leaf[0], (xs, targets))
-    batch = checks.batch_size(initial_carry, x)
+    batch = batch_size(initial_carry, x)
     named = {"resets": resets, "valid": valid}
     flags = {k: None if f is None else checks.check_flags(f, (length, batch), k) for k, f in named.items()}
     y = jax.tree.map(lambda aval: aval.update(shape=(batch, *aval.shape)), plan.output_avals)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from deepeprop_jax import checks, segment_gradient, segment_joint, segment_update, slots, stream
+from deepeprop_jax.arguments import as_arrays, as_avals, batch_size, check_same
 from deepeprop_jax.cell import Cell, PyTree, graph_of, remade
 from deepeprop_jax.devices import summed_like, vary_alike, vary_like
 from deepeprop_jax.learner import (
@@ -104,10 +105,10 @@ def learner_with(planner: Planner, cell: Cell) -> OnlineLearner:
         checks.check_state(graph, state)
         checks.check_step_input(x, state.pending.x)
         plan = plan_of(params, state.carry, x)
-        batch = checks.batch_size(state.carry, x)
-        checks.check_same(state.traces, trace_shapes(plan, batch), "the state's traces", checks.STATE_REMEDY)
+        batch = batch_size(state.carry, x)
+        check_same(state.traces, trace_shapes(plan, batch), "the state's traces", checks.STATE_REMEDY)
         update = planner.pending_update(params, state.carry, x)
-        checks.check_same(state.pending.update, update, "the state's pending update", checks.STATE_REMEDY)
+        check_same(state.pending.update, update, "the state's pending update", checks.STATE_REMEDY)
         return plan
 
     @documented_by(Init)
@@ -115,7 +116,7 @@ def learner_with(planner: Planner, cell: Cell) -> OnlineLearner:
         given, carry, x = _arrays(params=params, carry=carry, x=x)
         params, carry, x = vary_alike(given, carry, x)
         plan = plan_of(params, carry, x)
-        batch = checks.batch_size(carry, x)
+        batch = batch_size(carry, x)
         traces = jax.tree.map(lambda aval: jnp.zeros(aval.shape, aval.dtype), trace_shapes(plan, batch))
         update = _own_copy(given)
         if stream.applies(plan):
@@ -188,7 +189,7 @@ def learner_with(planner: Planner, cell: Cell) -> OnlineLearner:
             x = jax.tree.map(lambda leaf: leaf[0], xs)
             plan = plan_for(params, state, x)
             sequence = make_sequence(plan, loss_fn, has_aux, state.initial_carry, xs, targets, resets, valid)
-            batch = checks.batch_size(state.carry, x)
+            batch = batch_size(state.carry, x)
             length = segment_length or choose_length(plan, batch, steps).steps
             start = Stream(state.carry, flush(plan, state, once=True))
             programs = planner.programs(params, state.carry, x)
@@ -220,7 +221,7 @@ def learner_with(planner: Planner, cell: Cell) -> OnlineLearner:
     def plan(params: PyTree, carry: PyTree, x: PyTree) -> Plan:
         """What was found out about the network, for arrays or for shapes; made once per shapes and kept."""
         named = {"params": params, "carry": carry, "x": x}
-        return plan_of(*(checks.as_avals(tree, what) for what, tree in named.items()))
+        return plan_of(*(as_avals(tree, what) for what, tree in named.items()))
 
     learner = OnlineLearner(init, step, gradient, value_and_grad, reset, cell, plan)
     return over_batches(learner, graph, stream.Factors)
@@ -228,7 +229,7 @@ def learner_with(planner: Planner, cell: Cell) -> OnlineLearner:
 
 def _arrays(**named: PyTree) -> list[Any]:
     """The arguments with strongly typed arrays as leaves."""
-    return [checks.as_arrays(tree, what) for what, tree in named.items()]
+    return [as_arrays(tree, what) for what, tree in named.items()]
 
 
 def _at_its_step(outputs: PyTree) -> PyTree:
