@@ -2,17 +2,17 @@
 
 from importlib import metadata
 
-from deepeprop_jax.analyse import analyse
-from deepeprop_jax.cell import Cell
-from deepeprop_jax.compare import compare_to_bptt
-from deepeprop_jax.flax_linen import linen_cell
-from deepeprop_jax.flax_nnx import nnx_cell
-from deepeprop_jax.flax_params import params_from_linen, params_from_nnx, params_to_linen, params_to_nnx
-from deepeprop_jax.hoisted import hoisted_bptt
-from deepeprop_jax.learner import LearnerState, OnlineLearner
-from deepeprop_jax.low_rank import trace_error
-from deepeprop_jax.network import graph, stack
-from deepeprop_jax.transform import deep_eprop
+from deepeprop_jax.learner.contract import LearnerState, OnlineLearner
+from deepeprop_jax.learner.deep_eprop import deep_eprop
+from deepeprop_jax.learner.hoisted_bptt import hoisted_bptt
+from deepeprop_jax.network.build import graph, stack
+from deepeprop_jax.network.cell import Cell
+from deepeprop_jax.network.flax_params import params_from_linen, params_from_nnx, params_to_linen, params_to_nnx
+from deepeprop_jax.network.linen import linen_cell
+from deepeprop_jax.network.nnx import nnx_cell
+from deepeprop_jax.report.analyse import analyse
+from deepeprop_jax.report.compare import compare_to_bptt
+from deepeprop_jax.traces.low_rank import trace_error
 
 try:
     __version__ = metadata.version("deepeprop_jax")

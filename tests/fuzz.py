@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import deepeprop_jax
-from deepeprop_jax.cell import Cell, graph_of
-from deepeprop_jax.network import graph, stack
+from deepeprop_jax.network.build import graph, stack
+from deepeprop_jax.network.cell import Cell, graph_of
 from deepeprop_jax.reference import Pair, bptt, stop_gradient_oracle
 from tests.fuzz_cells import BATCH, Grown, PyTree, choose, grow_cell
 from tests.fuzz_grammar import SIZES

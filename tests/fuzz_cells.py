@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepeprop_jax.cell import Cell
+from deepeprop_jax.network.cell import Cell
 from deepeprop_jax.reference import Pair
 from tests.fuzz_grammar import SIZES, Line, Writer, run
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepeprop_jax import Cell, deep_eprop, graph
-from deepeprop_jax.cell import PyTree
+from deepeprop_jax.network.cell import PyTree
 from deepeprop_jax.reference import Pair, bptt, stop_gradient_oracle
 from tests.gradients import FLOAT64, assert_same_gradient, relative_errors
 

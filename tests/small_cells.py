@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import stop_gradient as sg
 
-from deepeprop_jax.cell import Cell
-from deepeprop_jax.network import stack
+from deepeprop_jax.network.build import stack
+from deepeprop_jax.network.cell import Cell
 from deepeprop_jax.reference import Pair
 
 TOLERANCE = 1e-11  # sums of some hundred products in float64, of order one

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from deepeprop_jax.cell import Cell
-from deepeprop_jax.compare import compare_to_bptt
-from deepeprop_jax.learner import LearnerState
+from deepeprop_jax.learner.contract import LearnerState
+from deepeprop_jax.network.cell import Cell
 from deepeprop_jax.reference import bptt
+from deepeprop_jax.report.compare import compare_to_bptt
 
 pytestmark = pytest.mark.mixed_promotion  # Integer and complex parameters, mixed by the cell itself.
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepeprop_jax import deep_eprop, segment_joint, stack
+from deepeprop_jax import deep_eprop, stack
+from deepeprop_jax.segments import joint as segment_joint
 from tests.zoo import problem, squared_error
 
 KINDS = {"dtype": jnp.float64, "param_dtype": jnp.float64}

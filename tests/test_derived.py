@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from deepeprop_jax import Cell, deep_eprop, stack
+from deepeprop_jax.analysis.transition import Views, cut_cell
 from deepeprop_jax.cells import alif, lif
-from deepeprop_jax.cut import Views, cut_cell
-from deepeprop_jax.real import RealView
+from deepeprop_jax.jaxpr.real_leaves import RealView
 from deepeprop_jax.reference import bptt
 from tests.gradients import assert_same_gradient
 from tests.zoo import cells, problem

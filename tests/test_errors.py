@@ -22,7 +22,7 @@ from deepeprop_jax import (
     nnx_cell,
     stack,
 )
-from deepeprop_jax.learner import LearnerState
+from deepeprop_jax.learner.contract import LearnerState
 
 STEPS, BATCH, FEATURES = 4, 3, 2
 

@@ -8,9 +8,9 @@ import optax
 import pytest
 from flax import nnx
 
-from deepeprop_jax.flax_linen import linen_cell
-from deepeprop_jax.flax_nnx import nnx_cell
-from deepeprop_jax.network import stack
+from deepeprop_jax.network.build import stack
+from deepeprop_jax.network.linen import linen_cell
+from deepeprop_jax.network.nnx import nnx_cell
 from tests.zoo_cells import MLP, MixedMemoryCell, Squash
 
 STEPS, BATCH, INPUTS = 5, 3, 2

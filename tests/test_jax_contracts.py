@@ -9,7 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepeprop_jax import finite, jaxprs, labels, unconcatenate
+from deepeprop_jax.analysis import labels
+from deepeprop_jax.jaxpr import bounds as finite
+from deepeprop_jax.jaxpr import gates as unconcatenate
+from deepeprop_jax.jaxpr import program as jaxprs
 
 
 def equations(function, *args):

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepeprop_jax import analyse, compare_to_bptt, deep_eprop, low_rank, stack, trace_error
-from deepeprop_jax.cost import tree_bytes
-from deepeprop_jax.low_rank import Layout, LowRank
-from deepeprop_jax.through_time import Flags
+from deepeprop_jax import analyse, compare_to_bptt, deep_eprop, stack, trace_error
+from deepeprop_jax.report.cost import tree_bytes
+from deepeprop_jax.segments.through_time import Flags
+from deepeprop_jax.traces import low_rank
+from deepeprop_jax.traces.low_rank import Layout, LowRank
 from tests.gradients import FLOAT64, assert_same_gradient
 from tests.test_segment import STEPS, flags_of
 from tests.zoo import cells, problem

@@ -18,7 +18,7 @@ from flax import nnx
 import deepeprop_jax
 from deepeprop_jax import Cell, deep_eprop, graph, hoisted_bptt, linen_cell, nnx_cell, params_to_nnx, stack
 from deepeprop_jax.cells import alif, leaky_readout, leaky_rnn, lif, lru
-from deepeprop_jax.learner import Gradient, Init, Reset, RunSequence, Step, ValueAndGrad
+from deepeprop_jax.learner.contract import Gradient, Init, Reset, RunSequence, Step, ValueAndGrad
 
 X = jnp.ones((2, 3), jnp.float32)
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 from jax.lax import stop_gradient as sg
 
-from deepeprop_jax.cell import Cell
-from deepeprop_jax.network import graph, stack
+from deepeprop_jax.network.build import graph, stack
+from deepeprop_jax.network.cell import Cell
 from deepeprop_jax.reference import Pair, bptt, localised, paper_recursion, stop_gradient_oracle
 from tests.small_cells import (
     BATCH,

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from deepeprop_jax import deep_eprop
-from deepeprop_jax.cell import Cell
-from deepeprop_jax.network import graph, stack
+from deepeprop_jax.network.build import graph, stack
+from deepeprop_jax.network.cell import Cell
 from deepeprop_jax.reference import Pair, Recursion, paper_recursion
 
 TOLERANCE = 1e-12

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepeprop_jax.jaxprs import backward_slice, trace
-from deepeprop_jax.real import RealView
-from deepeprop_jax.real_arithmetic import evaluate_in_pairs, join_pairs, split_pairs
+from deepeprop_jax.jaxpr.complex_pairs import evaluate_in_pairs, join_pairs, split_pairs
+from deepeprop_jax.jaxpr.program import backward_slice, trace
+from deepeprop_jax.jaxpr.real_leaves import RealView
 
 Z = jax.ShapeDtypeStruct((3,), jnp.complex128)
 W = jax.ShapeDtypeStruct((3, 3), jnp.complex128)

@@ -8,7 +8,7 @@ import pytest
 
 from deepeprop_jax import deep_eprop, hoisted_bptt
 from deepeprop_jax.reference import bptt, segment_oracle, stop_gradient_oracle
-from deepeprop_jax.through_time import Flags
+from deepeprop_jax.segments.through_time import Flags
 from tests.gradients import FLOAT64, SAME, assert_same_gradient, relative_errors
 from tests.zoo import problem, start
 

@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from deepeprop_jax import deep_eprop, hoisted_bptt
-from deepeprop_jax.per_example import is_per_example
+from deepeprop_jax.analysis.per_example import is_per_example
 from tests.gradients import SAME, assert_same_gradient
 from tests.zoo import problem
 

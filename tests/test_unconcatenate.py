@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepeprop_jax import labels
-from deepeprop_jax.jaxprs import (
+from deepeprop_jax.analysis import labels
+from deepeprop_jax.jaxpr.gates import unconcatenate
+from deepeprop_jax.jaxpr.program import (
     Equation,
     Variable,
     backward_slice,
@@ -23,7 +24,6 @@ from deepeprop_jax.jaxprs import (
     shape_of,
     trace,
 )
-from deepeprop_jax.unconcatenate import unconcatenate
 from tests.gradients import SAME, assert_same_gradient
 from tests.zoo import cells, problem
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepeprop_jax import LearnerState, OnlineLearner
-from deepeprop_jax.cell import Cell, PyTree, assemble, graph_of, select
+from deepeprop_jax.network.cell import Cell, PyTree, assemble, graph_of, select
 from deepeprop_jax.reference import Pair, is_differentiable
 from tests.zoo_cells import ZooCell, stock
 from tests.zoo_networks import ZooNetwork, alone, sandwich, topologies

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from deepeprop_jax.cell import Cell, PyTree
 from deepeprop_jax.cells import alif, indrnn, leaky_readout, leaky_rnn, lif, lru
-from deepeprop_jax.flax_linen import linen_cell
-from deepeprop_jax.flax_nnx import nnx_cell
+from deepeprop_jax.network.cell import Cell, PyTree
+from deepeprop_jax.network.linen import linen_cell
+from deepeprop_jax.network.nnx import nnx_cell
 from deepeprop_jax.reference import Pair
 
 Apply = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from deepeprop_jax.cell import Cell
-from deepeprop_jax.network import graph, stack
+from deepeprop_jax.network.build import graph, stack
+from deepeprop_jax.network.cell import Cell
 from deepeprop_jax.reference import Pair
 from tests.zoo_cells import (
     ZooCell,

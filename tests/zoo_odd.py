@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.nn import sigmoid, softmax
 
-from deepeprop_jax.cell import Cell, PyTree
 from deepeprop_jax.cells import triangular_spike
+from deepeprop_jax.network.cell import Cell, PyTree
 from deepeprop_jax.reference import Pair
 from tests.zoo_cells import ZooCell, local, second, whole
 

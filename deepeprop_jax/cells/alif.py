@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from deepeprop_jax.cell import Cell, PyTree, remade
 from deepeprop_jax.cells.arguments import check_positive, check_size, input_size, zeros_carry
 from deepeprop_jax.cells.lif import current, refractory_carry, refractory_steps, spiking_kernels
 from deepeprop_jax.cells.spike import fire
+from deepeprop_jax.network.cell import Cell, PyTree, remade
 
 
 def alif(

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from deepeprop_jax.cell import Cell, PyTree, remade
 from deepeprop_jax.cells.arguments import check_positive, check_size, input_size, zeros_carry
+from deepeprop_jax.network.cell import Cell, PyTree, remade
 
 
 def leaky_readout(features: int, *, tau: float = 20.0, dt: float = 1.0, param_dtype: Any = jnp.float32) -> Cell:

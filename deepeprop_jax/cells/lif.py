@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from deepeprop_jax.cell import Cell, PyTree, remade
 from deepeprop_jax.cells.arguments import check_positive, check_size, input_size, zeros_carry
 from deepeprop_jax.cells.spike import fire, without_self
+from deepeprop_jax.network.cell import Cell, PyTree, remade
 
 
 def lif(

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from deepeprop_jax.cell import Cell, PyTree, remade
 from deepeprop_jax.cells.arguments import check_size, input_size, zeros_carry
+from deepeprop_jax.network.cell import Cell, PyTree, remade
 
 
 def lru(

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from deepeprop_jax.cell import Cell, PyTree
+from deepeprop_jax.network.cell import Cell, PyTree
 
 LossFn = Callable[[PyTree, PyTree], jax.Array]
 Apply = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]

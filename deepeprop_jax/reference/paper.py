@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepeprop_jax.cell import Cell, PyTree, Wire, connect, graph_of, parents
+from deepeprop_jax.network.cell import Cell, PyTree, Wire, connect, graph_of, parents
 from deepeprop_jax.reference.backpropagation import LossFn, Pair, is_differentiable
 from deepeprop_jax.reference.stop_gradient import Layer, part_of, real_leaves, unfold, whole_of, with_real_leaves
 

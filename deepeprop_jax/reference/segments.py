@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepeprop_jax.cell import Cell, PyTree, assemble, connect, graph_of, select
+from deepeprop_jax.network.cell import Cell, PyTree, assemble, connect, graph_of, select
 from deepeprop_jax.reference.backpropagation import Apply, LossFn, Pair, Run, reverse_mode
 from deepeprop_jax.reference.stop_gradient import (
     distances,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepeprop_jax.cell import Cell, Graph, PyTree, Vertex, Wire, assemble, connect, graph_of, parents, select
+from deepeprop_jax.network.cell import Cell, Graph, PyTree, Vertex, Wire, assemble, connect, graph_of, parents, select
 from deepeprop_jax.reference.backpropagation import Apply, LossFn, Pair, Run, is_differentiable, reverse_mode
 
 

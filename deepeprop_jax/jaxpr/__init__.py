@@ -1,0 +1,1 @@
+"""Programs as data: traced, flattened, sliced, evaluated and rewritten."""

@@ -1,0 +1,91 @@
+"""Whether a program of element-wise functions is finite wherever its inputs are: no pole, short of overflow."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deepeprop_jax.jaxpr.program import Atom, Equation, Literal, Program, backward_slice, dependents, is_variable
+
+_FINITE = frozenset([
+    "abs", "add", "add_any", "and", "broadcast_in_dim", "ceil", "clamp", "convert_element_type", "copy", "copy_p",
+    "cos", "eq", "erf", "exp", "floor", "ge", "gt", "is_finite", "le", "logistic", "lt", "max", "min", "mul", "ne",
+    "neg", "not", "one_minus_square", "or", "polynomial", "reduce_precision", "reshape", "round", "select_n", "sign",
+    "sin", "square", "squeeze", "stop_gradient", "sub", "tanh", "xor",
+])  # fmt: skip
+"""Primitives that are finite for finite operands."""
+
+_ABOVE = {"log": 0.0, "log1p": -1.0, "log2": 0.0, "rsqrt": 0.0, "sqrt": 0.0}
+"""Primitives that are finite above this number, with their slope."""
+
+
+def has_finite_slope(vjp: Program) -> bool:
+    """Whether a VJP gives finite cotangents for every finite input; where that is not proven, False.
+
+    Args:
+      vjp: of element-wise functions.
+    """
+    equations = backward_slice(vjp.equations, vjp.outputs)
+    moving = dependents(equations, vjp.inputs)
+    bounds = {variable: _smallest(value) for variable, value in vjp.constants.items()}
+
+    def bound(atom: Atom) -> float:
+        """A number that the atom is never below."""
+        return _smallest(atom.val) if isinstance(atom, Literal) else bounds.get(atom, -math.inf)
+
+    for equation in equations:
+        lows = [bound(atom) for atom in equation.inputs]
+        moves = [is_variable(atom) and atom in moving for atom in equation.inputs]
+        if any(moves) and not _is_finite(equation, lows, moves):
+            return False
+        for output in equation.outputs:
+            bounds[output] = _bound(equation, lows)
+    return True
+
+
+def _is_finite(equation: Equation, lows: list[float], moves: list[bool]) -> bool:
+    name = equation.name
+    if name == "div":
+        return not moves[1] or lows[1] > 0
+    if name == "integer_pow":
+        return equation.params["y"] >= 0 or lows[0] > 0
+    return name in _FINITE or (name in _ABOVE and lows[0] > _ABOVE[name])
+
+
+def _bound(equation: Equation, lows: list[float]) -> float:
+    """What an equation's result is never below."""
+    name, low = equation.name, min(lows, default=-math.inf)
+    if name in ("add", "add_any"):
+        return sum(lows)
+    if name in ("abs", "exp", "logistic"):
+        return max(lows[0], 0.0) if name == "abs" else 0.0
+    above = max(low, 0.0)
+    if name == "square" or (name == "integer_pow" and equation.params["y"] in (2, 4)):
+        return above * above * (1.0 if equation.params.get("y", 2) == 2 else above * above)  # inf where ** would raise
+    if name == "mul":
+        same = equation.inputs[0] is equation.inputs[1]
+        return above * above if same else lows[0] * lows[1] if low >= 0 else -math.inf
+    if name == "sqrt":
+        return math.sqrt(max(lows[0], 0.0))
+    if name == "log":  # log2's slope is divided by log(2)
+        return math.log(lows[0]) if lows[0] > 0 else -math.inf
+    if name == "max":
+        return max(lows)
+    if name == "select_n":
+        return min(lows[1:])
+    if name == "convert_element_type" and not jnp.issubdtype(equation.outputs[0].aval.dtype, jnp.floating):
+        return -math.inf  # an integer may be below
+    kept = ("broadcast_in_dim", "convert_element_type", "copy", "copy_p", "min", "reshape", "squeeze", "stop_gradient")
+    return low if name in kept else -math.inf
+
+
+def _smallest(value: Any) -> float:
+    """Of a constant; of what is only known later, minus infinity."""
+    real = jnp.issubdtype(getattr(value, "dtype", type(value)), jnp.floating)
+    if isinstance(value, jax.core.Tracer) or not real or not np.size(value):
+        return -math.inf
+    return float(np.min(np.asarray(value, float)))

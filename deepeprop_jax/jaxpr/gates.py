@@ -1,0 +1,307 @@
+"""Give every gate a matrix product and an array of its own: slices move back to what is sliced cheaply.
+
+    slice(x @ W + b) = x @ slice(W) + slice(b)        slice(concatenate(A, B)) = A
+
+Cells often compute all gates in one wide array and slice it. Inside a loop over steps those slices keep XLA's CPU
+backend from fusing and vectorising what follows. Slices of parameters cost nothing: they are taken once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from deepeprop_jax.jaxpr.program import Atom, Equation, Program, Variable, dot_axes, is_variable, shape_of
+
+Window = tuple[tuple[int, int], ...]
+"""A block of an array: start and stop on every axis."""
+
+_MOST_PIECES = 8
+"""A cell with more gates than this is not known; one that reads its units one by one keeps its one matrix product."""
+
+ELEMENTWISE = frozenset([
+    "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "ceil",
+    "clamp", "complex", "conj", "convert_element_type", "copy", "copy_p", "cos", "cosh", "digamma", "div", "eq",
+    "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "imag", "integer_pow", "is_finite", "le",
+    "lgamma", "log", "log1p", "log2", "logistic", "lt", "max", "min", "mul", "ne", "neg", "nextafter", "not",
+    "one_minus_square", "or", "polynomial", "pow", "real", "reduce_precision", "rem", "round", "rsqrt", "select_n",
+    "sign", "sin", "sinh", "sqrt", "square", "stop_gradient", "sub", "tan", "tanh", "xor",
+])  # fmt: skip
+
+
+def unconcatenate(program: Program) -> Program:
+    """Compute a wide value in pieces where all that is read of it is pieces.
+
+        slice(f(a, b)) -> f(slice(a), slice(b))        f element-wise, or a matrix product in its free and batch axes
+
+    A value is computed in pieces if nothing reads it whole, the pieces read are few and do not overlap, and its
+    equation is element-wise, a broadcast, reshape, squeeze, transpose, concatenate, stack or ``dot_general``; else it
+    stays whole, and slices are taken of it. So nothing is computed twice. Strided slices and every other primitive
+    (custom derivative rules, loops, branches) read their operands whole and are never looked into.
+
+    Args:
+      program: any flat program; best that of a cell before its VJP is taken, so that the VJP's matrix products are
+        those of the single gates too.
+
+    Returns:
+      A program with the same inputs, constants and outputs, and the same values and derivatives to rounding, without
+      equations that no output needs.
+
+    Cost: one pass backward and one forward over the equations; no values are computed.
+    """
+    wanted, pieces = _plan(program)
+    equations: list[Equation] = []
+    made: dict[tuple[Variable, Window], Atom] = {}
+    whole = {*program.inputs, *program.constants}
+
+    def emit(primitive: Any, params: dict, inputs: list[Atom], window: Window, like: Atom) -> Variable:
+        output = Variable(jax.ShapeDtypeStruct(_sizes(window), like.aval.dtype))
+        equations.append(Equation(primitive, params, inputs, [output]))
+        return output
+
+    def read(atom: Atom, window: Window) -> Atom:
+        """A piece of a value that was computed in that piece, or whole."""
+        if is_variable(atom) and (atom, window) in made:
+            return made[atom, window]
+        if window == _all(atom):
+            return atom
+        starts, stops = zip(*window, strict=True)
+        params = {"start_indices": starts, "limit_indices": stops, "strides": None}
+        piece = emit(jax.lax.slice_p, params, [read(atom, _all(atom))], window, atom)
+        if is_variable(atom):
+            made[atom, window] = piece
+        return piece
+
+    def may_stay(equation: Equation) -> bool:
+        """Whether a split is of a whole value into parts read whole: its transpose, one concatenation, is cheapest."""
+        source, outputs = equation.inputs[0], [output for output in equation.outputs if output in wanted]
+        is_whole = not is_variable(source) or source in whole or (source, _all(source)) in made
+        return equation.name != "slice" and is_whole and all([*wanted[output]] == [_all(output)] for output in outputs)
+
+    for equation in program.equations:
+        if not any(output in wanted for output in equation.outputs):
+            continue
+        views, output = _views(equation), equation.outputs[0]
+        if output in pieces:
+            for window, operands in pieces[output].items():
+                inputs = list(itertools.starmap(read, operands.inputs))
+                alone = equation.name == "concatenate" and len(inputs) == 1
+                made[output, window] = (
+                    inputs[0] if alone else emit(equation.primitive, operands.params, inputs, window, output)
+                )
+        elif views and not may_stay(equation):
+            for out, view in zip(equation.outputs, views, strict=True):
+                for window in wanted.get(out, ()):
+                    piece = read(equation.inputs[0], view(window))
+                    if equation.name == "unstack":
+                        dropped = {"dimensions": (equation.params["axis"],)}
+                        piece = emit(jax.lax.squeeze_p, dropped, [piece], window, out)
+                    made[out, window] = piece
+        else:
+            inputs = [read(atom, _all(atom)) for atom in equation.inputs]
+            equations.append(Equation(equation.primitive, equation.params, inputs, equation.outputs))
+            whole.update(equation.outputs)
+    outputs = [read(atom, _all(atom)) for atom in program.outputs]
+    return Program(equations, program.inputs, outputs, program.constants)
+
+
+class _Operands(NamedTuple):
+    """How one piece of an equation's output is computed: from which pieces, and with which parameters."""
+
+    inputs: list[tuple[Atom, Window]]
+    params: dict
+
+
+def _plan(program: Program) -> tuple[dict[Variable, dict[Window, None]], dict[Variable, dict[Window, _Operands]]]:
+    """Which windows of each variable are read, and how those are computed that are computed in pieces."""
+    wanted: defaultdict[Variable, dict[Window, None]] = defaultdict(dict)  # windows as keys: a set that keeps its order
+    pieces: dict[Variable, dict[Window, _Operands]] = {}
+
+    def reads(equation: Equation) -> Iterator[tuple[Atom, Window]]:
+        views = _views(equation)
+        if views:
+            for output, view in zip(equation.outputs, views, strict=True):
+                yield from ((equation.inputs[0], view(window)) for window in wanted.get(output, ()))
+            return
+        found = _in_pieces(equation, list(wanted.get(equation.outputs[0], ())))
+        if found:
+            pieces[equation.outputs[0]] = found
+            yield from (read for operands in found.values() for read in operands.inputs)
+        else:
+            yield from ((atom, _all(atom)) for atom in equation.inputs)
+
+    def want(reads: Iterable[tuple[Atom, Window]]) -> None:
+        for atom, window in reads:
+            if is_variable(atom):
+                wanted[atom][window] = None
+
+    want((atom, _all(atom)) for atom in program.outputs)
+    for equation in reversed(program.equations):
+        if any(output in wanted for output in equation.outputs):
+            want(reads(equation))
+    return dict(wanted), pieces
+
+
+def _in_pieces(equation: Equation, windows: list[Window]) -> dict[Window, _Operands] | None:
+    """How to compute an equation's output in just these windows; None where it has to be, or had better be, whole."""
+    rule = _RULES.get(equation.name)
+    sharded = any(equation.params.get(name) is not None for name in ("sharding", "out_sharding"))
+    if rule is None or sharded or not 0 < len(windows) <= _MOST_PIECES or _all(equation.outputs[0]) in windows:
+        return None
+    if not all(itertools.starmap(_apart, itertools.combinations(windows, 2))) or 0 in map(_size, windows):
+        return None
+    found = {window: operands for window in windows if (operands := rule(equation, window))}
+    return found if len(found) == len(windows) else None
+
+
+# --- windows ---------------------------------------------------------------------------------------------------------
+
+
+def _all(atom: Atom) -> Window:
+    return tuple((0, size) for size in shape_of(atom))
+
+
+def _sizes(window: Window) -> tuple[int, ...]:
+    return tuple(stop - start for start, stop in window)
+
+
+def _size(window: Window) -> int:
+    return int(np.prod(_sizes(window), dtype=int))
+
+
+def _apart(a: Window, b: Window) -> bool:
+    return any(min(i[1], j[1]) <= max(i[0], j[0]) for i, j in zip(a, b, strict=True))
+
+
+def _views(equation: Equation) -> list[Callable[[Window], Window]] | None:
+    """For an equation that only takes its input apart: per output, where a window of it lies in the input."""
+    params = equation.params
+    if equation.name == "slice" and set(params["strides"] or ()) <= {1}:
+        return [_shift(params["start_indices"])]
+    if equation.name == "split":
+        rank, axis = len(shape_of(equation.inputs[0])), params["axis"]
+        starts = itertools.accumulate(map(int, params["sizes"][:-1]), initial=0)
+        return [_shift([start if i == axis else 0 for i in range(rank)]) for start in starts]
+    if equation.name == "unstack":
+        axis = params["axis"]
+        return [lambda w, i=i: (*w[:axis], (i, i + 1), *w[axis:]) for i in range(len(equation.outputs))]
+    return None
+
+
+def _shift(offsets: Sequence[int]) -> Callable[[Window], Window]:
+    return lambda window: tuple((start + o, stop + o) for (start, stop), o in zip(window, offsets, strict=True))
+
+
+# --- one rule per primitive: a window of the output, from which windows of the operands? ------------------------------
+
+
+def _elementwise(equation: Equation, window: Window) -> _Operands:
+    """An operand is a scalar, or has the output's axes, each of full length or of length one."""
+    shape = shape_of(equation.outputs[0])
+    inputs = []
+    for atom in equation.inputs:
+        axes = zip(window, shape, shape_of(atom) or shape, strict=True)
+        part = tuple(ends if own == size else (0, 1) for ends, size, own in axes)
+        inputs.append((atom, part if shape_of(atom) else ()))
+    return _Operands(inputs, equation.params)
+
+
+def _concatenate(equation: Equation, window: Window) -> _Operands:
+    axis = equation.params["dimension"]
+    start, stop = window[axis]
+    inputs, offset = [], 0
+    for atom in equation.inputs:
+        size = shape_of(atom)[axis]
+        part = max(start - offset, 0), min(stop - offset, size)
+        if part[0] < part[1]:
+            inputs.append((atom, (*window[:axis], part, *window[axis + 1 :])))
+        offset += size
+    return _Operands(inputs, equation.params)
+
+
+def _stack(equation: Equation, window: Window) -> _Operands:
+    axis = equation.params["axis"]
+    inputs = [(atom, (*window[:axis], *window[axis + 1 :])) for atom in equation.inputs[slice(*window[axis])]]
+    return _Operands(inputs, equation.params)
+
+
+def _broadcast_in_dim(equation: Equation, window: Window) -> _Operands:
+    (atom,) = equation.inputs
+    axes = zip(equation.params["broadcast_dimensions"], shape_of(atom), strict=True)
+    part = tuple(window[axis] if size == shape_of(equation.outputs[0])[axis] else (0, 1) for axis, size in axes)
+    return _Operands([(atom, part)], {**equation.params, "shape": _sizes(window)})
+
+
+def _squeeze(equation: Equation, window: Window) -> _Operands:
+    (atom,), kept = equation.inputs, iter(window)
+    dropped = {axis % len(shape_of(atom)) for axis in equation.params["dimensions"]}
+    part = tuple((0, 1) if axis in dropped else next(kept) for axis in range(len(shape_of(atom))))
+    return _Operands([(atom, part)], equation.params)
+
+
+def _transpose(equation: Equation, window: Window) -> _Operands:
+    part = tuple(window[axis] for axis in np.argsort(equation.params["permutation"]))
+    return _Operands([(equation.inputs[0], part)], equation.params)
+
+
+def _dot_general(equation: Equation, window: Window) -> _Operands:
+    axes = dot_axes(equation)
+    left, right = map(list, map(_all, equation.inputs))
+    pairs = zip(axes.lhs_batch, axes.rhs_batch, strict=True)
+    places = [[(left, i), (right, j)] for i, j in pairs]
+    places += [[(left, i)] for i in axes.lhs_free] + [[(right, j)] for j in axes.rhs_free]
+    for part, place in zip(window, places, strict=True):
+        for operand, axis in place:
+            operand[axis] = part
+    return _Operands(list(zip(equation.inputs, (tuple(left), tuple(right)), strict=True)), equation.params)
+
+
+def _reshape(equation: Equation, window: Window) -> _Operands | None:
+    """Group the axes where both shapes have come as far; in each group the window must be one block on both sides."""
+    (atom,), new = equation.inputs, shape_of(equation.outputs[0])
+    old = shape_of(atom)
+    if equation.params["dimensions"] is not None or 0 in old:
+        return None
+    new_ends, old_ends = (
+        {size: axis for axis, size in enumerate(itertools.accumulate(shape, operator.mul, initial=1))}
+        for shape in (new, old)
+    )
+    part: list[tuple[int, int]] = []
+    i = j = 0
+    for size in sorted(new_ends.keys() & old_ends.keys()):
+        group = _regroup(window[i : new_ends[size]], new[i : new_ends[size]], old[j : old_ends[size]])
+        if group is None:
+            return None
+        part += group
+        i, j = new_ends[size], old_ends[size]
+    return _Operands([(atom, tuple(part))], {**equation.params, "new_sizes": _sizes(window)})
+
+
+def _regroup(window: Window, new: tuple[int, ...], old: tuple[int, ...]) -> list[tuple[int, int]] | None:
+    """A window of axes ``new`` as one of axes ``old``, where it is contiguous and a window there too."""
+    first = last = 0
+    for (start, stop), size in zip(window, new, strict=True):
+        first, last = first * size + start, last * size + stop - 1
+    corners = zip(np.unravel_index(first, old), np.unravel_index(last, old), strict=True)
+    part = [(int(low), int(high) + 1) for low, high in corners]
+    # Elements between two corners lie between them in memory too: equal counts mean equal sets.
+    blocks = all(low < high for low, high in part) and _size(window) == last - first + 1 == _size(tuple(part))
+    return part if blocks else None
+
+
+_RULES: dict[str, Callable[[Equation, Window], _Operands | None]] = {
+    **dict.fromkeys(ELEMENTWISE, _elementwise),
+    "broadcast_in_dim": _broadcast_in_dim,
+    "concatenate": _concatenate,
+    "dot_general": _dot_general,
+    "reshape": _reshape,
+    "squeeze": _squeeze,
+    "stack": _stack,
+    "transpose": _transpose,
+}

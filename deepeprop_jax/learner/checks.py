@@ -1,0 +1,166 @@
+"""What a user can get wrong in a call, told at trace time: what was seen, what is needed, what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deepeprop_jax.learner.contract import LearnerState
+from deepeprop_jax.network.arguments import batch_size, check_nesting, check_same, leaf_avals, path_name, strong
+from deepeprop_jax.network.cell import Graph, PyTree
+
+STATE_REMEDY = "Make the state with this learner's init, for these params and this batch size."
+
+
+def next_state(new: PyTree, old: PyTree) -> PyTree:
+    """A stream's next state, typed as the one before: a promise of ours, so its breach is an ``AssertionError``."""
+    new = jax.tree.map(strong, new)
+    chex.assert_trees_all_equal_shapes_and_dtypes(new, old)
+    return new
+
+
+def check_step_input(x: PyTree, needed: PyTree) -> None:
+    """One step's input must be shaped as the one that the state was made for."""
+    remedy = "One step's input must be shaped as the x given to learner.init."
+    if jax.tree.structure(x) == jax.tree.structure(needed):
+        pairs = [(a.shape, b.shape) for (_, a), (_, b) in zip(leaf_avals(x), leaf_avals(needed), strict=True)]
+        if all(a == b[1:] for a, b in pairs):
+            remedy += " Was that a whole sequence? network.init and learner.init take ONE step, xs[0]."
+        elif all(a[1:] == b for a, b in pairs):
+            remedy += " Is this a whole sequence? learner.step takes ONE step, xs[t]; learner.value_and_grad takes xs."
+        elif all(a[1:] == b[1:] for a, b in pairs):
+            remedy += " Time is the first axis of xs, (time, batch, ...), and the batch the second."
+    check_same(x, needed, "x", remedy)
+
+
+def check_state(graph: Graph, state: LearnerState) -> None:
+    """What can be seen of a state without params: its nesting, the names of its traces, its parts beside each other.
+
+    Not a fingerprint: the state of another learner with the same names, shapes and dtypes passes.
+    """
+    if not isinstance(state, LearnerState):
+        raise TypeError(f"state must be what learner.init or learner.step returned; seen {type(state).__name__}.")
+    check_nesting(graph, state.carry, "carry")
+    for what, carry in (("carry", state.carry), ("pending carry", state.pending.carry)):
+        check_same(carry, state.initial_carry, f"the state's {what}", STATE_REMEDY)
+    names = {f"{v.name} <- {k.name}" for v in graph.nodes for k in graph.nodes}
+    strange = [name for name in state.traces if name.removesuffix(", low rank") not in names]
+    if strange:
+        raise ValueError(
+            f"the state's traces have the names {sorted(state.traces)}; {strange[0]!r} is none of this network, whose "
+            f"nodes are {[v.name for v in graph.nodes]}. {STATE_REMEDY}"
+        )
+    check_flags(state.pending.active, (batch_size(state.carry, state.pending.x),), "the state's pending.active")
+
+
+def sequence_length(xs: PyTree, targets: PyTree) -> int:
+    """The leading time axis that all leaves of xs and targets share."""
+    inputs = leaf_avals(xs)
+    if not inputs:
+        raise ValueError("xs has no arrays; it needs shape (time, batch, ...).")
+    for path, aval in inputs:
+        if len(aval.shape) < 2:
+            raise ValueError(
+                f"xs at '{path_name(path)}' has shape {aval.shape}; needed (time, batch, ...). For a single step use "
+                f"learner.step, or xs[None]."
+            )
+    length = inputs[0][1].shape[0]
+    if length == 0:
+        raise ValueError("xs is an empty sequence (time axis of length 0); at least one step is needed.")
+    wanted = leaf_avals(targets)
+    if not wanted:
+        raise ValueError(
+            "targets has no arrays. loss_fn(y_t, target_t) gets one target a step; if yours uses none, "
+            "pass jnp.zeros(T)."
+        )
+    for what, leaves in (("xs", inputs), ("targets", wanted)):
+        for path, aval in leaves:
+            if aval.shape[:1] != (length,):
+                raise ValueError(
+                    f"{what} at '{path_name(path)}' has shape {aval.shape}, but xs has {length} steps. Time is the "
+                    f"first axis of xs and targets, with one entry a step; mask steps without a loss by weights in "
+                    f"targets."
+                )
+    return length
+
+
+def check_flags(flags: Any, shape: tuple[int, ...], what: str) -> jax.Array:
+    """A boolean array of a given shape."""
+    if not hasattr(flags, "shape") or not hasattr(flags, "dtype"):
+        raise TypeError(f"{what} must be a boolean array of shape {shape}; seen {type(flags).__name__}.")
+    if flags.dtype != jnp.bool_ or flags.shape != shape:
+        raise ValueError(f"{what} must be a boolean array of shape {shape}; seen {flags.dtype} of shape {flags.shape}.")
+    return jnp.asarray(flags)
+
+
+def check_options(exact: Any, hops: Any, rank: Any) -> None:
+    """The options of ``deep_eprop``."""
+    if not isinstance(exact, bool):
+        raise TypeError(f"exact must be True or False; seen {exact!r}.")
+    if hops is not None and (isinstance(hops, bool) or not isinstance(hops, int)):
+        raise TypeError(f"hops must be None (all) or an integer >= 0; seen {hops!r}.")
+    if hops is not None and hops < 0:
+        raise ValueError(
+            f"hops must be None (all) or >= 0, the recurrent layers a trace is carried upward; seen {hops}."
+        )
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int)):
+        raise TypeError(f"rank must be None (whole traces) or an integer >= 1; seen {rank!r}.")
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank must be None (whole traces) or >= 1, the directions that a trace keeps; seen {rank}.")
+
+
+def check_loss(loss: Any, has_aux: bool, batch: int) -> None:
+    """What ``loss_fn`` returned, as shapes."""
+    if has_aux:
+        if not isinstance(loss, tuple) or len(loss) != 2:
+            raise ValueError(f"With has_aux=True loss_fn must return (loss, aux); seen {type(loss).__name__}.")
+        loss = loss[0]
+    if not hasattr(loss, "shape"):
+        hint = " For (loss, aux) pass has_aux=True." if isinstance(loss, tuple) else ""
+        raise ValueError(f"loss_fn must return one array; seen {type(loss).__name__}.{hint}")
+    if loss.shape not in ((), (batch,)) or not jnp.issubdtype(loss.dtype, jnp.floating):
+        raise ValueError(
+            f"loss_fn must return a real scalar for one step's batched output, or one loss per example, of shape "
+            f"({batch},), which are summed; seen {loss.dtype}{list(loss.shape)}. Sum or average other axes inside it."
+        )
+
+
+def check_cotangent(dy: PyTree, y: PyTree) -> PyTree:
+    """A cotangent shaped as the output y, cast to its dtypes; what belongs to integer outputs is not looked at."""
+    if jax.tree.structure(dy) != jax.tree.structure(y):
+        raise ValueError(
+            f"dy = dL_t/dy_t must have the structure of the output y_t: seen {jax.tree.structure(dy)}, needed "
+            f"{jax.tree.structure(y)}."
+        )
+
+    def check(path: Any, d: Any, leaf: jax.Array) -> Any:
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return np.zeros(leaf.shape, jax.dtypes.float0)
+        d = jnp.asarray(d)
+        if d.shape != leaf.shape or (jnp.iscomplexobj(d) and not jnp.iscomplexobj(leaf)):
+            raise ValueError(
+                f"dy at '{path_name(path)}': seen {d.dtype}{list(d.shape)}, needed {leaf.dtype}{list(leaf.shape)}, the "
+                f"batched output of the last step."
+            )
+        return d.astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(check, dy, y)
+
+
+def check_segments(segment_length: int | None, within_segment: str) -> None:
+    """Options of ``value_and_grad``."""
+    if segment_length is not None and (isinstance(segment_length, bool) or not isinstance(segment_length, int)):
+        raise TypeError(f"segment_length must be None or an integer; seen {type(segment_length).__name__}.")
+    if segment_length is not None and segment_length < 1:
+        raise ValueError(f"segment_length counts steps, so it must be at least 1; seen {segment_length}.")
+    if within_segment not in ("eprop", "exact"):
+        raise ValueError(f'within_segment must be "eprop" or "exact"; seen {within_segment!r}.')
+    if within_segment == "exact" and segment_length is None:
+        raise ValueError(
+            "within_segment='exact' needs a segment_length, because the gradient depends on it: longer segments come "
+            "closer to BPTT."
+        )

@@ -1,0 +1,95 @@
+"""Backpropagation through time with every weight's work hoisted out of the loop over time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from deepeprop_jax.jaxpr.mesh_axes import summed_like, vary_alike
+from deepeprop_jax.learner import checks
+from deepeprop_jax.learner.planner import Planner
+from deepeprop_jax.learner.sequence import Stream, as_params, by_segments, make_sequence
+from deepeprop_jax.learner.sharded import sequences_over_batches
+from deepeprop_jax.network.arguments import as_arrays
+from deepeprop_jax.network.build import as_cell
+from deepeprop_jax.network.cell import graph_of
+
+
+def hoisted_bptt(network: Any) -> Callable[..., Any]:
+    """BPTT as the segment engine runs it: one segment, exact, without traces. The gradient is that of ``jax.grad``.
+
+    ``jax.grad`` through ``lax.scan`` adds to a gradient of the size of the weights at every step. Here the loop
+    over time holds only what depends on the carry, node by node, and every weight's gradient is one matrix product over
+    all steps and examples. It is the honest baseline for anything that claims the speed of BPTT.
+
+    *Cost*: memory O(T), as BPTT. Where there is little to hoist (LRU, ALIF) it is slower than ``jax.grad``, as it goes
+    through arrays of the whole sequence several times.
+
+    Args:
+      network: as ``deep_eprop`` takes it.
+
+    Returns:
+      ``value_and_grad(loss_fn, *, has_aux=False)``, which returns
+      ``run(params, carry, xs, targets, resets=None, valid=None) -> ((loss, carry), grads)``.
+
+    Raises:
+      TypeError: something that is not a network.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> from deepeprop_jax import hoisted_bptt, stack
+    >>> network = stack(nn.GRUCell(features=4), nn.Dense(2))
+    >>> xs = jnp.ones((6, 2, 3), jnp.float32)
+    >>> params, carry = network.init(jax.random.key(0), xs[0])
+    >>> loss_fn = lambda y, target: jnp.mean((y - target) ** 2)
+    >>> (loss, carry), grads = hoisted_bptt(network)(loss_fn)(params, carry, xs, jnp.zeros(6))
+    """
+    cell = as_cell(network)
+    graph = graph_of(cell)
+    planner = Planner(graph, exact=True, hops=0, trainable=None)
+
+    def value_and_grad(loss_fn: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]:
+        """Turn a loss per step into a function that runs a sequence.
+
+        Args:
+          loss_fn: ``loss_fn(y_t, target_t) -> scalar`` on the batched output of one step; with ``has_aux``,
+            ``-> (scalar, aux)``.
+
+        Returns:
+          ``run(params, carry, xs, targets, resets=None, valid=None)``.
+
+        Raises:
+          TypeError: loss_fn is no function.
+        """
+        if not callable(loss_fn):
+            raise TypeError(f"loss_fn must be a function (y_t, target_t) -> scalar; seen {type(loss_fn).__name__}.")
+
+        def run(params, carry, xs, targets, resets=None, valid=None):
+            """Run a sequence: its loss, the sum over steps, and the gradient of that by BPTT.
+
+            Args:
+              carry: (batch, ...), in place of a learner's state: where the sequence starts, and what resets return to.
+              params, xs, targets, resets, valid: as a learner's ``value_and_grad(loss_fn)`` takes them.
+
+            Returns:
+              ``((loss, carry), grads)``; with ``has_aux`` ``(((loss, aux), carry), grads)``, aux stacked over time.
+
+            Raises:
+              ValueError, TypeError: as a learner's ``value_and_grad(loss_fn)``.
+            """
+            named = {"params": params, "carry": carry, "xs": xs}
+            given, carry, xs = (as_arrays(tree, what) for what, tree in named.items())
+            length = checks.sequence_length(xs, targets)
+            params, carry, xs, targets, resets, valid = vary_alike(given, carry, xs, targets, resets, valid)
+            x = jax.tree.map(lambda leaf: leaf[0], xs)
+            plan, programs = planner.plan(params, carry, x), planner.programs(params, carry, x)
+            sequence = make_sequence(plan, loss_fn, has_aux, carry, xs, targets, resets, valid)
+            result = by_segments(plan, programs, params, Stream(carry, {}), sequence, length, exact=True)
+            loss = (result.loss, result.aux) if has_aux else result.loss
+            end = checks.next_state(result.end.carry, carry)
+            return (loss, end), summed_like(as_params(plan, result.grads), given)
+
+        return run
+
+    return sequences_over_batches(value_and_grad, cell, object, lambda carry, split: split.spec())

@@ -1,0 +1,92 @@
+"""Plans of a network, each made once per shapes and kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from deepeprop_jax.analysis.node import Node
+from deepeprop_jax.analysis.vjp import VjpProgram, vjp_program
+from deepeprop_jax.jaxpr.mesh_axes import varying_axes
+from deepeprop_jax.jaxpr.program import context
+from deepeprop_jax.jaxpr.real_leaves import shape_and_dtype
+from deepeprop_jax.network.arguments import batch_size, check_nesting
+from deepeprop_jax.network.cell import Graph, PyTree
+from deepeprop_jax.segments import single_step as stream
+from deepeprop_jax.traces.plan import Plan, make_plan, with_rank
+
+
+class Planner:
+    """Analyses a network once per shapes of its params, carry and input, and per context (see ``jaxprs.context``).
+
+    Args:
+      graph: the network.
+      exact, hops, trainable, rank: as given to ``deep_eprop``.
+      like: a planner of the same network in another mode, whose analyses of nodes are used and added to.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        exact: bool,
+        hops: int | None,
+        trainable: Any,
+        rank: int | None = None,
+        like: Planner | None = None,
+    ):
+        self.graph, self.exact, self.hops, self.trainable, self.rank = graph, exact, hops, trainable, rank
+        self._nodes: dict[Any, Node] = {} if like is None else like._nodes
+        self._of_cut: dict[int, VjpProgram] = {} if like is None else like._of_cut
+        self._plans: dict[Any, Plan] = {}
+        self._programs: dict[Any, tuple[VjpProgram, ...]] = {}
+        self._updates: dict[Any, PyTree] = {}
+
+    def plan(self, params: PyTree, carry: PyTree, x: PyTree) -> Plan:
+        """The plan for arrays, or shapes, of a batch."""
+        check_nesting(self.graph, params, "params")
+        check_nesting(self.graph, carry, "carry")
+        batch_size(carry, x)
+        key = _key(params, carry, x)
+        if key not in self._plans:
+            carry_aval, x_aval = _avals(carry, without_batch=True), _avals(x, without_batch=True)
+            arguments = (_avals(params), carry_aval, x_aval, self.exact, self.hops, self.trainable, self._nodes)
+            plan = self._plans[key] = make_plan(self.graph, *arguments)
+            if self.rank is not None:
+                self._plans[key] = with_rank(plan, self.programs(params, carry, x), self.rank)
+        return self._plans[key]
+
+    def programs(self, params: PyTree, carry: PyTree, x: PyTree) -> tuple[VjpProgram, ...]:
+        """Every node's step and VJP, split; nodes alike share theirs."""
+        key = _key(params, carry, x)
+        if key not in self._programs:
+            nodes = self.plan(params, carry, x).nodes
+            for node in nodes:
+                if id(node.cut) not in self._of_cut:
+                    self._of_cut[id(node.cut)] = vjp_program(node)
+            self._programs[key] = tuple(self._of_cut[id(node.cut)]._replace(node=node) for node in nodes)
+        return self._programs[key]
+
+    def pending_update(self, params: PyTree, carry: PyTree, x: PyTree) -> PyTree:
+        """Shapes and dtypes of ``Pending.update``."""
+        plan = self.plan(params, carry, x)
+        if not stream.applies(plan):
+            return _avals(params)
+        key = _key(params, carry, x), batch_size(carry, x)
+        if key not in self._updates:
+            programs = self.programs(params, carry, x)
+
+            def factors(params: PyTree, carry: PyTree, x: PyTree) -> PyTree:
+                return stream.factors_of(stream.run_step(plan, programs, params, carry, x))
+
+            self._updates[key] = jax.eval_shape(factors, _avals(params), _avals(carry), _avals(x))
+        return self._updates[key]
+
+
+def _avals(tree: PyTree, without_batch: bool = False) -> PyTree:
+    return jax.tree.map(lambda leaf: shape_and_dtype(leaf, int(without_batch)), tree)
+
+
+def _key(*trees: PyTree) -> Any:
+    leaves, structure = jax.tree.flatten(trees)
+    return structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves), varying_axes(leaves), context()

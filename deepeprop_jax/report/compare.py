@@ -1,0 +1,123 @@
+"""How far a learner's gradient is from backpropagation through time, on the user's own network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from deepeprop_jax.network.arguments import as_arrays
+from deepeprop_jax.network.cell import PyTree
+from deepeprop_jax.reference import LossFn, bptt, is_differentiable
+from deepeprop_jax.traces.low_rank import trace_error
+
+
+class Row(NamedTuple):
+    """One parameter's gradient g beside that of BPTT, r.
+
+    Attributes:
+      path: where the parameter lies in params, e.g. ``0/params/hn/kernel``.
+      cosine: ⟨g, r⟩ / (‖g‖ ‖r‖); nan where either is zero.
+      relative_error: ‖g - r‖ / ‖r‖; where r is zero, nan if g is too and inf otherwise.
+      norm_ratio: ‖g‖ / ‖r‖; where r is zero, nan if g is too and inf otherwise.
+      norm: ‖r‖.
+    """
+
+    path: str
+    cosine: float
+    relative_error: float
+    norm_ratio: float
+    norm: float
+
+
+class Comparison(NamedTuple):
+    """The result of ``compare_to_bptt``; prints as a table.
+
+    Attributes:
+      rows: one ``Row`` per differentiable parameter leaf, in pytree order.
+      total: the same figures for the whole gradient as one vector.
+      trace_errors: with ``rank=R``, by trace what ``trace_error`` estimates at the sequence's end, the mean over
+        examples.
+    """
+
+    rows: tuple[Row, ...]
+    total: Row
+    trace_errors: Mapping[str, float] = MappingProxyType({})
+
+    def __str__(self) -> str:
+        heads = ("parameter", "cosine", "relative error", "norm ratio", "norm of BPTT")
+        lines = [
+            (row.path, *(_show(value, form) for value, form in zip(row[1:], (".4f", ".2e", ".4f", ".2e"), strict=True)))
+            for row in (*self.rows, self.total)
+        ]
+        widths = [max(len(line[column]) for line in (heads, *lines)) for column in range(len(heads))]
+
+        def render(line: tuple[str, ...]) -> str:
+            numbers = (cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))
+            return "  ".join((line[0].ljust(widths[0]), *numbers))
+
+        rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+        lost = [f"trace {name}: relative error {value:.2e} (estimate)" for name, value in self.trace_errors.items()]
+        return "\n".join((render(heads), rule, *map(render, lines[:-1]), rule, render(lines[-1]), *lost))
+
+
+def compare_to_bptt(
+    learner: Any, params: PyTree, carry: PyTree, xs: PyTree, targets: PyTree, loss_fn: LossFn
+) -> Comparison:
+    """A learner's gradient beside that of BPTT through the same network, per parameter and for the whole.
+
+    *Cost*: one gradient of each; memory O(T) for BPTT.
+
+    Args:
+      learner: what ``deep_eprop`` returns.
+      params: parameters of its network.
+      carry: initial carry, leaves (batch, ...).
+      xs: inputs, leaves (T, batch, ...).
+      targets: any pytree with leading T.
+      loss_fn: ``loss_fn(y_t, target_t) -> scalar`` on the batched output of one step.
+
+    Returns:
+      A ``Comparison``: ``rows``, ``total``, and a table when printed ("-": undefined, as one of the two is zero).
+    """
+    named = {"params": params, "carry": carry, "xs": xs}
+    params, carry, xs = (as_arrays(tree, what) for what, tree in named.items())
+    state = learner.init(params, carry, jax.tree.map(lambda leaf: leaf[0], xs))
+    (_, end), grads = jax.jit(learner.value_and_grad(loss_fn))(params, state, xs, targets)
+    _, reference = jax.jit(bptt(learner.network, loss_fn))(params, carry, xs, targets)
+
+    rows, seen, wanted = [], [], []
+    for (path, r), g in zip(jax.tree.leaves_with_path(reference), jax.tree.leaves(grads), strict=True):
+        if is_differentiable(r):
+            seen.append(_real_vector(g))
+            wanted.append(_real_vector(r))
+            rows.append(_row(jax.tree_util.keystr(path, simple=True, separator="/") or "params", seen[-1], wanted[-1]))
+    empty = [np.zeros(0)]
+    total = _row("all", np.concatenate(seen or empty), np.concatenate(wanted or empty))
+    return Comparison(tuple(rows), total, {name: float(error.mean()) for name, error in trace_error(end).items()})
+
+
+def _real_vector(leaf: jax.Array) -> np.ndarray:
+    """A leaf as one float64 vector; real and imaginary parts of a complex leaf in turn."""
+    array = np.asarray(leaf)
+    parts = (array.real, array.imag) if np.iscomplexobj(array) else (array,)
+    return np.concatenate([part.astype(np.float64).ravel() for part in parts])
+
+
+def _row(path: str, g: np.ndarray, r: np.ndarray) -> Row:
+    norm_g, norm_r = float(np.linalg.norm(g)), float(np.linalg.norm(r))
+    cosine = float(g @ r) / (norm_g * norm_r) if norm_g > 0 and norm_r > 0 else math.nan
+    return Row(path, cosine, _ratio(float(np.linalg.norm(g - r)), norm_r), _ratio(norm_g, norm_r), norm_r)
+
+
+def _ratio(value: float, reference: float) -> float:
+    if reference > 0:
+        return value / reference
+    return math.inf if value > 0 else math.nan
+
+
+def _show(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else format(value, form)

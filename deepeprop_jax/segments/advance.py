@@ -1,0 +1,54 @@
+"""All traces, from a segment's start to its end.
+
+A node's own local traces have one row per slot of a unit (segment_own.py); dense rows and influences across nodes have
+one per carry number (segment_influence.py); a node with depth has both, for every layer (deep_update.py).
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from deepeprop_jax.jaxpr.batched import Lifted
+from deepeprop_jax.jaxpr.real_leaves import RealView
+from deepeprop_jax.segments import depth_advance as deep_update
+from deepeprop_jax.segments import joint as segment_joint
+from deepeprop_jax.segments.depth import DeepSegment
+from deepeprop_jax.segments.influence import influence
+from deepeprop_jax.segments.network import Flow, Segment
+from deepeprop_jax.segments.own import advance_local, advance_low_rank
+from deepeprop_jax.segments.through_time import Leaves
+from deepeprop_jax.traces.state import Traces
+
+
+def update(segment: Segment, traces: Traces) -> Traces:
+    """All traces, from the segment's start to its end."""
+    plan = segment.plan
+    new: Traces = segment_joint.update(segment, traces)
+    for v, (node, part) in enumerate(zip(plan.nodes, segment.nodes, strict=True)):
+        if isinstance(part, DeepSegment):
+            new |= deep_update.update(segment, v, part, traces)
+            continue
+        name, layout = plan.name(v, v), plan.low_rank[v]
+        own = list(traces.get(name, ()))
+        blocks = plan.own[v] if own else ()
+        local = [i for i, block in enumerate(blocks) if block.kind == "local"]
+        moved = advance_local(part, [blocks[i] for i in local], [own[i] for i in local], plan.dtype)
+        for i, trace in zip(local, moved, strict=True):
+            own[i] = trace
+        if layout is not None:
+            new[plan.low_rank_name(v)] = advance_low_rank(part, layout, traces[plan.low_rank_name(v)], plan.dtype)
+        dense = [i for i, block in enumerate(blocks) if block.kind == "dense"]
+        sources = [k for k in range(v) if plan.name(v, k) in traces]
+        if dense or sources:
+            flow = Flow(segment, [], (v, _unit_vectors(node.carry)), rows=node.carry.size)
+            for i in dense:
+                own[i] = influence(segment, flow, v, v, blocks[i].leaves, traces)
+            new |= {plan.name(v, k): influence(segment, flow, v, k, plan.trained[k], traces) for k in sources}
+        if name in traces:
+            new[name] = tuple(own)
+    return new
+
+
+def _unit_vectors(view: RealView) -> Leaves:
+    parts = view.unflatten(jnp.eye(view.size))
+    return [Lifted(part.astype(dtype), "r") for part, dtype in zip(parts, view.dtypes, strict=True)]

@@ -1,0 +1,105 @@
+"""The gradient of a segment's losses: what its own steps give, and what the traces bring to its start."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deepeprop_jax.analysis.node import to_grid
+from deepeprop_jax.jaxpr.batched import Lifted
+from deepeprop_jax.network.cell import PyTree
+from deepeprop_jax.segments import joint as segment_joint
+from deepeprop_jax.segments.depth import DeepBack
+from deepeprop_jax.segments.network import Flow, Kept, Segment, everything, groups, kept_by, nodes_of, start_of
+from deepeprop_jax.segments.node import Back, NodeSegment
+from deepeprop_jax.segments.through_time import Leaves
+from deepeprop_jax.traces import depth as deep
+from deepeprop_jax.traces import low_rank
+from deepeprop_jax.traces.block import add_columns, contract
+from deepeprop_jax.traces.plan import Plan
+from deepeprop_jax.traces.slots import contract_slots, over_leaf
+from deepeprop_jax.traces.state import Traces, cross_gradient
+
+
+def gradient(segment: Segment, traces: Traces, dy: PyTree, exact: bool) -> list[list[jax.Array]]:
+    """``inside + sum over kept (v, k) of lambda^v_0 . S^{v,k}_start``, per node and real parameter leaf.
+
+    Args:
+      traces: at the segment's start.
+      dy: cotangent of the outputs at every step, in ``jax.grad``'s convention.
+      exact: whether credit inside the segment is exact.
+
+    Returns:
+      In the traces' dtype, with a leading axis of layers where a node has depth.
+    """
+    plan = segment.plan
+    leaves: Leaves = [Lifted(leaf, "cb") for leaf in plan.output.split_cotangent(dy)]
+    flow = Flow(segment, leaves, exact=exact)
+    found = []
+    for k in range(len(plan.nodes)):
+        if exact:  # all layers of a source see the same
+            found.append(_of_source(segment, flow, k, everything(plan), traces))
+            continue
+        parts = [(layers, _of_source(segment, flow, k, kept, traces)) for layers, kept in groups(plan, k)]
+        if len(parts) == 1:
+            found.append(parts[0][1])
+        else:
+            by_leaf = zip(*([leaf[np.array(layers)] for leaf in part] for layers, part in parts), strict=True)
+            found.append([jnp.concatenate(leaf) for leaf in by_leaf])
+    return found
+
+
+def _of_source(segment: Segment, flow: Flow, k: int, seen: Kept, traces: Traces) -> list[jax.Array]:
+    """The gradient of node k, where its parameters see ``seen`` through time."""
+    plan = segment.plan
+    back = flow.through(k, seen)
+    zeros = [jnp.zeros(shape, plan.dtype) for shape in plan.leaf_shapes(k)]
+    if back is None or not plan.trained[k]:
+        return zeros
+    grads = _inside(segment, k, back, zeros, flow.sizes)
+    columns = jnp.zeros((plan.depth(k), plan.columns[k]), plan.dtype)
+    for v in nodes_of(kept_by(plan, k)):
+        through = flow.through(v, seen)
+        known = plan.name(v, k) in traces or (v == k and plan.low_rank[k] is not None)
+        if not known or through is None or not through.start:
+            continue
+        start = start_of(segment, v, through, "b", flow.sizes)
+        if v != k:
+            columns = columns + cross_gradient(plan, v, k, start, traces)
+        elif plan.graph.nodes[k].depth is None:
+            _add_own(plan, k, start, traces, grads)
+        else:
+            columns = columns + deep.own_gradient(plan, k, start, traces)
+    if segment_joint.name_of(plan, k) in traces:
+        columns = columns + segment_joint.gradient(segment, flow, k, flow.exact, traces)[None]
+    add_columns(plan.nodes[k].params, grads, plan.trained[k], columns)
+    return [grad if i in plan.trained[k] else zeros[i] for i, grad in enumerate(grads)]
+
+
+def _inside(
+    segment: Segment, k: int, back: Back | DeepBack, zeros: list[jax.Array], sizes: dict[str, int]
+) -> list[jax.Array]:
+    """What the steps of the segment give."""
+    part, dtype = segment.nodes[k], segment.plan.dtype
+    if isinstance(back, DeepBack):
+        return [leaf.astype(dtype) for leaf in back.params]
+    assert isinstance(part, NodeSegment)
+    pairs = zip(zeros, part.parameters(back, "", sizes), strict=True)
+    return [zero if x is None else x.value.astype(dtype) for zero, x in pairs]
+
+
+def _add_own(plan: Plan, k: int, start: jax.Array, traces: Traces, grads: list[jax.Array]) -> None:
+    """Add ``lambda^k_0 . S^{k,k}_start``."""
+    node, layout = plan.nodes[k], plan.low_rank[k]
+    if layout is not None:
+        parts = low_rank.contract(layout, traces[plan.low_rank_name(k)], to_grid(start, node.units))
+        for block, part in zip(layout.blocks, parts, strict=True):
+            add_columns(node.params, grads, block.leaves, part.ravel())
+    for block, trace in zip(plan.own[k], traces.get(plan.name(k, k), ()), strict=True):
+        if block.kind == "local":
+            wide = over_leaf(to_grid(start, node.units), block, node.params.shapes[block.leaves[0]])
+            part = contract_slots(wide, trace)
+        else:
+            part = contract(node, block, start, trace)
+        add_columns(node.params, grads, block.leaves, part)

@@ -1,0 +1,190 @@
+"""Influences with a row per number of a carry, from a segment's start to its end.
+
+    S^{v,k}_end = sum over p of  dh^v_end/dh^p_start . S^{p,k}_start  +  dh^v_end/dtheta^k inside the segment
+
+Every unit vector on v's last carry is pulled back through the segment, to every p and to the parameters of k.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from deepeprop_jax.jaxpr.batched import Lifted, broadcast
+from deepeprop_jax.segments.depth import DeepBack
+from deepeprop_jax.segments.network import Flow, Kept, Segment, groups, kept_by, nodes_of, start_of
+from deepeprop_jax.segments.node import Back, NodeSegment
+from deepeprop_jax.segments.own import recurrence
+from deepeprop_jax.traces import depth as deep
+from deepeprop_jax.traces import low_rank
+from deepeprop_jax.traces.block import Block, advance, push
+from deepeprop_jax.traces.plan import Plan
+from deepeprop_jax.traces.slots import stack_slots
+from deepeprop_jax.traces.state import Traces, cross_gradient
+
+
+def influence(segment: Segment, flow: Flow, v: int, k: int, leaves: tuple[int, ...], traces: Traces) -> jax.Array:
+    """Rows of node v (of one of its layers), columns of node k's ``leaves``: (batch, n_v, columns).
+
+    Where k has depth, ``leaves`` are all that are trained, and the columns those of the kept layers, one after the
+    other.
+
+    Args:
+      flow: from unit vectors on v's last carry.
+    """
+    plan, sizes = segment.plan, flow.sizes
+    if plan.graph.nodes[k].depth is not None:
+        parts = [(layers, influence_of_layers(segment, flow, k, traces, kept)) for layers, kept in groups(plan, k, v)]
+        total = jnp.zeros_like(parts[0][1])
+        for layers, part in parts:
+            total = part if len(parts) == 1 else total.at[np.array(layers)].set(part[np.array(layers)])
+        return jnp.moveaxis(total[plan.depth(k) - plan.pairs[v, k].sources :], 0, 2).reshape(*total.shape[1:3], -1)
+    kept = kept_by(plan, k)
+    total = _inside(segment, flow, k, leaves, kept)
+    for p in nodes_of(kept):
+        through = flow.through(p, kept) if p <= v else None
+        known = plan.name(p, k) in traces or (p == k and plan.low_rank[k] is not None)
+        if not known or through is None or not through.start:
+            continue
+        if isinstance(through, DeepBack):
+            total = total + _by_example(plan, p, k, start_of(segment, p, through, "rb", sizes), traces)[0]
+            continue
+        part = segment.nodes[p]
+        own_units = p == v and not plan.full_jacobian(v)
+        if own_units and isinstance(part, NodeSegment):
+            matrix = recurrence(part, plan.dtype)
+        else:
+            matrix = jnp.swapaxes(start_of(segment, p, through, "rb", sizes), 0, 1)  # (batch, rows, n_p)
+        times = advance if own_units else push
+        if p == k:
+            total = total + own_columns(plan, k, leaves, matrix, times, traces)
+        else:
+            every = Block("dense", leaves, None, plan.nodes[p].carry.size, total.shape[-1])
+            total = total + times(plan.nodes[p], every, matrix, traces[plan.name(p, k)])
+    return total
+
+
+def influence_of_layers(
+    segment: Segment, flow: Flow, k: int, traces: Traces, kept: Kept, top: jax.Array | None = None
+) -> jax.Array:
+    """The same of all trained parameters of a node k with depth, layer by layer: (L, batch, rows, columns).
+
+    Args:
+      kept: what the layers see through time.
+      top: the highest layer of k that the rows may owe anything to; None for all.
+    """
+    plan, sizes, name = segment.plan, flow.sizes, segment.plan.name(k, k)
+    back = flow.through(k, kept)
+    total = jnp.zeros((plan.depth(k), sizes["b"], sizes["r"], plan.columns[k]), plan.dtype)
+    if isinstance(back, DeepBack) and back.rows is not None:
+        every = tuple(range(len(plan.nodes[k].params.sizes)))
+        total = deep.columns_of(plan.nodes[k], plan.trained[k], back.rows, every).astype(plan.dtype)
+    for p in nodes_of(kept):
+        through = flow.through(p, kept)
+        known = plan.name(p, k) in traces or (p == k and plan.low_rank[k] is not None)
+        if not known or through is None or not through.start:
+            continue
+        start = start_of(segment, p, through, "rb", sizes)
+        if p != k:
+            total = total + _by_example(plan, p, k, start, traces)
+            continue
+        highest = jnp.asarray(plan.depth(k) - 1) if top is None else top
+        if name in traces and traces[name].band is not None:
+            total = deep.push_pairs(start, traces[name].band, plan.bands[k], total, highest)
+        total = _add_own_of_layers(plan, k, start, total, traces, highest)
+    return total
+
+
+def _add_own_of_layers(
+    plan: Plan, k: int, start: jax.Array, total: jax.Array, traces: Traces, top: jax.Array
+) -> jax.Array:
+    """Add ``M S`` of each layer's influence on itself, one layer at a time.
+
+    Args:
+      start: (L, rows, batch, n).
+      total: (L, batch, rows, columns).
+    """
+    names = plan.name(k, k), plan.low_rank_name(k)
+    held = {name: traces[name] for name in names if name in traces}
+    if names[0] in held:
+        held[names[0]] = held[names[0]]._replace(band=None)
+
+    def layer(total: jax.Array, now: tuple[jax.Array, jax.Array, Traces]) -> tuple[jax.Array, None]:
+        index, start, held = now
+        row, held = jax.tree.map(lambda leaf: leaf[None], (start, held))
+        found = lax.cond(index <= top, lambda: _by_example(plan, k, k, row, held)[0], lambda: jnp.zeros_like(total[0]))
+        old = lax.dynamic_index_in_dim(total, index, keepdims=False)
+        return lax.dynamic_update_index_in_dim(total, old + found, index, 0), None
+
+    return lax.scan(layer, total, (jnp.arange(total.shape[0]), start, held))[0]
+
+
+def _inside(segment: Segment, flow: Flow, k: int, leaves: tuple[int, ...], kept: Kept) -> jax.Array:
+    """What the segment's own steps add, (batch, rows, columns)."""
+    plan, sizes, back = segment.plan, flow.sizes, flow.through(k, kept)
+    view, part = plan.nodes[k].params, segment.nodes[k]
+    if not isinstance(back, Back) or not isinstance(part, NodeSegment):
+        return jnp.zeros((sizes["b"], sizes["r"], sum(view.sizes[i] for i in leaves)), plan.dtype)
+    found = part.parameters(back, "rb", sizes)
+    return jnp.concatenate([rows_of(found[i], view.sizes[i], sizes, plan.dtype) for i in leaves], axis=-1)
+
+
+def rows_of(x: Lifted | None, size: int, sizes: dict[str, int], dtype: Any) -> jax.Array:
+    """(batch, rows, size)."""
+    if x is None:
+        return jnp.zeros((sizes["b"], sizes["r"], size), dtype)
+    return jnp.swapaxes(broadcast(x.flat(), "rb", sizes), 0, 1).astype(dtype)
+
+
+def own_columns(
+    plan: Plan, k: int, leaves: tuple[int, ...], matrix: jax.Array, times: Any, traces: Traces
+) -> jax.Array:
+    """``M S^{k,k}``, in the columns of ``leaves``."""
+    node = plan.nodes[k]
+    parts: dict[int, jax.Array] = {}
+    for block, rows in _own_rows(plan, k, traces):
+        if set(block.leaves) <= set(leaves):
+            part, start = times(node, block, matrix, rows), 0
+            for i in block.leaves:
+                parts[i] = part[..., start : start + node.params.sizes[i]]
+                start += node.params.sizes[i]
+    lead = (matrix.shape[0], node.carry.size if times is advance else matrix.shape[1])
+    zeros = {i: jnp.zeros((*lead, node.params.sizes[i]), plan.dtype) for i in leaves}
+    return jnp.concatenate([parts.get(i, zeros[i]) for i in leaves], axis=-1)
+
+
+def _own_rows(plan: Plan, k: int, traces: Traces) -> list[tuple[Block, jax.Array]]:
+    """Node k's own trace, (batch, rows, columns) per block."""
+    pairs = zip(plan.own[k], traces.get(plan.name(k, k), ()), strict=True)
+    found = [(block, stack_slots(trace) if block.kind == "local" else trace) for block, trace in pairs]
+    layout = plan.low_rank[k]
+    if layout is not None:
+        whole = low_rank.multiplied_out(layout, traces[plan.low_rank_name(k)])
+        found += zip(layout.blocks, whole, strict=True)
+    return found
+
+
+def _by_example(plan: Plan, p: int, k: int, start: jax.Array, traces: Traces) -> jax.Array:
+    """``M S^{p,k}`` where p or k has depth: what a gradient takes from the traces, row by row and example by example.
+
+    Args:
+      start: (rows, batch, n_p), behind an axis of layers where p has depth.
+
+    Returns:
+      (layers of k, batch, rows, columns).
+    """
+    names = {plan.name(p, k), plan.low_rank_name(k) if p == k else plan.name(p, k)}
+    held = {name: traces[name] for name in names if name in traces}
+    example = 0 if plan.graph.nodes[p].depth is None else 1  # the axis of a trace that is the batch's
+
+    def row(start: jax.Array, held: Traces) -> jax.Array:
+        start, held = jax.tree.map(lambda leaf: jnp.expand_dims(leaf, example), (start, held))
+        own = deep.own_gradient if p == k else None
+        return cross_gradient(plan, p, k, start, held) if own is None else own(plan, k, start, held)
+
+    rows = jax.vmap(row, (example, None), 1)
+    return jax.vmap(rows, (example + 1, example), 1)(start, held)

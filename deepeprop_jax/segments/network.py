@@ -1,0 +1,306 @@
+"""The recursion over C steps at once: the same gradient as the lattice, in matrix products.
+
+    grad   += (inside the segment, reverse mode)  +  sum over kept (v, k) of lambda^v_0 . S^{v,k}_start
+    S^{v,k}_end = sum over p of  dh^v_end/dh^p_start . S^{p,k}_start  +  dh^v_end/dtheta^k inside the segment
+
+lambda_0 is the cotangent of the carries at the segment's start under the losses of the segment. All four terms are one
+pull of cotangents back through the segment, node by node and within a node step by step: of the losses, or of unit
+vectors on a carry's end. As in the lattice, a source k sees a node through time only where the pair is kept; other
+nodes pass on what their output owes to its own step.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Container
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deepeprop_jax.analysis.vjp import VjpProgram, parameter_values
+from deepeprop_jax.jaxpr.batched import Lifted, Values, add, broadcast
+from deepeprop_jax.jaxpr.mesh_axes import vary_like
+from deepeprop_jax.jaxpr.real_leaves import Parts, RealView
+from deepeprop_jax.network.cell import PyTree, assemble, connect, parents, select
+from deepeprop_jax.segments.depth import DeepBack, DeepSegment
+from deepeprop_jax.segments.forward import run_forward, with_inputs
+from deepeprop_jax.segments.node import Back, NodeSegment
+from deepeprop_jax.segments.through_time import Flags, Leaves
+from deepeprop_jax.segments.unit_vectors import back_units
+from deepeprop_jax.traces.plan import Plan
+
+
+class Prepared(NamedTuple):
+    """A network made ready for a sequence.
+
+    Attributes:
+      plan: of the network.
+      programs: per node.
+      params: per node.
+      values: per node, what depends on its parameters alone.
+    """
+
+    plan: Plan
+    programs: tuple[VjpProgram, ...]
+    params: list[Parts]
+    values: list[Values]
+
+
+def prepare(plan: Plan, programs: tuple[VjpProgram, ...], params: PyTree) -> Prepared:
+    """Compute what depends on the parameters alone."""
+    parts = [node.params.split(select(params, v.path)) for node, v in zip(plan.nodes, plan.graph.nodes, strict=True)]
+    values = [
+        Values([], {}) if vertex.depth is not None else parameter_values(program, p)  # of a layer, at the layer
+        for program, p, vertex in zip(programs, parts, plan.graph.nodes, strict=True)
+    ]
+    return Prepared(plan, programs, parts, values)
+
+
+class Segment:
+    """A network that has run through a segment.
+
+    Attributes:
+      carry_end: the network's carry after it.
+      outputs: its outputs, (C, batch, ...).
+    """
+
+    def __init__(self, ready: Prepared, carry: PyTree, initial: PyTree, xs: PyTree, flags: Flags):
+        plan = self.plan = ready.plan
+        self.nodes: list[NodeSegment | DeepSegment] = []
+        ends: list[PyTree] = []
+        outputs: dict[int, PyTree] = {}
+        for v, (node, vertex) in enumerate(zip(plan.nodes, plan.graph.nodes, strict=True)):
+            start, origin = (node.carry.split(select(tree, vertex.path)) for tree in (carry, initial))
+            u = node.input.split(connect(vertex.wire, xs, outputs))
+            program, p = ready.programs[v], ready.params[v]
+            if vertex.depth is not None:
+                by_layer = [jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), tree) for tree in (start, origin)]
+                part: NodeSegment | DeepSegment = DeepSegment(
+                    program, p, by_layer[0], by_layer[1], u, flags, vertex.depth
+                )
+                end = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), part.carry_end)
+            else:
+                local = plan.low_rank[v] is not None or any(block.kind == "local" for block in plan.own[v])
+                values = with_inputs(program, ready.values[v], u)
+                run = run_forward(program, values, start, origin, u, flags)
+                part, end = NodeSegment(program, p, values, run, u, flags, local), run.carry_end
+            self.nodes.append(part)
+            outputs[v] = node.output.join(*part.outputs)
+            ends.append(node.carry.join(*end))
+        self.carry_end = assemble(plan.graph, ends)
+        self.outputs = connect(plan.graph.output, xs, outputs)
+        leaf = jax.tree.leaves(xs)[0]
+        self.sizes = {"c": leaf.shape[0], "b": leaf.shape[1]}
+        # What a wire carries beside real numbers, of one example: connect() wants it, no derivative depends on it.
+        self._x, self._outputs = jax.tree.map(lambda leaf: leaf[0, 0], (xs, outputs))
+
+    def after_resets(self) -> Segment:
+        """The segment as its last carries, and so the traces, depend on it; without resets the segment itself."""
+        seen = copy.copy(self)
+        seen.nodes = [node.after_resets() for node in self.nodes]
+        return seen
+
+    def distribute(self, wire: Any, view: RealView, ct: Leaves, sizes: dict[str, int]) -> dict[int, Leaves]:
+        """The cotangent of what a wire carries, handed to the outputs that it is made of."""
+        sources = parents(wire)
+        if not sources or all(c is None for c in ct):
+            return {}
+        if isinstance(wire, int):
+            return {wire: ct}
+        views = {p: self.plan.nodes[p].output for p in sources}
+        zeros = {p: [jnp.zeros(*leaf) for leaf in zip(views[p].shapes, views[p].dtypes, strict=True)] for p in sources}
+        zeros = vary_like(zeros, self._x, self._outputs)
+
+        def carried(real: dict[int, list[jax.Array]]) -> list[jax.Array]:
+            outputs = {p: views[p].join(real[p], views[p].split(self._outputs[p]).other) for p in sources}
+            return view.split(connect(wire, self._x, outputs)).real
+
+        values, pull = jax.vjp(carried, zeros)
+        axes = "".join(a for a in "crb" if any(c is not None and a in c.axes for c in ct))
+        full = []
+        for c, value in zip(ct, values, strict=True):
+            shape = (*(sizes[a] for a in axes), *value.shape)
+            full.append(jnp.zeros(shape, value.dtype) if c is None else broadcast(c, axes, sizes).astype(value.dtype))
+        for _ in axes:
+            pull = jax.vmap(pull)
+        (found,) = pull(vary_like(full, values))
+        return {p: [Lifted(leaf, axes) for leaf in leaves] for p, leaves in found.items()}
+
+
+class Span(NamedTuple):
+    """Layers of a node, from ``low`` up to ``high``, that one included not; (0, 1) of a node without depth."""
+
+    node: int
+    low: int
+    high: int
+
+
+Kept = frozenset[Span]
+"""What a source sees through time: at most one span per node."""
+
+
+def everything(plan: Plan) -> Kept:
+    """All layers of all nodes."""
+    return frozenset(Span(v, 0, plan.depth(v)) for v in range(len(plan.nodes)))
+
+
+def within(kept: Kept, nodes: Container[int]) -> Kept:
+    """What of it lies in these nodes."""
+    return frozenset(span for span in kept if span.node in nodes)
+
+
+def nodes_of(kept: Kept) -> list[int]:
+    """In order."""
+    return sorted(span.node for span in kept)
+
+
+def kept_by(plan: Plan, k: int, layer: int | None = None) -> Kept:
+    """What source k sees through time; of a node with depth one ``layer``, or what any layer sees."""
+    if layer is None or plan.hops in (None, 0):
+        own = Span(k, 0, plan.depth(k))
+    else:
+        own = Span(k, layer, min(layer + plan.bands[k] + 1, plan.depth(k)))
+    spans = {own}
+    for (v, source), pair in plan.pairs.items():
+        if source == k:
+            mask = np.ones((pair.layers, pair.sources), bool) if pair.mask is None else pair.mask
+            place = -1 if layer is None else layer - plan.depth(k)
+            high = int(mask[:, place].sum()) if -place <= pair.sources else 0
+            spans |= {Span(v, 0, high)} if high else set()
+    return frozenset(spans)
+
+
+class Group(NamedTuple):
+    """Layers of a source that see the same through time; layer 0 of a node without depth."""
+
+    layers: list[int]
+    kept: Kept
+
+
+def groups(plan: Plan, k: int, v: int | None = None) -> list[Group]:
+    """The layers of source k, each in one group.
+
+    Args:
+      v: only what the rows of this node's carry have to know: where one of them is kept, so is all on the way from it
+        into k, and within both; layers whose influence on v is not kept may be in any group.
+    """
+    if plan.hops in (None, 0) or plan.depth(k) == 1 or v == k:
+        return [Group(list(range(plan.depth(k))), kept_by(plan, k))]
+    found: dict[Kept, list[int]] = {}
+    for layer in range(plan.depth(k)):
+        kept = kept_by(plan, k, layer)
+        if v is not None:
+            if v not in nodes_of(kept):
+                continue
+            kept = within(kept, set(range(v)) - {k}) | {Span(node, 0, plan.depth(node)) for node in {k, v}}
+        found.setdefault(kept, []).append(layer)
+    return [Group(layers, kept) for kept, layers in found.items()]
+
+
+Arrived = Back | DeepBack | None
+"""What a flow finds in a node; None where nothing arrives."""
+
+
+class Flow:
+    """Cotangents on their way down through a segment, from one place, for every set of nodes that a source may see.
+
+    Args:
+      segment: the network that ran.
+      outputs: the cotangent of the network's outputs, per real leaf; empty for zero.
+      end: a node, and unit vectors on its last carry: ``Leaves``, or where it has depth ``deep_segment.unit_vectors``.
+      rows: size of axis r.
+      exact: whether carries go back through dF/dh everywhere; else as the lattice does.
+    """
+
+    def __init__(
+        self,
+        segment: Segment,
+        outputs: Leaves,
+        end: tuple[int, Any] | None = None,
+        rows: int = 1,
+        exact: bool = False,
+    ):
+        self.segment, self.plan, self.exact = segment, segment.plan, exact
+        self.sizes = segment.sizes | {"r": rows}
+        self.end = end
+        graph = self.plan.graph
+        self._seeds = segment.distribute(graph.output, self.plan.output, outputs, self.sizes) if outputs else {}
+        self._found: dict[tuple[int, Kept], tuple[Arrived, dict[int, Leaves]]] = {}
+        self.children: dict[int, list[int]] = {v: [] for v in range(len(graph.nodes))}
+        self.above: list[frozenset[int]] = []
+        for v, vertex in enumerate(graph.nodes):
+            for p in parents(vertex.wire):
+                self.children[p].append(v)
+        for v in reversed(range(len(graph.nodes))):
+            self.above.append(frozenset({v}.union(*(self.above[len(graph.nodes) - 1 - c] for c in self.children[v]))))
+        self.above.reverse()
+
+    def through(self, v: int, kept: Kept) -> Arrived:
+        """What arrives in node v, and leaves it, where only what is in ``kept`` passes cotangents on through time."""
+        reached = kept if self.end is None else within(kept, range(self.end[0] + 1))
+        return self._through(v, reached)[0]
+
+    def _through(self, v: int, kept: Kept) -> tuple[Arrived, dict[int, Leaves]]:
+        kept = within(kept, self.above[v])
+        if (v, kept) not in self._found:
+            self._found[v, kept] = self._compute(v, kept)
+        return self._found[v, kept]
+
+    def _compute(self, v: int, kept: Kept) -> tuple[Arrived, dict[int, Leaves]]:
+        dy: Leaves = list(self._seeds.get(v, []))
+        for w in self.children[v]:
+            part = self._through(w, kept)[1].get(v, [])
+            dy = [add(a, b) for a, b in zip(dy, part, strict=True)] if dy and part else dy or list(part)
+        end = self.end[1] if self.end is not None and self.end[0] == v else []
+        if not end and all(d is None for d in dy):
+            return None, {}
+        node, vertex = self.segment.nodes[v], self.plan.graph.nodes[v]
+        recurrence = self.recurrence(v, kept)
+        wanted = bool(parents(vertex.wire))
+        upto = "input" if wanted else "carry"
+        back: Back | DeepBack
+        if isinstance(node, DeepSegment):
+            keep = "" if self.end is None else "rb"
+            back = node.back(recurrence, dy, end, self.sizes, keep, self._climb(v, kept))
+        elif recurrence == "local" and end:
+            back = back_units(node, upto)
+        else:
+            back = node.back(recurrence, dy, end, self.sizes["r"], upto)
+        below = self.segment.distribute(vertex.wire, self.plan.nodes[v].input, back.input, self.sizes) if wanted else {}
+        return back, below
+
+    def _climb(self, v: int, kept: Kept) -> range:
+        """See ``DeepSegment.back``."""
+        seen = [span for span in kept if span.node == v]
+        if self.exact or self.plan.hops is None or not seen:
+            return range(self.plan.depth(v))
+        return range(seen[0].low, seen[0].high) if self.plan.hops else range(0)
+
+    def recurrence(self, v: int, kept: Kept) -> str:
+        """How a carry's cotangent of node v goes back in time, see ``NodeSegment.back``."""
+        if self.exact:
+            return "full"
+        if v not in nodes_of(kept):
+            return "none"
+        return "full" if self.plan.full_jacobian(v) else "local"
+
+
+def start_of(segment: Segment, p: int, back: Back | DeepBack, axes: str, sizes: dict[str, int]) -> jax.Array:
+    """What a flow finds at the segment's start in node p: (*axes, n), behind an axis of layers where p has depth."""
+    view, dtype = segment.plan.nodes[p].carry, segment.plan.dtype
+    if isinstance(back, Back):
+        return vector(view, dtype, back.start, axes, sizes)
+    leaves = [leaf.reshape(*leaf.shape[: 1 + len(axes)], -1).astype(dtype) for leaf in back.start]
+    return jnp.concatenate(leaves, axis=-1)
+
+
+def vector(view: RealView, dtype: jnp.dtype, ct: Leaves, axes: str, sizes: dict[str, int]) -> jax.Array:
+    """A cotangent of a carry as one array (*axes, n)."""
+    parts = []
+    for leaf, size in zip(ct, view.sizes, strict=True):
+        lead = tuple(sizes[axis] for axis in axes)
+        flat = jnp.zeros((*lead, size), dtype) if leaf is None else broadcast(leaf.flat(), axes, sizes)
+        parts.append(flat.astype(dtype))
+    return jnp.concatenate(parts, axis=-1)

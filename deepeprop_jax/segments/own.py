@@ -1,0 +1,89 @@
+"""A node's own local traces, from a segment's start to its end: one row per slot of a unit.
+
+    S_end = (product of all D) S_start + what each step adds, through the steps after it
+
+Both follow from ones on a slot of the last carry, pulled back through D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from deepeprop_jax.analysis.node import to_grid
+from deepeprop_jax.jaxpr.batched import Lifted, broadcast
+from deepeprop_jax.segments.network import vector
+from deepeprop_jax.segments.node import NodeSegment
+from deepeprop_jax.segments.through_time import Leaves
+from deepeprop_jax.traces import low_rank
+from deepeprop_jax.traces.block import Block
+from deepeprop_jax.traces.slots import advance_slot, over_leaf
+
+
+class SlotRow(NamedTuple):
+    """What ones on one slot of the last carry find at the segment's start, and of every parameter leaf.
+
+    Attributes:
+      start: (batch, K, units) one row of the product of all D.
+      params: per real parameter leaf, its cotangent with axis b; None for zero.
+    """
+
+    start: jax.Array
+    params: Leaves
+
+
+def slot_rows(part: NodeSegment, dtype: jnp.dtype) -> list[SlotRow]:
+    """Per slot of a unit."""
+    node, rows = part.node, []
+    for slot in range(node.units.slots):
+        back = part.back_slot(slot)
+        start = vector(node.carry, dtype, back.start, "b", part.sizes)
+        rows.append(SlotRow(to_grid(start, node.units), part.parameters(back, "b", part.sizes)))
+    return rows
+
+
+def recurrence(part: NodeSegment, dtype: jnp.dtype) -> jax.Array:
+    """(batch, K, K, units) the product of all D of a segment."""
+    units, view = part.node.units, part.node.carry
+    starts = [part.back_slot(slot).start for slot in range(units.slots)]
+    return jnp.stack([to_grid(vector(view, dtype, start, "b", part.sizes), units) for start in starts], axis=1)
+
+
+def advance_local(
+    part: NodeSegment, blocks: Sequence[Block], traces: Sequence[list[jax.Array]], dtype: jnp.dtype
+) -> list[list[jax.Array]]:
+    """Own local traces, one leaf each, held as ``slots.split_slots`` gives them."""
+    rows = slot_rows(part, dtype) if blocks else []
+    moved = []
+    for block, trace in zip(blocks, traces, strict=True):
+        (leaf,) = block.leaves
+        new = []
+        for row in rows:
+            inside = row.params[leaf]
+            added = None if inside is None else broadcast(inside, "b", part.sizes).astype(dtype)
+            new.append(advance_slot(over_leaf(row.start, block, trace[0].shape[1:]), trace, added))
+        moved.append(new)
+    return moved
+
+
+def advance_low_rank(
+    part: NodeSegment, layout: low_rank.Layout, trace: low_rank.LowRank, dtype: jnp.dtype
+) -> low_rank.LowRank:
+    """The same of all weights that are held as one product of low rank."""
+    sizes = part.sizes
+
+    def joined(values: Sequence[Lifted | None], widths: Sequence[int]) -> jax.Array:
+        """(batch, C, all widths)."""
+        zeros = [Lifted(jnp.zeros(width)) for width in widths]
+        full = [broadcast(zero if x is None else x, "cb", sizes) for x, zero in zip(values, zeros, strict=True)]
+        return jnp.swapaxes(jnp.concatenate([x.astype(dtype) for x in full], axis=-1), 0, 1)
+
+    deltas = []
+    for slot in range(layout.slots):
+        values = part.linear_values(part.program.to_params, part.back_slot(slot).steps)
+        deltas.append(joined([values[i] for i in layout.deltas], layout.row_widths))
+    factors = joined([part.read(z) for z in layout.factors], layout.column_widths)
+    return low_rank.advance(layout, trace, recurrence(part, dtype), jnp.concatenate(deltas, axis=-1), factors)

@@ -1,0 +1,158 @@
+"""The loop that pulls cotangents of a carry back through the steps of a segment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from deepeprop_jax.jaxpr.batched import Lifted, add, broadcast, elementwise, scan_back, union
+from deepeprop_jax.jaxpr.mesh_axes import vary, varying_axes
+from deepeprop_jax.jaxpr.real_leaves import float32_or_wider
+
+Leaves = list[Lifted | None]
+"""Cotangents of some real leaves; None is a zero."""
+
+
+class Flags(NamedTuple):
+    """(C, batch) booleans, None where all are false (resets) or true (valid)."""
+
+    resets: jax.Array | None
+    valid: jax.Array | None
+
+
+def last_where_cut_off(resets: jax.Array, values: Any) -> Any:
+    """(C, batch, ...) values, with those of the last step in place of all that lie before a later reset.
+
+    Nothing of a step before a reset reaches what follows it: its cotangents are zeros. Of a carry that is not finite
+    they would still be multiplied with derivatives that are not finite.
+
+    Args:
+      resets: (C, batch).
+      values: a pytree.
+    """
+    from_here_on = jax.lax.cummax(resets.astype(jnp.int32), axis=0, reverse=True)
+    later = jnp.pad(from_here_on[1:], ((0, 1), (0, 0))) > 0
+
+    def choose(x: jax.Array) -> jax.Array:
+        return jnp.where(later.reshape(*later.shape, *(1,) * (x.ndim - 2)), x[-1:], x)
+
+    return jax.tree.map(choose, values)
+
+
+class Flow(NamedTuple):
+    """Cotangents that enter the loop.
+
+    Attributes:
+      now: of the new carry at every step.
+      past: of the old carry at every step, where the output reads it.
+      end: of the last carry.
+    """
+
+    now: Leaves
+    past: Leaves
+    end: Leaves
+
+
+class Carry(NamedTuple):
+    """Shape and dtype of each real leaf of a carry, of one example."""
+
+    shapes: list[tuple[int, ...]]
+    dtypes: list[Any]
+
+
+def through_time(
+    pull: Callable[[Leaves, Any], Leaves],
+    table: Any,
+    reach: set[tuple[int, int]],
+    flows: list[Flow],
+    flags: Flags,
+    carry: Carry,
+    sizes: dict[str, int],
+) -> list[tuple[Leaves, Leaves]]:
+    """``lambda_{t-1} = (dh_t/dh_{t-1})^T (lambda_t + now_t) + past_t``, from the last step to the first.
+
+    Args:
+      pull: ``(cotangent of the new carry, values of the step) -> cotangent of the old carry``.
+      table: values that ``pull`` reads, a pytree of ``Lifted``.
+      reach: (r, s) where leaf r's cotangent reaches leaf s of the step before; the others stay structural zeros.
+      flows: several go through one loop.
+      flags: a step that is not valid hands its cotangent on as it is; before a reset it ends.
+
+    Returns:
+      Per flow the cotangent of the first old carry, and of every step's new carry.
+    """
+    leaves = range(len(carry.shapes))
+    wide_flags = tuple(None if f is None else Lifted(f, "cb") for f in flags)
+    read = _lifted((table, wide_flags))
+    alive: list[list[int]] = []
+    axes: list[str] = []
+    dtypes: list[list[Any]] = []
+    for flow in flows:
+        given = [x for group in flow for x in group if x is not None]
+        found = {i for i in leaves if any(group[i] is not None for group in flow)}
+        for _ in leaves:
+            found |= {s for r, s in reach if r in found}
+        alive.append(sorted(found))
+        axes.append(union(*(x.axes for x in (*given, *read))).replace("c", ""))
+        dtypes.append([float32_or_wider(*(x.value.dtype for x in given), dtype) for dtype in carry.dtypes])
+
+    varying = varying_axes((flows, table, flags))
+
+    def whole(f: int, i: int, x: Lifted | None) -> jax.Array:
+        if x is None:
+            return vary(jnp.zeros((*(sizes[a] for a in axes[f]), *carry.shapes[i]), dtypes[f][i]), varying)
+        return vary(broadcast(x, axes[f], sizes).astype(dtypes[f][i]), varying)
+
+    def body(carried: list[list[jax.Array]], step: Any) -> tuple[list[list[jax.Array]], list[list[jax.Array]]]:
+        given, now_table, (resets, valid) = step
+        before, totals = [], []
+        for f, (arrays, (now, past)) in enumerate(zip(carried, given, strict=True)):
+            after = {i: Lifted(x, axes[f]) for i, x in zip(alive[f], arrays, strict=True)}
+            total = {i: masked(valid, add(x, now[i])) for i, x in after.items()}
+            pulled = pull([total.get(i) for i in leaves], now_table)
+            new = {i: add(pulled[i], past[i]) for i in alive[f]}
+            if valid is not None:
+                new = {i: add(x, masked(_not(valid), after[i])) for i, x in new.items()}
+            if resets is not None:
+                new = {i: masked(_not(resets), x) for i, x in new.items()}
+            before.append([whole(f, i, x) for i, x in new.items()])
+            totals.append([whole(f, i, x) for i, x in total.items()])
+        return before, totals
+
+    start = [[whole(f, i, flow.end[i]) for i in alive[f]] for f, flow in enumerate(flows)]
+    streams = [(flow.now, flow.past) for flow in flows]
+    firsts, steps = scan_back(body, start, (streams, table, wide_flags), sizes["c"])
+
+    def by_leaf(f: int, arrays: list[jax.Array], lead: str) -> Leaves:
+        found = dict(zip(alive[f], arrays, strict=True))
+        return [Lifted(found[i], lead) if i in found else None for i in leaves]
+
+    return [(by_leaf(f, firsts[f], axes[f]), by_leaf(f, steps[f], "c" + axes[f])) for f in range(len(flows))]
+
+
+def pull_local(ct: Leaves, blocks: dict[tuple[int, int], Lifted]) -> Leaves:
+    """The cotangent of the old carry through D, unit by unit."""
+    there = [(r, x) for r, x in enumerate(ct) if x is not None]
+    return [
+        add(*(elementwise(jnp.multiply, blocks[r, s], x) for r, x in there if (r, s) in blocks)) for s in range(len(ct))
+    ]
+
+
+def masked(flag: Lifted | None, x: Lifted | None) -> Lifted | None:
+    """x where the example's flag is set, zero elsewhere; without a flag x."""
+    if x is None or flag is None:
+        return x
+    wide = flag.map(lambda f: f.reshape(*f.shape, *(1,) * len(x.shape)))
+    return elementwise(lambda f, v: jnp.where(f, v, 0), wide, x)
+
+
+def _not(flag: Lifted) -> Lifted:
+    return flag.map(jnp.logical_not)
+
+
+def _lifted(tree: Any) -> list[Lifted]:
+    leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Lifted))
+    return [x for x in leaves if isinstance(x, Lifted)]

@@ -1,0 +1,158 @@
+"""``stack(cell, depth=L)``: the layer functions under one ``lax.scan`` over depth, so L does not enter the program.
+
+The influences of all source layers stand one behind the other. Layer l keeps a trace of the min(l, ``band``) source
+layers below it. All kept pairs (l, k) lie one after the other, by l and then by k.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deepeprop_jax.analysis.node import Node, to_grid
+from deepeprop_jax.jaxpr.mesh_axes import vary_like
+from deepeprop_jax.traces import low_rank
+from deepeprop_jax.traces.block import add_columns, contract
+from deepeprop_jax.traces.plan import Plan
+
+
+class DeepTraces(NamedTuple):
+    """The traces of a node with depth, for its own parameters.
+
+    Attributes:
+      own: per block, (L, batch, rows, columns): each layer's influence of its own parameters.
+      band: (pairs, batch, n, columns): of the ``band`` layers below, see ``kept_pairs``; None if none is kept.
+    """
+
+    own: tuple[jax.Array, ...]
+    band: jax.Array | None
+
+
+class KeptPairs(NamedTuple):
+    """The pairs of layers whose influence is kept, those of a layer one after the other.
+
+    Attributes:
+      target, source: (pairs,) the layer that is influenced, and whose parameters influence it.
+      start: (L,) per layer, where its pairs start.
+    """
+
+    target: np.ndarray
+    source: np.ndarray
+    start: np.ndarray
+
+
+def kept_pairs(depth: int, band: int) -> KeptPairs:
+    """Every layer with each of the at most ``band`` layers below it."""
+    count = np.minimum(np.arange(depth), band)
+    start = np.cumsum(count) - count
+    target = np.repeat(np.arange(depth), count)
+    return KeptPairs(target, np.arange(target.size) - start[target] + target - count[target], start)
+
+
+class Place(NamedTuple):
+    """Where a pair of layers lies among those kept; anywhere if it is not."""
+
+    kept: jax.Array
+    index: jax.Array
+
+
+def place_of(depth: int, band: int, target: jax.Array, source: jax.Array) -> Place:
+    """Of one pair of layers."""
+    pairs, first = kept_pairs(depth, band), jnp.maximum(target - band, 0)
+    index = jnp.asarray(pairs.start)[target] + source - first
+    return Place((source >= first) & (source < target), jnp.clip(index, 0, pairs.target.size - 1))
+
+
+def put_pairs(held: jax.Array, found: jax.Array, target: jax.Array, band: int) -> jax.Array:
+    """(pairs, ...) with what ``target`` owes to every layer, (L, ...), in the place of its own."""
+
+    def body(held: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        source, new = now
+        place = place_of(found.shape[0], band, target, source)
+        old = _layer_of(held, place.index)
+        return _with_layer(held, jnp.where(place.kept, new, old), place.index), None
+
+    return jax.lax.scan(body, held, (jnp.arange(found.shape[0]), found))[0]
+
+
+def _layer_of(array: jax.Array, index: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(array, index, keepdims=False)
+
+
+def _with_layer(array: jax.Array, new: jax.Array, index: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(array, new, index, 0)
+
+
+def columns_of(node: Node, wanted: tuple[int, ...], columns: jax.Array, held: tuple[int, ...]) -> jax.Array:
+    """The columns of the leaves ``wanted`` among those of ``held``: (..., columns)."""
+    if wanted == held:
+        return columns
+    ends = np.cumsum([node.params.sizes[i] for i in held])[:-1]
+    parts = dict(zip(held, jnp.split(columns, ends, axis=-1), strict=True))
+    return jnp.concatenate([parts[i] for i in wanted], axis=-1)
+
+
+def own_gradient(plan: Plan, k: int, cotangent: jax.Array, traces: dict[str, Any]) -> jax.Array:
+    """``lambda . S`` of all influences between a node's own layers, (L, columns).
+
+    Args:
+      cotangent: (L, batch, n); also of one layer alone, without a band.
+    """
+    node, depth = plan.nodes[k], cotangent.shape[0]
+    own = traces.get(plan.name(k, k), DeepTraces((), None))
+    grads = [jnp.zeros((depth, *shape), plan.dtype) for shape in node.params.shapes]
+    for block, trace in zip(plan.own[k], own.own, strict=True):
+        part = jax.vmap(lambda c, s, block=block: contract(node, block, c, s))(cotangent, trace)
+        add_columns(node.params, grads, block.leaves, part)
+    layout = plan.low_rank[k]
+    if layout is not None:
+        grid = to_grid(cotangent, node.units)
+        parts = jax.vmap(lambda s, c: low_rank.contract(layout, s, c))(traces[plan.low_rank_name(k)], grid)
+        for block, part in zip(layout.blocks, parts, strict=True):
+            add_columns(node.params, grads, block.leaves, part.reshape(depth, -1))
+    nothing = [jnp.zeros((depth, 0), plan.dtype)]
+    total = jnp.concatenate([grads[i].reshape(depth, -1) for i in plan.trained[k]] or nothing, axis=-1)
+    return total if own.band is None else total + _band_gradient(cotangent, own.band, plan.bands[k])
+
+
+def _band_gradient(cotangent: jax.Array, held: jax.Array, band: int) -> jax.Array:
+    """``lambda . S`` of the kept influences between layers, as a gradient per source layer, (L, columns).
+
+    Args:
+      cotangent: (L, batch, n).
+      held: (pairs, batch, n, columns).
+    """
+    pairs = kept_pairs(cotangent.shape[0], band)
+    found = jnp.einsum("jbn,jbnp->jp", cotangent[pairs.target], held)
+    return jnp.zeros((cotangent.shape[0], held.shape[-1]), held.dtype).at[pairs.source].add(found)
+
+
+def push_pairs(start: jax.Array, held: jax.Array, band: int, total: jax.Array, top: jax.Array) -> jax.Array:
+    """Add ``M S`` of the kept influences between layers to what rows owe to every source layer.
+
+    Args:
+      start: M, (L, rows, batch, n), what the rows owe to every layer's carry; zero above ``top``.
+      held: S, (pairs, batch, n, columns).
+      total: (L, batch, rows, columns).
+      top: the highest layer that the rows owe anything to.
+
+    Cost: one product of matrices for every pair up to ``top``.
+    """
+    pairs, total = kept_pairs(start.shape[0], band), vary_like(total, start, held)
+
+    def body(total: jax.Array, pair: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        target, source, matrix = pair
+
+        def times(matrix: jax.Array) -> jax.Array:
+            return jnp.einsum("rbn,bnp->brp", start[target], matrix)
+
+        def nothing(matrix: jax.Array) -> jax.Array:
+            return jnp.zeros_like(total[0])
+
+        product = jax.lax.cond(target <= top, times, nothing, matrix)
+        return _with_layer(total, _layer_of(total, source) + product, source), None
+
+    return jax.lax.scan(body, total, (jnp.asarray(pairs.target), jnp.asarray(pairs.source), held))[0]

@@ -1,0 +1,294 @@
+"""A node's own local traces as one product of low rank, which a segment moves without ever multiplying it out.
+
+Where a weight's immediate influence is an outer product delta (x) z, that of all such weights of a node together is one
+matrix S, per example: rows are the components of all deltas, for each carry slot; columns those of all z. Over a
+segment, with D the product of the unit-local blocks and Lambda what reaches its end of each step's deltas,
+
+    S_end = D S + sum over steps of Lambda (x) z  =:  A
+
+is known as a product of few columns. One step of subspace iteration (Halko, Martinsson & Tropp 2011, algorithm 4.4),
+started from what was kept of S, keeps R of its directions: S_end ~ Q (Q^T A), with Q an orthonormal basis of A G^T.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from deepeprop_jax.analysis.node import Node
+from deepeprop_jax.analysis.outer_products import is_outer
+from deepeprop_jax.analysis.vjp import VjpProgram
+from deepeprop_jax.jaxpr import thin
+from deepeprop_jax.jaxpr.mesh_axes import vary_like
+from deepeprop_jax.jaxpr.program import Atom, is_variable
+from deepeprop_jax.traces.block import Block, spread
+
+PROBES = 4
+"""Random signs that S is multiplied with, exactly, to see what the product of low rank has lost."""
+
+STRAY = 0.01
+"""Random part of the iteration's start, relative to what was kept: a direction once lost is found again."""
+
+
+class LowRank(NamedTuple):
+    """S ~ left^T right per example, and S times fixed random signs.
+
+    Attributes:
+      left: (batch, R, K N), orthonormal rows.
+      right: (batch, R, M).
+      probed: (batch, PROBES, K N), the exact S times the signs.
+    """
+
+    left: jax.Array
+    right: jax.Array
+    probed: jax.Array
+
+
+class Place(NamedTuple):
+    """Where a parameter leaf lies in S.
+
+    Attributes:
+      rows, columns: the slices of N and M that its entries are.
+      rows_first: whether the leaf's first axis is that of the rows.
+    """
+
+    rows: slice
+    columns: slice
+    rows_first: bool
+
+
+class Layout(NamedTuple):
+    """What the rows and columns of a node's S are.
+
+    Attributes:
+      rank: R.
+      blocks: the local blocks, one parameter leaf each, that S stands for.
+      places: per block.
+      deltas: per group of rows, the number of its variable among the program's cuts.
+      factors: per group of columns, z.
+      row_widths, column_widths: size of each group.
+      unit: (N,) the unit of each row.
+      slots: K.
+    """
+
+    rank: int
+    blocks: tuple[Block, ...]
+    places: tuple[Place, ...]
+    deltas: tuple[int, ...]
+    factors: tuple[Atom, ...]
+    row_widths: tuple[int, ...]
+    column_widths: tuple[int, ...]
+    unit: np.ndarray
+    slots: int
+
+    @property
+    def rows(self) -> int:
+        """N, rows of one slot."""
+        return sum(self.row_widths)
+
+    @property
+    def columns(self) -> int:
+        """M."""
+        return sum(self.column_widths)
+
+    def shapes(self, batch: int, dtype: jnp.dtype) -> LowRank:
+        """Shapes and dtypes of the state."""
+        rows = self.slots * self.rows
+        shapes = ((batch, self.rank, rows), (batch, self.rank, self.columns), (batch, PROBES, rows))
+        return LowRank(*(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes))
+
+
+def layout_of(node: Node, program: VjpProgram, own: tuple[Block, ...], rank: int) -> Layout | None:
+    """Find the leaves whose immediate influence is an outer product as it stands; None where there is none."""
+    cuts = program.cuts
+    number = {variable: i for i, variable in enumerate(cuts.variables)}
+    rows: dict[Atom, tuple[int, np.ndarray]] = {}  # per delta its number and units
+    columns: dict[Atom, int] = {}  # per z its size
+    found = []
+    for block in own:
+        output = cuts.outputs[block.leaves[0]]
+        product = cuts.products[number[output]] if is_variable(output) and output in number else None
+        if block.unit is None or product is None or not is_outer(product):
+            continue
+        rows_first = (product.side == 0) != product.swapped
+        unit = thin.compact(block.unit.reshape(node.params.shapes[block.leaves[0]]))
+        unit = unit if rows_first else unit.T
+        delta, z = product.equation.inputs[product.side], product.equation.inputs[1 - product.side]
+        known = rows.get(delta, (number[output], unit[:, 0]))
+        if thin.core(unit).shape[1] == 1 and np.array_equal(unit[:, 0], known[1]):
+            rows[delta] = known
+            columns[z] = unit.shape[1]
+            found.append((block, delta, z, rows_first))
+    if not found:
+        return None
+    widths = [unit.size for _, unit in rows.values()]
+    row_slices = dict(zip(rows, _slices(widths), strict=True))
+    column_slices = dict(zip(columns, _slices(list(columns.values())), strict=True))
+    return Layout(
+        rank,
+        tuple(block for block, *_ in found),
+        tuple(Place(row_slices[delta], column_slices[z], first) for _, delta, z, first in found),
+        tuple(index for index, _ in rows.values()),
+        tuple(columns),
+        tuple(widths),
+        tuple(columns.values()),
+        np.concatenate([unit for _, unit in rows.values()]),
+        node.units.slots,
+    )
+
+
+def _slices(widths: list[int]) -> list[slice]:
+    ends = np.cumsum([0, *widths])
+    return [slice(int(start), int(end)) for start, end in itertools.pairwise(ends)]
+
+
+def advance(layout: Layout, trace: LowRank, recurrence: jax.Array, deltas: jax.Array, factors: jax.Array) -> LowRank:
+    """One segment on.
+
+    Args:
+      recurrence: (batch, K, K, units) product of all D.
+      deltas: (batch, C, K N), Lambda.
+      factors: (batch, C, M), z.
+
+    Cost: O(R (C + R) (K N + M)) multiply-adds per example.
+    """
+    rank, right = layout.rank, trace.right
+    wide = spread(recurrence, layout.unit)
+    left, probed = _through(wide, trace.left), _through(wide, trace.probed)
+    signs, stray = _random(layout.columns, rank, right.dtype)
+    start = _unit_length(right) + STRAY * stray[None]
+    # What is new of A start^T, and of A times the signs.
+    directions = jnp.concatenate([start, jnp.broadcast_to(signs, (len(right), *signs.shape))], axis=1)
+    new = _times(deltas, _onto(factors, directions))
+    basis = orthonormal(_times(left, _onto(right, start)) + new[:, :rank])
+    right = _times(right, _onto(left, basis)) + _times(factors, _onto(deltas, basis))
+    return LowRank(basis, right, probed + new[:, rank:])
+
+
+def _onto(rows: jax.Array, directions: jax.Array) -> jax.Array:
+    """(batch, any, R) the components of (batch, any, n) along (batch, R, n)."""
+    return jnp.einsum("bcn,bqn->bcq", rows, directions)
+
+
+def _times(rows: jax.Array, weights: jax.Array) -> jax.Array:
+    """(batch, R, n) sums of rows (batch, any, n) with weights (batch, any, R)."""
+    return jnp.einsum("bcq,bcn->bqn", weights, rows)
+
+
+def _through(wide: jax.Array, rows: jax.Array) -> jax.Array:
+    """D, (batch, K, K, N), times (batch, any, K N)."""
+    slots, n = wide.shape[-2:]
+    parts = rows.reshape(*rows.shape[:2], slots, n)
+    moved = sum(wide[:, None, :, k] * parts[:, :, None, k] for k in range(slots))
+    return moved.reshape(rows.shape)
+
+
+def contract(layout: Layout, trace: LowRank, cotangent: jax.Array) -> list[jax.Array]:
+    """``lambda . S`` summed over the batch, per block in the leaf's shape.
+
+    Args:
+      cotangent: (batch, K, units).
+    """
+    wide = spread(cotangent, layout.unit)[:, None]
+    parts = trace.left.reshape(*trace.left.shape[:2], *wide.shape[-2:])
+    rows = (wide * parts).sum(axis=2)  # (batch, R, N)
+    found = []
+    for place in layout.places:
+        pair = rows[..., place.rows], trace.right[..., place.columns]
+        found.append(jnp.einsum("bri,brj->ij", *(pair if place.rows_first else pair[::-1])))
+    return found
+
+
+def multiplied_out(layout: Layout, trace: LowRank) -> list[jax.Array]:
+    """Per block S as the trace of its leaf, (batch, K, |leaf|)."""
+    parts = trace.left.reshape(*trace.left.shape[:2], layout.slots, layout.rows)
+    found = []
+    for place in layout.places:
+        order = "bkij" if place.rows_first else "bkji"
+        leaf = jnp.einsum(f"brki,brj->{order}", parts[..., place.rows], trace.right[..., place.columns])
+        found.append(leaf.reshape(*leaf.shape[:2], -1))
+    return found
+
+
+def trace_error(state: Any) -> dict[str, jax.Array]:
+    """What the traces of a learner with ``rank=R`` have lost, everything since their start included.
+
+    Args:
+      state: a ``LearnerState``.
+
+    Returns:
+      Per trace of low rank, by its name in the state, (batch,) estimates of the relative error ‖S - S_R‖ / ‖S‖ in the
+      Frobenius norm, (L, batch) where a node has depth; nothing for a learner without rank.
+
+    Source: for random signs w, E‖X w‖² = ‖X‖² (Hutchinson 1990). The state carries S times fixed signs, exactly; they
+    are independent of what the trace keeps. Cost: O(R (K N + M)) per example.
+
+    >>> import flax.linen as nn
+    >>> from deepeprop_jax import deep_eprop
+    >>> learner = deep_eprop(nn.GRUCell(features=8), rank=2)
+    >>> xs = jax.random.normal(jax.random.key(1), (12, 3, 4), jnp.float32)
+    >>> params, carry = learner.network.init(jax.random.key(0), xs[0])
+    >>> run = jax.jit(learner.value_and_grad(lambda y, target: jnp.sum(y**2), segment_length=4))
+    >>> (_, state), _ = run(params, learner.init(params, carry, xs[0]), xs, jnp.zeros(12))
+    >>> {name: error.shape for name, error in trace_error(state).items()}
+    {'cell <- cell, low rank': (3,)}
+    """
+    return {name: _error(trace) for name, trace in state.traces.items() if isinstance(trace, LowRank)}
+
+
+def _error(trace: LowRank) -> jax.Array:
+    if trace.left.ndim == 4:  # of several layers
+        return jax.vmap(_error)(trace)
+    signs, _ = _random(trace.right.shape[-1], trace.left.shape[1], trace.right.dtype)
+    lost = trace.probed - jnp.einsum("brn,brp->bpn", trace.left, jnp.einsum("brm,pm->brp", trace.right, signs))
+    norms = [jnp.sqrt(jnp.square(x).sum(axis=(1, 2))) for x in (lost, trace.probed)]
+    return jnp.where(norms[1] > 0, norms[0] / jnp.where(norms[1] > 0, norms[1], 1), 0)
+
+
+def _random(columns: int, rank: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """Signs (PROBES, M), and rows (R, M) of about unit length; the same ones whenever asked for."""
+    numbers = np.random.default_rng(0)
+    signs = numbers.choice([-1.0, 1.0], (PROBES, columns))
+    return jnp.asarray(signs, dtype), jnp.asarray(numbers.normal(size=(rank, columns)) / np.sqrt(columns), dtype)
+
+
+def _unit_length(rows: jax.Array) -> jax.Array:
+    """Rows over their norms, through their largest entry: squares of small numbers are none. Zero rows stay."""
+    rows = _over(rows, jnp.abs(rows).max(axis=-1, keepdims=True))
+    return _over(rows, _norm(rows))
+
+
+def _over(rows: jax.Array, size: jax.Array) -> jax.Array:
+    return rows / jnp.where(size > 0, size, 1)
+
+
+def _norm(rows: jax.Array) -> jax.Array:
+    """Of each row; of a zero row 0, and so is its derivative."""
+    squares = jnp.square(rows).sum(axis=-1, keepdims=True)
+    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
+
+
+def orthonormal(rows: jax.Array) -> jax.Array:
+    """Gram-Schmidt, each row twice, which is enough (Giraud et al. 2005), over (batch, R, any).
+
+    A row that depends on those before it becomes a direction that rounding chose, or zero where there is none left.
+    """
+
+    def body(index: jax.Array, basis: jax.Array) -> jax.Array:
+        def outside(row: jax.Array) -> jax.Array:
+            inside = jnp.einsum("bn,brn->br", row, basis, precision=lax.Precision.HIGHEST)
+            return row - jnp.einsum("br,brn->bn", inside, basis, precision=lax.Precision.HIGHEST)
+
+        once = outside(lax.dynamic_index_in_dim(rows, index, axis=1, keepdims=False))
+        twice = outside(_over(once, _norm(once)))
+        size = _norm(twice)
+        row = jnp.where(size > 0.5, _over(twice, size), 0)
+        return lax.dynamic_update_index_in_dim(basis, row, index, axis=1)
+
+    rows = _unit_length(rows)
+    return lax.fori_loop(0, rows.shape[1], body, vary_like(jnp.zeros_like(rows), rows))
