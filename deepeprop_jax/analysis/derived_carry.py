@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from deepeprop_jax.analysis import labels as lb
+from deepeprop_jax.analysis import labels
 from deepeprop_jax.jaxpr.bounds import has_finite_slope
 from deepeprop_jax.jaxpr.program import Atom, Equation, Program, Variable, backward_slice, evaluate, is_variable, trace
 from deepeprop_jax.jaxpr.real_leaves import RealView
@@ -105,9 +105,9 @@ def _evaluate(
 def _is_local(vjp: Program, shape: tuple[int, ...]) -> bool:
     """Whether an entry of Z depends on the same entry of its sources alone: the labels of its VJP say so."""
     units = np.arange(int(np.prod(shape))).reshape(shape)
-    flow = lb.depends_on(vjp.equations, {vjp.inputs[-1]: lb.Labels.of(units)})
-    labels = [flow.of(atom) for atom in vjp.outputs]
-    return all(label is None or label.within(units) for label in labels)
+    flow = labels.depends_on(vjp.equations, {vjp.inputs[-1]: labels.Labels.of(units)})
+    found = [flow.of(atom) for atom in vjp.outputs]
+    return all(label is None or label.within(units) for label in found)
 
 
 def through_sources(

@@ -16,10 +16,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from deepeprop_jax.analysis import labels as lb
-from deepeprop_jax.analysis.node import Node, unit_numbers
+from deepeprop_jax.analysis import labels
 from deepeprop_jax.analysis.outer_products import Cuts, find_cuts
-from deepeprop_jax.analysis.transition import Others, Reals
+from deepeprop_jax.analysis.transition import Cut, Others, Reals, Views
+from deepeprop_jax.analysis.units import Units, unit_numbers
 from deepeprop_jax.jaxpr.batched import Lifted, Values
 from deepeprop_jax.jaxpr.gates import unconcatenate
 from deepeprop_jax.jaxpr.program import (
@@ -59,7 +59,6 @@ class VjpProgram(NamedTuple):
     """The program of a node, split.
 
     Attributes:
-      node: the node.
       program: all of it.
       params, carry_tm1, input: input variables of the real leaves; ``*_other`` those of the other leaves.
       cotangents: input variables, the cotangent of each real leaf of the new carry.
@@ -73,11 +72,13 @@ class VjpProgram(NamedTuple):
       first_unit: per carry leaf, the number of its first unit.
       cuts: the parameters' cotangents.
       to_params, to_carry, to_input: pulls of the deltas of ``cuts``, of carry_bar_tm1 and of input_bar.
-      localised: equations and evaluation rule of carry_bar_tm1 cut to unit-local blocks; None without a certificate.
+      labels: of all linear values.
+      localised: equations and evaluation rule of carry_bar_tm1 cut to unit-local blocks; ``labels`` itself where
+        nothing has to be cut, None without a certificate.
+      mixing: what mixes units, in words, where there is none.
       transposed: weights that ``to_carry`` reads transposed: the new variable, and what it is the transpose of.
     """
 
-    node: Node
     program: Program
     params: list[Variable]
     carry_tm1: list[Variable]
@@ -99,16 +100,18 @@ class VjpProgram(NamedTuple):
     to_params: Pull
     to_carry: Pull
     to_input: Pull
-    localised: lb.Flow | None
+    labels: labels.Flow
+    localised: labels.Flow | None
+    mixing: str
     transposed: dict[Variable, Variable]
 
 
-def vjp_program(node: Node) -> VjpProgram:
-    """Trace and split a node's step and VJP. Cost: as ``analyse_node``."""
-    views = (node.params, node.carry, node.input)
+def vjp_program(cut: Cut, cell: Views, units: Units) -> VjpProgram:
+    """Trace and split a cell's step and VJP."""
+    views = (cell.params, cell.carry, cell.input)
     reals = [view.real_avals for view in views]
     others = tuple(view.other_avals for view in views)
-    primal = unconcatenate(trace(node.cut.next_carry_parts, *reals, others, reals[1]))
+    primal = unconcatenate(trace(cut.next_carry_parts, *reals, others, reals[1]))
 
     def step(p: Reals, h: Reals, u: Reals, others: Others, ct: Reals):
         point = h
@@ -134,9 +137,9 @@ def vjp_program(node: Node) -> VjpProgram:
     linear_equations = [e for e in program.equations if e.outputs[0] in linear]
     cuts = find_cuts(program.equations, params_bar, linear, step_variables)
 
-    ids = unit_numbers(node.units, node.carry)
-    seeds = {variable: lb.Labels.of(unit) for variable, unit in zip(cotangents, ids, strict=True)}
-    exact = lb.depends_on(linear_equations, seeds)
+    ids = unit_numbers(units, cell.carry)
+    seeds = {variable: labels.Labels.of(unit) for variable, unit in zip(cotangents, ids, strict=True)}
+    exact = labels.depends_on(linear_equations, seeds)
     unit = {v: label.unit for v, label in exact.labels.items() if label.pure}
 
     def pull_of(outputs: Sequence[Atom]) -> Pull:
@@ -157,16 +160,31 @@ def vjp_program(node: Node) -> VjpProgram:
     before_loop = [v for v in before if v not in set(carry) | set(carry_other)]
     stored = _stored(program, loop, linear_equations, cuts, step_variables)
     to_carry, transposed = _transpose_weights(to_carry, linear | step_variables)
-    localised: lb.Flow | None = exact
-    if not lb.within_units(exact, carry_bar, ids):
-        cut = lb.cut_to_units(backward_slice(linear_equations, carry_bar), carry_bar, ids, seeds)
-        localised = cut if lb.within_units(cut, carry_bar, ids) else None
-    first_unit = [int(unit.min(initial=node.carry.size)) for unit in ids]
+    localised, mixing = _localised(exact, linear_equations, carry_bar, ids, seeds)
+    first_unit = [int(unit.min(initial=cell.carry.size)) for unit in ids]
     return VjpProgram(
-        node, program, params, carry, inputs, params_other, carry_other, input_other, cotangents, carry_t,
+        program, params, carry, inputs, params_other, carry_other, input_other, cotangents, carry_t,
         carry_t_other, step_variables, linear, before_loop, loop, stored, unit, first_unit, cuts,
-        to_params, to_carry, to_input, localised, transposed,
+        to_params, to_carry, to_input, exact, localised, mixing, transposed,
     )  # fmt: skip
+
+
+def _localised(
+    exact: labels.Flow,
+    equations: list[Equation],
+    carry_bar: list[Atom],
+    ids: list[np.ndarray],
+    seeds: dict[Variable, labels.Labels],
+) -> tuple[labels.Flow | None, str]:
+    """See ``VjpProgram.localised`` and ``mixing``."""
+    if labels.within_units(exact, carry_bar, ids):
+        return exact, ""
+    cut = labels.cut_to_units(backward_slice(equations, carry_bar), carry_bar, ids, seeds)
+    if labels.within_units(cut, carry_bar, ids):
+        return cut, ""
+    # A label may also be pure and yet of another unit, as in a reversal: then nothing mixed it.
+    blamed = [cut.culprits[atom] for atom in carry_bar if is_variable(atom) and atom in cut.culprits]
+    return None, blamed[0] if blamed else "units exchange places"
 
 
 def _cut_list(items: list, counts: list[int]) -> list[list]:

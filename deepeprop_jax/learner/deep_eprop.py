@@ -124,7 +124,7 @@ def learner_with(planner: Planner, cell: Cell) -> OnlineLearner:
         return _vary(LearnerState(_own_copy(carry), traces, pending, _own_copy(carry)), params, carry, x)
 
     def run_step(plan: Plan, params: PyTree, carry: PyTree, x: PyTree) -> Segment:
-        return stream.run_step(plan, planner.programs(params, carry, x), params, carry, x)
+        return stream.run_step(plan, params, carry, x)
 
     def flush(plan: Plan, state: LearnerState, once: bool = False) -> Traces:
         """Apply the pending trace update; ``once`` before a sequence, traces may come as ``segment_joint.pack``'s."""
@@ -190,8 +190,7 @@ def learner_with(planner: Planner, cell: Cell) -> OnlineLearner:
             batch = batch_size(state.carry, x)
             length = segment_length or choose_length(plan, batch, steps).steps
             start = Stream(state.carry, flush(plan, state, once=True))
-            programs = planner.programs(params, state.carry, x)
-            result = by_segments(plan, programs, params, start, sequence, length, within_segment == "exact")
+            result = by_segments(plan, params, start, sequence, length, within_segment == "exact")
             pending = state.pending._replace(active=jnp.zeros_like(state.pending.active), update=update)
             end = LearnerState(result.end.carry, result.end.traces, pending, state.initial_carry)
             loss = (result.loss, result.aux) if has_aux else result.loss

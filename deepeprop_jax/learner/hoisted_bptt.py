@@ -83,9 +83,9 @@ def hoisted_bptt(network: Any) -> Callable[..., Any]:
             length = checks.sequence_length(xs, targets)
             params, carry, xs, targets, resets, valid = vary_alike(given, carry, xs, targets, resets, valid)
             x = jax.tree.map(lambda leaf: leaf[0], xs)
-            plan, programs = planner.plan(params, carry, x), planner.programs(params, carry, x)
+            plan = planner.plan(params, carry, x)
             sequence = make_sequence(plan, loss_fn, has_aux, carry, xs, targets, resets, valid)
-            result = by_segments(plan, programs, params, Stream(carry, {}), sequence, length, exact=True)
+            result = by_segments(plan, params, Stream(carry, {}), sequence, length, exact=True)
             loss = (result.loss, result.aux) if has_aux else result.loss
             end = checks.next_state(result.end.carry, carry)
             return (loss, end), summed_like(as_params(plan, result.grads), given)

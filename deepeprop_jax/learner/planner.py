@@ -7,7 +7,6 @@ from typing import Any
 import jax
 
 from deepeprop_jax.analysis.node import Node
-from deepeprop_jax.analysis.vjp import VjpProgram, vjp_program
 from deepeprop_jax.jaxpr.mesh_axes import varying_axes
 from deepeprop_jax.jaxpr.program import context
 from deepeprop_jax.jaxpr.real_leaves import shape_and_dtype
@@ -37,9 +36,7 @@ class Planner:
     ):
         self.graph, self.exact, self.hops, self.trainable, self.rank = graph, exact, hops, trainable, rank
         self._nodes: dict[Any, Node] = {} if like is None else like._nodes
-        self._of_cut: dict[int, VjpProgram] = {} if like is None else like._of_cut
         self._plans: dict[Any, Plan] = {}
-        self._programs: dict[Any, tuple[VjpProgram, ...]] = {}
         self._updates: dict[Any, PyTree] = {}
 
     def plan(self, params: PyTree, carry: PyTree, x: PyTree) -> Plan:
@@ -53,19 +50,8 @@ class Planner:
             arguments = (_avals(params), carry_aval, x_aval, self.exact, self.hops, self.trainable, self._nodes)
             plan = self._plans[key] = make_plan(self.graph, *arguments)
             if self.rank is not None:
-                self._plans[key] = with_rank(plan, self.programs(params, carry, x), self.rank)
+                self._plans[key] = with_rank(plan, self.rank)
         return self._plans[key]
-
-    def programs(self, params: PyTree, carry: PyTree, x: PyTree) -> tuple[VjpProgram, ...]:
-        """Every node's step and VJP, split; nodes alike share theirs."""
-        key = _key(params, carry, x)
-        if key not in self._programs:
-            nodes = self.plan(params, carry, x).nodes
-            for node in nodes:
-                if id(node.cut) not in self._of_cut:
-                    self._of_cut[id(node.cut)] = vjp_program(node)
-            self._programs[key] = tuple(self._of_cut[id(node.cut)]._replace(node=node) for node in nodes)
-        return self._programs[key]
 
     def pending_update(self, params: PyTree, carry: PyTree, x: PyTree) -> PyTree:
         """Shapes and dtypes of ``Pending.update``."""
@@ -74,10 +60,9 @@ class Planner:
             return _avals(params)
         key = _key(params, carry, x), batch_size(carry, x)
         if key not in self._updates:
-            programs = self.programs(params, carry, x)
 
             def factors(params: PyTree, carry: PyTree, x: PyTree) -> PyTree:
-                return stream.factors_of(stream.run_step(plan, programs, params, carry, x))
+                return stream.factors_of(stream.run_step(plan, params, carry, x))
 
             self._updates[key] = jax.eval_shape(factors, _avals(params), _avals(carry), _avals(x))
         return self._updates[key]

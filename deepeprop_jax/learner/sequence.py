@@ -123,7 +123,6 @@ class Result(NamedTuple):
 
 def by_segments(
     plan: Plan,
-    programs: Any,
     params: PyTree,
     start: Stream,
     sequence: Sequence,
@@ -131,7 +130,7 @@ def by_segments(
     exact: bool,
 ) -> Result:
     """Segments of ``length`` steps, the last one shorter."""
-    ready = segment.prepare(plan, programs, params)
+    ready = segment.prepare(plan, params)
     loss_and_dy = jax.vmap(_loss_and_dy(sequence))
 
     def run(sums: tuple[Stream, jax.Array, Any], inputs: Any) -> tuple[tuple[Stream, jax.Array, Any], PyTree]:

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from deepeprop_jax.analysis.vjp import VjpProgram, parameter_values
+from deepeprop_jax.analysis.node import Node
+from deepeprop_jax.analysis.vjp import parameter_values
 from deepeprop_jax.jaxpr.batched import Lifted, broadcast
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
 from deepeprop_jax.jaxpr.real_leaves import Parts, PyTree
@@ -53,7 +54,7 @@ class DeepSegment:
     """A node with depth that has run through a segment.
 
     Args:
-      program: of one layer.
+      node: one layer, after analysis.
       params: (L, ...).
       start, initial: (L, batch, ...) the carry before the segment, and what a reset returns to.
       inputs: (C, batch, ...) of the lowest layer.
@@ -65,17 +66,17 @@ class DeepSegment:
     """
 
     def __init__(
-        self, program: VjpProgram, params: Parts, start: Parts, initial: Parts, inputs: Parts, flags: Flags, depth: int
+        self, node: Node, params: Parts, start: Parts, initial: Parts, inputs: Parts, flags: Flags, depth: int
     ):
-        self.program, self.node, self.flags, self.depth = program, program.node, flags, depth
+        self.node, self.flags, self.depth = node, flags, depth
         self.params = params
         self.sizes = dict(zip("cb", leading_sizes(inputs), strict=True))
 
         def body(u: Parts, layer: tuple[Parts, Parts, Parts]) -> tuple[Parts, tuple[Parts, Run]]:
             params, start, initial = layer
-            values = with_inputs(program, parameter_values(program, params), u)
-            run = run_forward(program, values, start, initial, u, flags)
-            part = NodeSegment(program, params, values, run, u, flags, slots_wanted=False)
+            values = with_inputs(node.program, parameter_values(node.program, params), u)
+            run = run_forward(node.program, values, start, initial, u, flags)
+            part = NodeSegment(node, params, values, run, u, flags, slots_wanted=False)
             # Outputs of a layer are shaped as its inputs.
             return self.node.input.split(self.node.output.join(*part.outputs)), (u, run)
 
@@ -104,11 +105,11 @@ class DeepSegment:
         Args:
           top: layers above it are not run, and give zeros; None for all.
         """
-        program = self.program
+        node = self.node
 
         def run(carry: Any, params: Parts, u: Parts, layer_run: Run, other: Any) -> tuple[Any, Any]:
-            values = with_inputs(program, parameter_values(program, params), u)
-            part = NodeSegment(program, params, values, layer_run, u, self.flags, slots_wanted=False)
+            values = with_inputs(node.program, parameter_values(node.program, params), u)
+            part = NodeSegment(node, params, values, layer_run, u, self.flags, slots_wanted=False)
             return body(carry, part, other)
 
         def with_layer(carry: Any, slices: tuple[jax.Array, Any]) -> tuple[Any, Any]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepeprop_jax.analysis.node import to_grid
+from deepeprop_jax.analysis.units import to_grid
 from deepeprop_jax.jaxpr.batched import Lifted
 from deepeprop_jax.network.cell import PyTree
 from deepeprop_jax.segments import joint as segment_joint

@@ -83,7 +83,7 @@ def climb_down(
     plan, lowest = segment.plan, nodes[0]
     node, name = plan.nodes[lowest], plan.name(lowest, lowest)
     parts: list[Any] = [segment.nodes[p] for p in nodes]
-    program, flags = parts[0].program, parts[0].flags
+    flags = parts[0].flags
     recurrence = "full" if plan.full_jacobian(lowest) else "local"
 
     def full(ct: Leaves) -> list[jax.Array]:
@@ -94,8 +94,8 @@ def climb_down(
 
     def body(dy: list[jax.Array], each: Any) -> tuple[list[jax.Array], tuple[jax.Array, jax.Array]]:
         params, u, run, end, own = each
-        values = with_inputs(program, parameter_values(program, params), u)
-        part = NodeSegment(program, params, values, run, u, flags, slots_wanted=False)
+        values = with_inputs(node.program, parameter_values(node.program, params), u)
+        part = NodeSegment(node, params, values, run, u, flags, slots_wanted=False)
         arrived: Leaves = [Lifted(leaf, "crb") for leaf in dy]
         back = part.back(recurrence, arrived, [Lifted(leaf, "r") for leaf in end], sizes["r"])
         start = jnp.swapaxes(vector(node.carry, plan.dtype, back.start, "rb", sizes), 0, 1)

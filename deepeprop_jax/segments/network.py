@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepeprop_jax.analysis.vjp import VjpProgram, parameter_values
+from deepeprop_jax.analysis.vjp import parameter_values
 from deepeprop_jax.jaxpr.batched import Lifted, Values, add, broadcast
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
 from deepeprop_jax.jaxpr.real_leaves import Parts, RealView
@@ -37,25 +37,23 @@ class Prepared(NamedTuple):
 
     Attributes:
       plan: of the network.
-      programs: per node.
       params: per node.
       values: per node, what depends on its parameters alone.
     """
 
     plan: Plan
-    programs: tuple[VjpProgram, ...]
     params: list[Parts]
     values: list[Values]
 
 
-def prepare(plan: Plan, programs: tuple[VjpProgram, ...], params: PyTree) -> Prepared:
+def prepare(plan: Plan, params: PyTree) -> Prepared:
     """Compute what depends on the parameters alone."""
     parts = [node.params.split(select(params, v.path)) for node, v in zip(plan.nodes, plan.graph.nodes, strict=True)]
     values = [
-        Values([], {}) if vertex.depth is not None else parameter_values(program, p)  # of a layer, at the layer
-        for program, p, vertex in zip(programs, parts, plan.graph.nodes, strict=True)
+        Values([], {}) if vertex.depth is not None else parameter_values(node.program, p)  # of a layer, at the layer
+        for node, p, vertex in zip(plan.nodes, parts, plan.graph.nodes, strict=True)
     ]
-    return Prepared(plan, programs, parts, values)
+    return Prepared(plan, parts, values)
 
 
 class Segment:
@@ -74,18 +72,16 @@ class Segment:
         for v, (node, vertex) in enumerate(zip(plan.nodes, plan.graph.nodes, strict=True)):
             start, origin = (node.carry.split(select(tree, vertex.path)) for tree in (carry, initial))
             u = node.input.split(connect(vertex.wire, xs, outputs))
-            program, p = ready.programs[v], ready.params[v]
+            p = ready.params[v]
             if vertex.depth is not None:
                 by_layer = [jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), tree) for tree in (start, origin)]
-                part: NodeSegment | DeepSegment = DeepSegment(
-                    program, p, by_layer[0], by_layer[1], u, flags, vertex.depth
-                )
+                part: NodeSegment | DeepSegment = DeepSegment(node, p, by_layer[0], by_layer[1], u, flags, vertex.depth)
                 end = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), part.carry_end)
             else:
                 local = plan.low_rank[v] is not None or any(block.kind == "local" for block in plan.own[v])
-                values = with_inputs(program, ready.values[v], u)
-                run = run_forward(program, values, start, origin, u, flags)
-                part, end = NodeSegment(program, p, values, run, u, flags, local), run.carry_end
+                values = with_inputs(node.program, ready.values[v], u)
+                run = run_forward(node.program, values, start, origin, u, flags)
+                part, end = NodeSegment(node, p, values, run, u, flags, local), run.carry_end
             self.nodes.append(part)
             outputs[v] = node.output.join(*part.outputs)
             ends.append(node.carry.join(*end))

@@ -13,16 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepeprop_jax.analysis import labels as lb
-from deepeprop_jax.analysis import outer_products as outer
-from deepeprop_jax.analysis.node import from_grid
+from deepeprop_jax.analysis import labels
+from deepeprop_jax.analysis.node import Node
+from deepeprop_jax.analysis.outer_products import sums
 from deepeprop_jax.analysis.transition import Reals
-from deepeprop_jax.analysis.vjp import Pull, VjpProgram
+from deepeprop_jax.analysis.units import from_grid
+from deepeprop_jax.analysis.vjp import Pull
 from deepeprop_jax.jaxpr import thin
 from deepeprop_jax.jaxpr.batched import Lifted, Rule, Values, add, broadcast, elementwise, pull, union
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
 from deepeprop_jax.jaxpr.program import Atom, Variable, backward_slice, bind, is_variable
-from deepeprop_jax.jaxpr.real_leaves import Parts, float32_or_wider
+from deepeprop_jax.jaxpr.real_leaves import Parts, RealView, float32_or_wider
 from deepeprop_jax.segments.forward import Run, leading_sizes, with_inputs, without_cut_off_steps
 from deepeprop_jax.segments.through_time import Carry, Flags, Flow, Leaves, last_where_cut_off, pull_local, through_time
 from deepeprop_jax.traces.block import spread
@@ -48,7 +49,7 @@ class NodeSegment:
     """A node that has run through a segment.
 
     Args:
-      program: of the node.
+      node: after analysis.
       params: the node's.
       values: from ``with_inputs``.
       run: from ``run_forward``.
@@ -62,7 +63,7 @@ class NodeSegment:
 
     def __init__(
         self,
-        program: VjpProgram,
+        node: Node,
         params: Parts,
         values: Values,
         run: Run,
@@ -70,9 +71,10 @@ class NodeSegment:
         flags: Flags,
         slots_wanted: bool,
     ):
-        self.program, self.node, self.params, self.flags, self.run = program, program.node, params, flags, run
+        self.program, self.node, self.params, self.flags, self.run = node.program, node, params, flags, run
         self.sizes = dict(zip("cb", leading_sizes(inputs), strict=True))
         self.values, self.input, self.carry_tm1, self.carry_t = values, inputs, run.carry_tm1, run.new_carry()
+        program = node.program
         self.values.known |= {v: Lifted(a, "cb") for v, a in zip(program.carry_tm1, run.carry_tm1.real, strict=True)}
         self.values.known |= {v: Lifted(a, "cb") for v, a in zip(program.carry_other, run.carry_tm1.other, strict=True)}
         self.values.known |= {v: Lifted(a, "cb") for v, a in zip(program.stored, run.stored, strict=True)}
@@ -96,7 +98,7 @@ class NodeSegment:
         moving = [v for v in program.before_loop if self.values.known[v].axes == "cb"]
         before = last_where_cut_off(resets, [self.values.known[v].value for v in moving])
         values.known |= {v: Lifted(x, "cb") for v, x in zip(moving, before, strict=True)}
-        return NodeSegment(program, self.params, values, run, inputs, self.flags, self._slots_wanted)
+        return NodeSegment(self.node, self.params, values, run, inputs, self.flags, self._slots_wanted)
 
     def _run_output(self) -> None:
         new, carry_tm1 = self.carry_t, self.carry_tm1
@@ -159,7 +161,7 @@ class NodeSegment:
             else:
                 outputs = self.program.to_carry.outputs
                 for r in range(len(shapes)):
-                    for s, value in enumerate(self._ones_pass(r, outputs, lb.localised(flow))):
+                    for s, value in enumerate(self._ones_pass(r, outputs, labels.localised(flow))):
                         if value is not None and shapes[r] == shapes[s]:
                             self._blocks[r, s] = value
         return self._blocks
@@ -168,7 +170,17 @@ class NodeSegment:
         node, params = self.node, self.params
 
         def one(h: Parts, u: Parts) -> jax.Array:
-            return node.recurrence.blocks(params.real, h.real, u.real, (params.other, h.other, u.other))
+            others = (params.other, h.other, u.other)
+            _, vjp = jax.vjp(lambda at: node.cut.next_carry(params.real, at, u.real, others, h.real), h.real)
+            view = RealView(h.real)
+
+            def row(ct: jax.Array) -> jax.Array:
+                pairs = zip(view.unflatten(ct), h.real, strict=True)
+                return view.flatten(vjp([part.astype(leaf.dtype) for part, leaf in pairs])[0])
+
+            jacobian = jax.vmap(row)(jnp.eye(view.size, dtype=float32_or_wider(*view.dtypes)))
+            padded = jnp.pad(jacobian, ((0, 1), (0, 1)))
+            return padded[node.units.grid[:, None], node.units.grid[None]]
 
         grid = jax.vmap(jax.vmap(one))(self.carry_tm1, self.input)  # (C, batch, K, K, units)
         found: dict[tuple[int, int], Lifted] = {}
@@ -344,7 +356,7 @@ class NodeSegment:
         if self.node.recurrent:
             wanted = self.program.to_params
             deltas = self.linear_values(wanted, back.steps)
-            found = outer.sums(self.program.cuts, deltas, self.read, self.program.linear, keep)
+            found = sums(self.program.cuts, deltas, self.read, self.program.linear, keep)
         if "params" not in self.node.cut.output_uses or all(d is None for d in back.output):
             return found
         return [add(a, b) for a, b in zip(found, self._output_parameters(back.output, keep, sizes), strict=True)]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from deepeprop_jax.analysis.node import to_grid
+from deepeprop_jax.analysis.units import to_grid
 from deepeprop_jax.jaxpr.batched import Lifted, broadcast
 from deepeprop_jax.segments.network import vector
 from deepeprop_jax.segments.node import NodeSegment

@@ -17,9 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepeprop_jax.analysis.node import to_grid
 from deepeprop_jax.analysis.outer_products import is_outer
-from deepeprop_jax.analysis.vjp import VjpProgram
+from deepeprop_jax.analysis.units import to_grid
 from deepeprop_jax.jaxpr import thin
 from deepeprop_jax.jaxpr.batched import Lifted, broadcast
 from deepeprop_jax.jaxpr.program import is_variable
@@ -62,9 +61,9 @@ def applies(plan: Plan) -> bool:
     return own_alone and bool(blocks) and all(block.kind == "local" for block in blocks)
 
 
-def run_step(plan: Plan, programs: tuple[VjpProgram, ...], params: PyTree, carry: PyTree, x: PyTree) -> sg.Segment:
+def run_step(plan: Plan, params: PyTree, carry: PyTree, x: PyTree) -> sg.Segment:
     """A step as a segment of length one."""
-    ready = sg.prepare(plan, programs, params)
+    ready = sg.prepare(plan, params)
     return sg.Segment(ready, carry, carry, jax.tree.map(lambda leaf: leaf[None], x), Flags(None, None))
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepeprop_jax.analysis.node import Units, unit_numbers
+from deepeprop_jax.analysis.units import Units, unit_numbers
 from deepeprop_jax.jaxpr.batched import Lifted, add, broadcast, elementwise, pull
 from deepeprop_jax.jaxpr.program import Equation, Variable, dot_axes, is_variable, shape_of
 from deepeprop_jax.segments.node import Back, NodeSegment

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepeprop_jax.analysis.node import Node, from_grid, to_grid
+from deepeprop_jax.analysis.node import Node
+from deepeprop_jax.analysis.units import from_grid, to_grid
 from deepeprop_jax.jaxpr import thin
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
 from deepeprop_jax.jaxpr.real_leaves import PyTree, RealView

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepeprop_jax.analysis.node import Node, to_grid
+from deepeprop_jax.analysis.node import Node
+from deepeprop_jax.analysis.units import to_grid
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
 from deepeprop_jax.traces import low_rank
 from deepeprop_jax.traces.block import add_columns, contract

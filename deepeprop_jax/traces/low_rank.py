@@ -22,7 +22,6 @@ from jax import lax
 
 from deepeprop_jax.analysis.node import Node
 from deepeprop_jax.analysis.outer_products import is_outer
-from deepeprop_jax.analysis.vjp import VjpProgram
 from deepeprop_jax.jaxpr import thin
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
 from deepeprop_jax.jaxpr.program import Atom, is_variable
@@ -103,9 +102,9 @@ class Layout(NamedTuple):
         return LowRank(*(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes))
 
 
-def layout_of(node: Node, program: VjpProgram, own: tuple[Block, ...], rank: int) -> Layout | None:
+def layout_of(node: Node, own: tuple[Block, ...], rank: int) -> Layout | None:
     """Find the leaves whose immediate influence is an outer product as it stands; None where there is none."""
-    cuts = program.cuts
+    cuts = node.program.cuts
     number = {variable: i for i, variable in enumerate(cuts.variables)}
     rows: dict[Atom, tuple[int, np.ndarray]] = {}  # per delta its number and units
     columns: dict[Atom, int] = {}  # per z its size

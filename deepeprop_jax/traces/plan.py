@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from deepeprop_jax.analysis.node import Node, analyse_node
-from deepeprop_jax.analysis.vjp import VjpProgram
 from deepeprop_jax.jaxpr.program import check_custom_rules, context
 from deepeprop_jax.jaxpr.real_leaves import RealView, float32_or_wider, shape_and_dtype
 from deepeprop_jax.network.arguments import warn_of_integers
@@ -159,10 +157,9 @@ def make_plan(
     return plan._replace(own=own, low_rank=whole, bands=bands, pairs=pairs, transmitted=transmitted)
 
 
-def with_rank(plan: Plan, programs: Sequence[VjpProgram], rank: int) -> Plan:
+def with_rank(plan: Plan, rank: int) -> Plan:
     """The plan with own traces of low rank, where weights' influences are outer products."""
-    triples = zip(plan.nodes, programs, plan.own, strict=True)
-    layouts = tuple(layout_of(node, program, own, rank) for node, program, own in triples)
+    layouts = tuple(layout_of(node, own, rank) for node, own in zip(plan.nodes, plan.own, strict=True))
     gone = [set() if layout is None else {block.leaves for block in layout.blocks} for layout in layouts]
     own = tuple(
         tuple(block for block in blocks if block.leaves not in leaves)
