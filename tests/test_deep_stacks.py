@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deepeprop_jax import deep_eprop, stack
-from deepeprop_jax.segments import joint as segment_joint
+from deepeprop_jax.segments import joint
 from tests.zoo import problem, squared_error
 
 KINDS = {"dtype": jnp.float64, "param_dtype": jnp.float64}
@@ -34,7 +34,7 @@ def by_length(learner, loss_fn, arguments, length, **flags):
 
 def test_a_deep_stack_equals_one_node_after_the_other(monkeypatch):
     """A ladder of three, with other layers below and above; a step is pending at the start."""
-    monkeypatch.setattr(segment_joint, "_FEWEST", 3)
+    monkeypatch.setattr(joint, "_FEWEST", 3)
     network = stack(gru(2), nn.Dense(3, **KINDS), *[gru(3)] * 3, nn.Dense(2, **KINDS))
     keys = iter(jax.random.split(jax.random.key(0), 6))
     xs = jax.random.normal(next(keys), (5, 2, 2), jnp.float64)
@@ -53,22 +53,22 @@ def test_a_deep_stack_equals_one_node_after_the_other(monkeypatch):
         return jnp.sum((y - target) ** 2)
 
     plan = learner.plan(params, carry, xs[0])
-    assert segment_joint.applies(plan, 2, 2)
-    assert segment_joint.ladder_of(plan) == dict.fromkeys((2, 3, 4), (2, 3, 4))
+    assert joint.applies(plan, 2, 2)
+    assert joint.ladder_of(plan) == dict.fromkeys((2, 3, 4), (2, 3, 4))
     together = by_length(learner, loss_fn, arguments, 2, **flags)
-    monkeypatch.setattr(segment_joint, "_FEWEST", 1000)
+    monkeypatch.setattr(joint, "_FEWEST", 1000)
     close(together, by_length(learner, loss_fn, arguments, 1, **flags))
 
 
 def test_joint_rows_in_a_graph_equal_those_of_one_node_after_the_other(monkeypatch):
     """Two branches that meet again, and rows that only some sources see."""
-    monkeypatch.setattr(segment_joint, "_FEWEST", 2)
+    monkeypatch.setattr(joint, "_FEWEST", 2)
     p = problem("graph_diamond")
     learner = deep_eprop(p.network, hops=1)
     state = learner.init(p.params, p.carry, jax.tree.map(lambda leaf: leaf[0], p.xs))
     arguments = (p.params, state, p.xs, p.targets)
     together = by_length(learner, squared_error, arguments, 2)
-    monkeypatch.setattr(segment_joint, "_FEWEST", 1000)
+    monkeypatch.setattr(joint, "_FEWEST", 1000)
     close(together, by_length(learner, squared_error, arguments, 1))
 
 

@@ -26,17 +26,13 @@ from deepeprop_jax.learner.contract import (
 from deepeprop_jax.learner.planner import Planner
 from deepeprop_jax.learner.sequence import Stream, as_params, by_segments, choose_length, keep_examples, make_sequence
 from deepeprop_jax.learner.sharded import over_batches
+from deepeprop_jax.learner.stepper import Stepper, own_copy
 from deepeprop_jax.network.arguments import as_arrays, as_avals, batch_size, check_same
 from deepeprop_jax.network.build import as_cell
 from deepeprop_jax.network.cell import Cell, PyTree, graph_of, remade
-from deepeprop_jax.segments import advance as segment_update
-from deepeprop_jax.segments import gradient as segment_gradient
-from deepeprop_jax.segments import joint as segment_joint
-from deepeprop_jax.segments import single_step as stream
-from deepeprop_jax.segments.network import Segment
-from deepeprop_jax.traces import slots
+from deepeprop_jax.segments.single_step import Factors, run_step
 from deepeprop_jax.traces.plan import Plan
-from deepeprop_jax.traces.state import Traces, select_traces, trace_shapes
+from deepeprop_jax.traces.state import select_traces, trace_shapes
 
 
 def deep_eprop(
@@ -96,78 +92,67 @@ def deep_eprop(
 
 def learner_with(planner: Planner, cell: Cell) -> OnlineLearner:
     """The learner of a network whose plans are made by ``planner``."""
-    graph, plan_of = planner.graph, planner.plan
+    made = _Functions(planner)
+    learner = OnlineLearner(made.init, made.step, made.gradient, made.value_and_grad, made.reset, cell, made.plan)
+    return over_batches(learner, planner.graph, Factors)
 
-    def plan_for(params: PyTree, state: LearnerState, x: PyTree) -> Plan:
-        """The plan for a state, which is checked."""
-        checks.check_state(graph, state)
+
+class _Functions:
+    """The functions of a learner; pure, but for the plans that they keep."""
+
+    def __init__(self, planner: Planner):
+        self._planner, self._graph = planner, planner.graph
+
+    def _stepper_for(self, params: PyTree, state: LearnerState, x: PyTree) -> Stepper:
+        """What steps a state, which is checked."""
+        checks.check_state(self._graph, state)
         checks.check_step_input(x, state.pending.x)
-        plan = plan_of(params, state.carry, x)
-        batch = batch_size(state.carry, x)
-        check_same(state.traces, trace_shapes(plan, batch), "the state's traces", checks.STATE_REMEDY)
-        update = planner.pending_update(params, state.carry, x)
+        stepper = self._planner.stepper(params, state.carry, x)
+        shapes = trace_shapes(stepper.plan, batch_size(state.carry, x))
+        check_same(state.traces, shapes, "the state's traces", checks.STATE_REMEDY)
+        update = self._planner.pending_update(params, state.carry, x)
         check_same(state.pending.update, update, "the state's pending update", checks.STATE_REMEDY)
-        return plan
+        return stepper
 
     @documented_by(Init)
-    def init(params: PyTree, carry: PyTree, x: PyTree) -> LearnerState:
+    def init(self, params: PyTree, carry: PyTree, x: PyTree) -> LearnerState:
         given, carry, x = _arrays(params=params, carry=carry, x=x)
         params, carry, x = vary_alike(given, carry, x)
-        plan = plan_of(params, carry, x)
-        batch = batch_size(carry, x)
-        traces = jax.tree.map(lambda aval: jnp.zeros(aval.shape, aval.dtype), trace_shapes(plan, batch))
-        update = _own_copy(given)
-        if stream.applies(plan):
-            factors = planner.pending_update(params, carry, x)
-            update = vary_like(jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), factors), params)
-        pending = Pending(_own_copy(carry), _own_copy(x), update, jnp.zeros(batch, bool))
-        return _vary(LearnerState(_own_copy(carry), traces, pending, _own_copy(carry)), params, carry, x)
-
-    def run_step(plan: Plan, params: PyTree, carry: PyTree, x: PyTree) -> Segment:
-        return stream.run_step(plan, params, carry, x)
-
-    def flush(plan: Plan, state: LearnerState, once: bool = False) -> Traces:
-        """Apply the pending trace update; ``once`` before a sequence, traces may come as ``segment_joint.pack``'s."""
-        carry, x, update, active = state.pending
-        if stream.applies(plan):
-            return stream.update(plan, active, update, state.traces)
-        traces, together = state.traces, once and segment_joint.applies(plan, 1, active.shape[0])
-        traces = segment_joint.pack(plan, traces) if together else traces
-        moved = segment_update.update(run_step(plan, update, carry, x), slots.split_slots(plan, traces))
-        return select_traces(active, slots.join_slots(plan, moved), traces)
+        stepper, batch = self._planner.stepper(params, carry, x), batch_size(carry, x)
+        traces = jax.tree.map(lambda aval: jnp.zeros(aval.shape, aval.dtype), trace_shapes(stepper.plan, batch))
+        update = stepper.first_update(given, params, self._planner.pending_update(params, carry, x))
+        pending = Pending(own_copy(carry), own_copy(x), update, jnp.zeros(batch, bool))
+        return _vary(LearnerState(own_copy(carry), traces, pending, own_copy(carry)), params, carry, x)
 
     @documented_by(Step)
-    def step(params: PyTree, state: LearnerState, x: PyTree) -> tuple[LearnerState, PyTree]:
+    def step(self, params: PyTree, state: LearnerState, x: PyTree) -> tuple[LearnerState, PyTree]:
         given, state, x = _arrays(params=params, state=state, x=x)
         params, state, x = vary_alike(given, state, x)
-        plan = plan_for(params, state, x)
-        traces = flush(plan, state)
-        now = run_step(plan, params, state.carry, x)
-        update = stream.factors_of(now) if stream.applies(plan) else _own_copy(given)
-        pending = Pending(state.carry, _own_copy(x), update, jnp.ones_like(state.pending.active))
+        stepper = self._stepper_for(params, state, x)
+        traces = stepper.advance(state.pending, state.traces, once=False)
+        now = run_step(stepper.plan, params, state.carry, x)
+        update = stepper.update_of(now, given)
+        pending = Pending(state.carry, own_copy(x), update, jnp.ones_like(state.pending.active))
         new = checks.next_state(LearnerState(now.carry_end, traces, pending, state.initial_carry), state)
         return _vary(new, params), vary_like(_at_its_step(now.outputs), params)
 
     @documented_by(Gradient)
-    def gradient(params: PyTree, state: LearnerState, dy: PyTree) -> PyTree:
+    def gradient(self, params: PyTree, state: LearnerState, dy: PyTree) -> PyTree:
         given, state = _arrays(params=params, state=state)
         params, state, dy = vary_alike(given, state, dy)
-        plan = plan_for(params, state, state.pending.x)
+        stepper = self._stepper_for(params, state, state.pending.x)
         carry, x, update, active = state.pending
         if not isinstance(active, jax.core.Tracer) and not active.any():
             raise ValueError("No step is pending in this state. Call learner.step first, then learner.gradient.")
-        now = run_step(plan, params if stream.applies(plan) else update, carry, x)
+        now = run_step(stepper.plan, stepper.params_of(params, update), carry, x)
         dy = keep_examples(active, checks.check_cotangent(dy, _at_its_step(now.outputs)))
-        if stream.applies(plan):
-            found = stream.gradient(now, state.traces, dy)
-        else:
-            every = jax.tree.map(lambda leaf: leaf[None], dy)
-            found = segment_gradient.gradient(now, slots.split_slots(plan, state.traces), every, exact=False)
+        found = stepper.gradient(now, state.traces, dy)
         found = [[jnp.where(active.any(), leaf, jnp.nan) for leaf in leaves] for leaves in found]
-        return summed_like(as_params(plan, found), given)
+        return summed_like(as_params(stepper.plan, found), given)
 
     @documented_by(ValueAndGrad)
     def value_and_grad(
+        self,
         loss_fn: Callable[..., Any],
         *,
         segment_length: int | None = None,
@@ -184,12 +169,11 @@ def learner_with(planner: Planner, cell: Cell) -> OnlineLearner:
             steps = checks.sequence_length(xs, targets)
             given, update = params, state.pending.update if isinstance(state, LearnerState) else None
             params, state, xs, targets, resets, valid = vary_alike(params, state, xs, targets, resets, valid)
-            x = jax.tree.map(lambda leaf: leaf[0], xs)
-            plan = plan_for(params, state, x)
+            stepper = self._stepper_for(params, state, jax.tree.map(lambda leaf: leaf[0], xs))
+            plan = stepper.plan
             sequence = make_sequence(plan, loss_fn, has_aux, state.initial_carry, xs, targets, resets, valid)
-            batch = batch_size(state.carry, x)
-            length = segment_length or choose_length(plan, batch, steps).steps
-            start = Stream(state.carry, flush(plan, state, once=True))
+            length = segment_length or choose_length(plan, state.pending.active.shape[0], steps).steps
+            start = Stream(state.carry, stepper.advance(state.pending, state.traces, once=True))
             result = by_segments(plan, params, start, sequence, length, within_segment == "exact")
             pending = state.pending._replace(active=jnp.zeros_like(state.pending.active), update=update)
             end = LearnerState(result.end.carry, result.end.traces, pending, state.initial_carry)
@@ -200,9 +184,9 @@ def learner_with(planner: Planner, cell: Cell) -> OnlineLearner:
         return run
 
     @documented_by(Reset)
-    def reset(state: LearnerState, where: jax.Array) -> LearnerState:
+    def reset(self, state: LearnerState, where: jax.Array) -> LearnerState:
         (state,) = _arrays(state=state)
-        checks.check_state(graph, state)
+        checks.check_state(self._graph, state)
         where = checks.check_flags(where, state.pending.active.shape, "where")
         update = state.pending.update
         state, where = vary_alike(state, where)
@@ -215,13 +199,10 @@ def learner_with(planner: Planner, cell: Cell) -> OnlineLearner:
             select_examples(where, state.initial_carry, state.carry), traces, pending, state.initial_carry
         )
 
-    def plan(params: PyTree, carry: PyTree, x: PyTree) -> Plan:
+    def plan(self, params: PyTree, carry: PyTree, x: PyTree) -> Plan:
         """What was found out about the network, for arrays or for shapes; made once per shapes and kept."""
         named = {"params": params, "carry": carry, "x": x}
-        return plan_of(*(as_avals(tree, what) for what, tree in named.items()))
-
-    learner = OnlineLearner(init, step, gradient, value_and_grad, reset, cell, plan)
-    return over_batches(learner, graph, stream.Factors)
+        return self._planner.plan(*(as_avals(tree, what) for what, tree in named.items()))
 
 
 def _arrays(**named: PyTree) -> list[Any]:
@@ -242,9 +223,3 @@ def _vary(state: LearnerState, *others: PyTree) -> LearnerState:
 
 def _finite(leaf: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(leaf), leaf, 0) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
-
-
-def _own_copy(tree: PyTree) -> PyTree:
-    """The same values in buffers of the state's own: jit hands an unchanged argument through, and a donated state
-    would then take the caller's params with it."""
-    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)

@@ -6,14 +6,17 @@ from typing import Any
 
 import jax
 
+from deepeprop_jax.analysis.network import analyse_network
 from deepeprop_jax.analysis.node import Node
 from deepeprop_jax.jaxpr.mesh_axes import varying_axes
 from deepeprop_jax.jaxpr.program import context
 from deepeprop_jax.jaxpr.real_leaves import shape_and_dtype
+from deepeprop_jax.learner.stepper import Stepper, stepper_of
+from deepeprop_jax.learner.trainable import trained_leaves
 from deepeprop_jax.network.arguments import batch_size, check_nesting
 from deepeprop_jax.network.cell import Graph, PyTree
-from deepeprop_jax.segments import single_step as stream
-from deepeprop_jax.traces.plan import Plan, make_plan, with_rank
+from deepeprop_jax.segments.single_step import run_step
+from deepeprop_jax.traces.plan import Plan, make_plan
 
 
 class Planner:
@@ -46,25 +49,26 @@ class Planner:
         batch_size(carry, x)
         key = _key(params, carry, x)
         if key not in self._plans:
-            carry_aval, x_aval = _avals(carry, without_batch=True), _avals(x, without_batch=True)
-            arguments = (_avals(params), carry_aval, x_aval, self.exact, self.hops, self.trainable, self._nodes)
-            plan = self._plans[key] = make_plan(self.graph, *arguments)
-            if self.rank is not None:
-                self._plans[key] = with_rank(plan, self.rank)
+            shapes = (_avals(params), _avals(carry, without_batch=True), _avals(x, without_batch=True))
+            network = analyse_network(self.graph, *shapes, self._nodes)
+            trained = trained_leaves(self.graph, network.nodes, shapes[0], self.trainable)
+            self._plans[key] = make_plan(network, trained, self.exact, self.hops, self.rank)
         return self._plans[key]
+
+    def stepper(self, params: PyTree, carry: PyTree, x: PyTree) -> Stepper:
+        """How a single step moves the traces."""
+        return stepper_of(self.plan(params, carry, x))
 
     def pending_update(self, params: PyTree, carry: PyTree, x: PyTree) -> PyTree:
         """Shapes and dtypes of ``Pending.update``."""
-        plan = self.plan(params, carry, x)
-        if not stream.applies(plan):
-            return _avals(params)
         key = _key(params, carry, x), batch_size(carry, x)
         if key not in self._updates:
+            stepper = self.stepper(params, carry, x)
 
-            def factors(params: PyTree, carry: PyTree, x: PyTree) -> PyTree:
-                return stream.factors_of(stream.run_step(plan, params, carry, x))
+            def update(params: PyTree, carry: PyTree, x: PyTree) -> PyTree:
+                return stepper.update_of(run_step(stepper.plan, params, carry, x), params)
 
-            self._updates[key] = jax.eval_shape(factors, _avals(params), _avals(carry), _avals(x))
+            self._updates[key] = jax.eval_shape(update, _avals(params), _avals(carry), _avals(x))
         return self._updates[key]
 
 

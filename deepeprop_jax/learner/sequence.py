@@ -14,10 +14,10 @@ from deepeprop_jax.jaxpr.mesh_axes import vary_like
 from deepeprop_jax.learner import checks
 from deepeprop_jax.network.arguments import batch_size
 from deepeprop_jax.network.cell import PyTree, assemble
-from deepeprop_jax.segments import advance as segment_update
-from deepeprop_jax.segments import gradient as segment_gradient
-from deepeprop_jax.segments import joint as segment_joint
-from deepeprop_jax.segments import network as segment
+from deepeprop_jax.segments import joint
+from deepeprop_jax.segments.advance import advance_traces
+from deepeprop_jax.segments.gradient import segment_gradient
+from deepeprop_jax.segments.network import Segment, prepare
 from deepeprop_jax.segments.through_time import Flags
 from deepeprop_jax.traces import slots
 from deepeprop_jax.traces.plan import Plan
@@ -130,28 +130,28 @@ def by_segments(
     exact: bool,
 ) -> Result:
     """Segments of ``length`` steps, the last one shorter."""
-    ready = segment.prepare(plan, params)
+    ready = prepare(plan, params)
     loss_and_dy = jax.vmap(_loss_and_dy(sequence))
 
     def run(sums: tuple[Stream, jax.Array, Any], inputs: Any) -> tuple[tuple[Stream, jax.Array, Any], PyTree]:
         stream, loss, grads = sums
         xs, targets, flags = inputs
-        part = segment.Segment(ready, stream.carry, sequence.initial_carry, xs, flags)
+        part = Segment(ready, stream.carry, sequence.initial_carry, xs, flags)
         (values, aux), dy = loss_and_dy(part.outputs, targets, flags.valid)
         if flags.valid is not None:
             dy = keep_examples(flags.valid, dy)
         traces = stream.traces
         if flags.resets is not None:  # by where, so that nothing of what a trace held can spread
             traces = slots.without_examples(plan, flags.resets[0], traces)
-        found = segment_gradient.gradient(part, traces, dy, exact)
+        found = segment_gradient(part, traces, dy, exact)
         if flags.resets is not None:
             traces = slots.without_examples(plan, flags.resets.any(axis=0), traces)
-        new = Stream(part.carry_end, segment_update.update(part.after_resets(), traces))
+        new = Stream(part.carry_end, advance_traces(part.after_resets(), traces))
         return (new, loss + values.sum(), jax.tree.map(jnp.add, grads, found)), aux
 
-    together = segment_joint.applies(plan, length, jax.tree.leaves(sequence.xs)[0].shape[1])
+    together = joint.applies(plan, length, jax.tree.leaves(sequence.xs)[0].shape[1])
     traces = slots.split_slots(plan, start.traces)
-    traces = segment_joint.pack(plan, traces) if together else segment_joint.unpack(plan, traces)
+    traces = joint.pack(plan, traces) if together else joint.unpack(plan, traces)
     begin = Stream(start.carry, vary_like(traces, start.carry))
     inputs = (sequence.xs, sequence.targets, sequence.flags)
     sums = (begin, *vary_like((jnp.zeros((), sequence.loss_dtype), _zero_gradient(plan)), begin))
@@ -176,7 +176,7 @@ def by_segments(
         auxes.append(aux)
     end, loss, grads = sums
     aux = auxes[0] if len(auxes) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *auxes)
-    traces = slots.join_slots(plan, segment_joint.unpack(plan, end.traces))
+    traces = slots.join_slots(plan, joint.unpack(plan, end.traces))
     return Result(loss, aux, grads, Stream(end.carry, traces))
 
 

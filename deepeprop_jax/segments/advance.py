@@ -1,7 +1,7 @@
 """All traces, from a segment's start to its end.
 
-A node's own local traces have one row per slot of a unit (segment_own.py); dense rows and influences across nodes have
-one per carry number (segment_influence.py); a node with depth has both, for every layer (deep_update.py).
+A node's own local traces have one row per slot of a unit (own.py); dense rows and influences across nodes have
+one per carry number (influence.py); a node with depth has both, for every layer (depth_advance.py).
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 from deepeprop_jax.jaxpr.batched import Lifted
 from deepeprop_jax.jaxpr.real_leaves import RealView
-from deepeprop_jax.segments import depth_advance as deep_update
-from deepeprop_jax.segments import joint as segment_joint
+from deepeprop_jax.segments import joint
 from deepeprop_jax.segments.depth import DeepSegment
+from deepeprop_jax.segments.depth_advance import advance_deep
 from deepeprop_jax.segments.influence import influence
 from deepeprop_jax.segments.network import Flow, Segment
 from deepeprop_jax.segments.own import advance_local, advance_low_rank
@@ -20,13 +20,13 @@ from deepeprop_jax.segments.through_time import Leaves
 from deepeprop_jax.traces.state import Traces
 
 
-def update(segment: Segment, traces: Traces) -> Traces:
+def advance_traces(segment: Segment, traces: Traces) -> Traces:
     """All traces, from the segment's start to its end."""
     plan = segment.plan
-    new: Traces = segment_joint.update(segment, traces)
+    new: Traces = joint.update(segment, traces)
     for v, (node, part) in enumerate(zip(plan.nodes, segment.nodes, strict=True)):
         if isinstance(part, DeepSegment):
-            new |= deep_update.update(segment, v, part, traces)
+            new |= advance_deep(segment, v, part, traces)
             continue
         name, layout = plan.name(v, v), plan.low_rank[v]
         own = list(traces.get(name, ()))

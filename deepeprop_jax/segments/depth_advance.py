@@ -13,7 +13,8 @@ from jax import lax
 
 from deepeprop_jax.segments.depth import DeepSegment, unit_vectors
 from deepeprop_jax.segments.influence import influence, influence_of_layers
-from deepeprop_jax.segments.network import Flow, Segment, groups
+from deepeprop_jax.segments.kept import groups
+from deepeprop_jax.segments.network import Flow, Segment
 from deepeprop_jax.segments.node import NodeSegment
 from deepeprop_jax.segments.own import advance_local, advance_low_rank
 from deepeprop_jax.traces.depth import DeepTraces, columns_of, put_pairs
@@ -22,7 +23,7 @@ from deepeprop_jax.traces.slots import split_block, stack_slots
 from deepeprop_jax.traces.state import Traces
 
 
-def update(segment: Segment, v: int, part: DeepSegment, traces: Traces) -> Traces:
+def advance_deep(segment: Segment, v: int, part: DeepSegment, traces: Traces) -> Traces:
     """All traces of node v."""
     plan, name = segment.plan, segment.plan.name(v, v)
     new: Traces = {}

@@ -9,20 +9,21 @@ import numpy as np
 from deepeprop_jax.analysis.units import to_grid
 from deepeprop_jax.jaxpr.batched import Lifted
 from deepeprop_jax.network.cell import PyTree
-from deepeprop_jax.segments import joint as segment_joint
+from deepeprop_jax.segments import joint
 from deepeprop_jax.segments.depth import DeepBack
-from deepeprop_jax.segments.network import Flow, Kept, Segment, everything, groups, kept_by, nodes_of, start_of
+from deepeprop_jax.segments.kept import Kept, everything, groups, kept_by, nodes_of
+from deepeprop_jax.segments.network import Flow, Segment, start_of
 from deepeprop_jax.segments.node import Back, NodeSegment
 from deepeprop_jax.segments.through_time import Leaves
-from deepeprop_jax.traces import depth as deep
 from deepeprop_jax.traces import low_rank
 from deepeprop_jax.traces.block import add_columns, contract
+from deepeprop_jax.traces.depth import own_gradient_of_layers
 from deepeprop_jax.traces.plan import Plan
 from deepeprop_jax.traces.slots import contract_slots, over_leaf
 from deepeprop_jax.traces.state import Traces, cross_gradient
 
 
-def gradient(segment: Segment, traces: Traces, dy: PyTree, exact: bool) -> list[list[jax.Array]]:
+def segment_gradient(segment: Segment, traces: Traces, dy: PyTree, exact: bool) -> list[list[jax.Array]]:
     """``inside + sum over kept (v, k) of lambda^v_0 . S^{v,k}_start``, per node and real parameter leaf.
 
     Args:
@@ -70,9 +71,9 @@ def _of_source(segment: Segment, flow: Flow, k: int, seen: Kept, traces: Traces)
         elif plan.graph.nodes[k].depth is None:
             _add_own(plan, k, start, traces, grads)
         else:
-            columns = columns + deep.own_gradient(plan, k, start, traces)
-    if segment_joint.name_of(plan, k) in traces:
-        columns = columns + segment_joint.gradient(segment, flow, k, flow.exact, traces)[None]
+            columns = columns + own_gradient_of_layers(plan, k, start, traces)
+    if joint.name_of(plan, k) in traces:
+        columns = columns + joint.gradient(segment, flow, k, flow.exact, traces)[None]
     add_columns(plan.nodes[k].params, grads, plan.trained[k], columns)
     return [grad if i in plan.trained[k] else zeros[i] for i, grad in enumerate(grads)]
 

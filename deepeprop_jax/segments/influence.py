@@ -16,12 +16,13 @@ from jax import lax
 
 from deepeprop_jax.jaxpr.batched import Lifted, broadcast
 from deepeprop_jax.segments.depth import DeepBack
-from deepeprop_jax.segments.network import Flow, Kept, Segment, groups, kept_by, nodes_of, start_of
+from deepeprop_jax.segments.kept import Kept, groups, kept_by, nodes_of
+from deepeprop_jax.segments.network import Flow, Segment, start_of
 from deepeprop_jax.segments.node import Back, NodeSegment
 from deepeprop_jax.segments.own import recurrence
-from deepeprop_jax.traces import depth as deep
 from deepeprop_jax.traces import low_rank
 from deepeprop_jax.traces.block import Block, advance, push
+from deepeprop_jax.traces.depth import columns_of, own_gradient_of_layers, push_pairs
 from deepeprop_jax.traces.plan import Plan
 from deepeprop_jax.traces.slots import stack_slots
 from deepeprop_jax.traces.state import Traces, cross_gradient
@@ -82,7 +83,7 @@ def influence_of_layers(
     total = jnp.zeros((plan.depth(k), sizes["b"], sizes["r"], plan.columns[k]), plan.dtype)
     if isinstance(back, DeepBack) and back.rows is not None:
         every = tuple(range(len(plan.nodes[k].params.sizes)))
-        total = deep.columns_of(plan.nodes[k], plan.trained[k], back.rows, every).astype(plan.dtype)
+        total = columns_of(plan.nodes[k], plan.trained[k], back.rows, every).astype(plan.dtype)
     for p in nodes_of(kept):
         through = flow.through(p, kept)
         known = plan.name(p, k) in traces or (p == k and plan.low_rank[k] is not None)
@@ -94,7 +95,7 @@ def influence_of_layers(
             continue
         highest = jnp.asarray(plan.depth(k) - 1) if top is None else top
         if name in traces and traces[name].band is not None:
-            total = deep.push_pairs(start, traces[name].band, plan.bands[k], total, highest)
+            total = push_pairs(start, traces[name].band, plan.bands[k], total, highest)
         total = _add_own_of_layers(plan, k, start, total, traces, highest)
     return total
 
@@ -183,7 +184,7 @@ def _by_example(plan: Plan, p: int, k: int, start: jax.Array, traces: Traces) ->
 
     def row(start: jax.Array, held: Traces) -> jax.Array:
         start, held = jax.tree.map(lambda leaf: jnp.expand_dims(leaf, example), (start, held))
-        own = deep.own_gradient if p == k else None
+        own = own_gradient_of_layers if p == k else None
         return cross_gradient(plan, p, k, start, held) if own is None else own(plan, k, start, held)
 
     rows = jax.vmap(row, (example, None), 1)

@@ -21,8 +21,9 @@ import numpy as np
 from deepeprop_jax.jaxpr.batched import Lifted, add, broadcast
 from deepeprop_jax.network.cell import parents
 from deepeprop_jax.segments.influence import own_columns, rows_of
+from deepeprop_jax.segments.kept import Kept, everything, kept_by, nodes_of, within
 from deepeprop_jax.segments.ladder import Ladder, climb_down, ladders
-from deepeprop_jax.segments.network import Flow, Kept, Segment, everything, kept_by, nodes_of, start_of, within
+from deepeprop_jax.segments.network import Flow, Segment, start_of
 from deepeprop_jax.segments.node import Back, NodeSegment
 from deepeprop_jax.segments.through_time import Leaves
 from deepeprop_jax.segments.unit_vectors import back_units

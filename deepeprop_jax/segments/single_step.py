@@ -23,7 +23,8 @@ from deepeprop_jax.jaxpr import thin
 from deepeprop_jax.jaxpr.batched import Lifted, broadcast
 from deepeprop_jax.jaxpr.program import is_variable
 from deepeprop_jax.network.cell import PyTree
-from deepeprop_jax.segments import network as sg
+from deepeprop_jax.segments.kept import kept_by
+from deepeprop_jax.segments.network import Flow, Segment, prepare, start_of
 from deepeprop_jax.segments.node import Back, NodeSegment
 from deepeprop_jax.segments.through_time import Flags
 from deepeprop_jax.traces.block import Block, computed_once, fewest_parts, spread
@@ -61,13 +62,13 @@ def applies(plan: Plan) -> bool:
     return own_alone and bool(blocks) and all(block.kind == "local" for block in blocks)
 
 
-def run_step(plan: Plan, params: PyTree, carry: PyTree, x: PyTree) -> sg.Segment:
+def run_step(plan: Plan, params: PyTree, carry: PyTree, x: PyTree) -> Segment:
     """A step as a segment of length one."""
-    ready = sg.prepare(plan, params)
-    return sg.Segment(ready, carry, carry, jax.tree.map(lambda leaf: leaf[None], x), Flags(None, None))
+    ready = prepare(plan, params)
+    return Segment(ready, carry, carry, jax.tree.map(lambda leaf: leaf[None], x), Flags(None, None))
 
 
-def update(plan: Plan, active: jax.Array, factors: list[Factors], traces: Traces) -> Traces:
+def advance(plan: Plan, active: jax.Array, factors: list[Factors], traces: Traces) -> Traces:
     """The traces one step on, for the examples that are active: (batch,).
 
     Args:
@@ -91,7 +92,7 @@ def update(plan: Plan, active: jax.Array, factors: list[Factors], traces: Traces
     return new
 
 
-def gradient(step: sg.Segment, traces: Traces, dy: PyTree) -> list[list[jax.Array]]:
+def gradient(step: Segment, traces: Traces, dy: PyTree) -> list[list[jax.Array]]:
     """``inst + lambda_{t-1} . S_{t-1}`` per node and real parameter leaf, in the traces' dtype.
 
     Args:
@@ -100,10 +101,10 @@ def gradient(step: sg.Segment, traces: Traces, dy: PyTree) -> list[list[jax.Arra
       dy: (batch, ...) cotangent of the outputs, in ``jax.grad``'s convention.
     """
     plan, sizes = step.plan, step.sizes
-    flow = sg.Flow(step, [Lifted(leaf[None], "cb") for leaf in plan.output.split_cotangent(dy)])
+    flow = Flow(step, [Lifted(leaf[None], "cb") for leaf in plan.output.split_cotangent(dy)])
     found = []
     for k, node in enumerate(plan.nodes):
-        back = flow.through(k, sg.kept_by(plan, k))
+        back = flow.through(k, kept_by(plan, k))
         grads = [jnp.zeros(shape, plan.dtype) for shape in node.params.shapes]
         if isinstance(back, Back) and plan.trained[k]:
             inside = _node(step, k).parameters(back, "", sizes)
@@ -111,7 +112,7 @@ def gradient(step: sg.Segment, traces: Traces, dy: PyTree) -> list[list[jax.Arra
                 x = inside[i]
                 grads[i] = grads[i] if x is None else x.value.astype(plan.dtype)
             if back.start and plan.name(k, k) in traces:
-                by_unit = computed_once(to_grid(sg.start_of(step, k, back, "b", sizes), node.units))
+                by_unit = computed_once(to_grid(start_of(step, k, back, "b", sizes), node.units))
                 for block, trace in zip(plan.own[k], traces[plan.name(k, k)], strict=True):
                     (leaf,) = block.leaves
                     grads[leaf] = grads[leaf] + _contract(block, node.params.shapes[leaf], by_unit, trace)
@@ -122,24 +123,24 @@ def gradient(step: sg.Segment, traces: Traces, dy: PyTree) -> list[list[jax.Arra
 # --- what moves a trace ----------------------------------------------------------------------------------------------
 
 
-def factors_of(step: sg.Segment) -> list[Factors]:
+def factors_of(step: Segment) -> list[Factors]:
     """What a step adds to the traces and how it moves them, per node."""
     return [_factors(step, v) for v in range(len(step.plan.nodes))]
 
 
-def _node(step: sg.Segment, v: int) -> NodeSegment:
+def _node(step: Segment, v: int) -> NodeSegment:
     part = step.nodes[v]
     assert isinstance(part, NodeSegment)  # see applies()
     return part
 
 
-def _factors(step: sg.Segment, v: int) -> Factors:
+def _factors(step: Segment, v: int) -> Factors:
     plan, part, sizes = step.plan, _node(step, v), step.sizes
     node, program = plan.nodes[v], part.program
     recurrence, deltas, whole = [], [], []
     for slot in range(node.units.slots if plan.own[v] else 0):
         back = part.back_slot(slot)
-        recurrence.append(to_grid(sg.start_of(step, v, back, "b", sizes), node.units))
+        recurrence.append(to_grid(start_of(step, v, back, "b", sizes), node.units))
         deltas.append(part.linear_values(program.to_params, back.steps))
         whole.append(part.parameters(back, "b", sizes))
     if not recurrence:

@@ -96,7 +96,7 @@ def columns_of(node: Node, wanted: tuple[int, ...], columns: jax.Array, held: tu
     return jnp.concatenate([parts[i] for i in wanted], axis=-1)
 
 
-def own_gradient(plan: Plan, k: int, cotangent: jax.Array, traces: dict[str, Any]) -> jax.Array:
+def own_gradient_of_layers(plan: Plan, k: int, cotangent: jax.Array, traces: dict[str, Any]) -> jax.Array:
     """``lambda . S`` of all influences between a node's own layers, (L, columns).
 
     Args:

@@ -1,0 +1,143 @@
+"""A network after analysis: every node, in order, with the shapes of what flows between them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+
+from deepeprop_jax.analysis.node import Node, analyse_node
+from deepeprop_jax.jaxpr.program import check_custom_rules, context
+from deepeprop_jax.jaxpr.real_leaves import RealView, shape_and_dtype
+from deepeprop_jax.network.cell import Graph, PyTree, Vertex, Wire, connect, parents, select
+
+
+class AnalysedNetwork(NamedTuple):
+    """What is known of a network before it is decided what to keep.
+
+    Attributes:
+      graph: the network.
+      nodes: per vertex, its cell after analysis (of one layer, where the vertex has depth).
+      output: view of the network's output, of one example.
+      output_avals: its shapes and dtypes.
+    """
+
+    graph: Graph
+    nodes: tuple[Node, ...]
+    output: RealView
+    output_avals: PyTree
+
+
+def analyse_network(graph: Graph, params: PyTree, carry: PyTree, x: PyTree, known: dict[Any, Node]) -> AnalysedNetwork:
+    """Analyse every node.
+
+    Args:
+      params, carry, x: shapes and dtypes, of one example where there is a batch axis.
+      known: nodes that were analysed before, in any mode; takes those of this graph.
+
+    Raises:
+      ValueError: a node that does not fit its params, carry or input; named.
+    """
+    nodes: list[Node] = []
+    outputs: dict[int, PyTree] = {}
+    for index, vertex in enumerate(graph.nodes):
+        u = _carried(vertex.name, vertex.wire, x, outputs)
+        node_params, node_carry = (
+            _layer_avals(vertex, what, select(tree, vertex.path))
+            for what, tree in (("params", params), ("carry", carry))
+        )
+        outputs[index] = _check_cell(vertex, node_params, node_carry, u)
+        arguments = (node_params, node_carry, u, outputs[index])
+        avals = tuple(map(str, jax.tree.leaves(arguments)))
+        # The external input has no derivative that anything asks for; what cannot be differentiated by it need not be.
+        external = vertex.depth is None and not parents(vertex.wire)
+        key = (vertex.cell.apply, jax.tree.structure(arguments), avals, external, context())
+        if key not in known:
+            known[key] = _analyse(vertex, *arguments, external)
+        nodes.append(known[key]._replace(name=vertex.name))
+    output_avals = _carried("outputs", graph.output, x, outputs)
+    return AnalysedNetwork(graph, tuple(nodes), RealView(output_avals), output_avals)
+
+
+_CLOSED_RULE = (
+    "keeps a traced value where JAX cannot follow it, and jax.grad through a scan fails likewise. Does a custom_jvp or "
+    "custom_vjp function read a parameter, the carry or the input by closure, or as one of nondiff_argnums? Make it an "
+    "argument, and let the rule give its derivative too, which may be zero."
+)
+
+
+def _analyse(vertex: Vertex, params: PyTree, carry: PyTree, u: PyTree, y: PyTree, external: bool) -> Node:
+    try:
+        check_custom_rules(vertex.cell.apply, params, carry, u)
+        return analyse_node(vertex.name, vertex.cell.apply, params, carry, u, y, external)
+    except jax.errors.UnexpectedTracerError as error:
+        raise ValueError(f"Node '{vertex.name}' {_CLOSED_RULE} JAX said: {error}") from error
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise ValueError(
+            f"Node '{vertex.name}' has no reverse-mode derivative, which every gradient here is made of, as jax.grad "
+            f"of it has none; use lax.scan or a loop of fixed length in place of a while loop, and "
+            f"unique_indices=True where places are multiplied. JAX said: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _carried(name: str, wire: Wire, x: PyTree, outputs: dict[int, PyTree]) -> PyTree:
+    """Shapes of what a wire carries."""
+    try:
+        return jax.eval_shape(lambda x, outputs: connect(wire, x, outputs), x, outputs)
+    except ValueError as error:
+        raise ValueError(f"Node '{name}': {error}") from error
+
+
+def _layer_avals(vertex: Vertex, what: str, tree: PyTree) -> PyTree:
+    """Shapes of one layer: without the leading axis L of a ``stack(cell, depth=L)``."""
+    if vertex.depth is None:
+        return tree
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        if leaf.shape[:1] != (vertex.depth,):
+            raise ValueError(
+                f"Node '{vertex.name}' has depth={vertex.depth}, so every leaf of its {what} needs a leading axis of "
+                f"that size{' behind the batch axis' if what == 'carry' else ''}; seen shape {leaf.shape} at "
+                f"'{jax.tree_util.keystr(path, simple=True, separator='/')}'."
+            )
+    return jax.tree.map(lambda leaf: shape_and_dtype(leaf, 1), tree)
+
+
+def describe(tree: PyTree) -> str:
+    """Shapes and dtypes of a pytree in one short line."""
+    return str(jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree)).replace("'", "")
+
+
+def _check_cell(vertex: Vertex, params: PyTree, carry: PyTree, u: PyTree) -> PyTree:
+    """Shapes of the node's output; the cell must give back a carry like the one it got."""
+    try:
+        result = jax.eval_shape(vertex.cell.apply, params, carry, u)
+    except jax.errors.UnexpectedTracerError as error:
+        raise ValueError(f"Node '{vertex.name}' {_CLOSED_RULE} JAX said: {error}") from error
+    except Exception as error:
+        raise ValueError(
+            f"Node '{vertex.name}' could not be applied to one example of input {describe(u)} and carry "
+            f"{describe(carry)} with its params. Check that params and carry are those of this node and that the "
+            f"input has the features it was initialised for. The cell said: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise ValueError(f"Node '{vertex.name}': a cell returns (carry, y); seen {type(result).__name__}.")
+    carry_t, y = result
+    if jax.tree.structure(carry_t) != jax.tree.structure(carry) or any(
+        (new.shape, new.dtype) != (old.shape, old.dtype)
+        for new, old in zip(jax.tree.leaves(carry_t), jax.tree.leaves(carry), strict=False)
+    ):
+        raise ValueError(
+            f"Node '{vertex.name}' must return a carry of the structure, shapes and dtypes that it was given: given "
+            f"{describe(carry)}, returned {describe(carry_t)}. Give an initial carry of the returned kind, or cast "
+            f"inside the cell. A cell returns (carry, y), in this order, for ONE step of one example, and is "
+            f"initialised on ONE step of a batch, xs[0]."
+        )
+    if vertex.depth is not None and (
+        jax.tree.structure(y) != jax.tree.structure(u)
+        or [(a.shape, a.dtype) for a in jax.tree.leaves(y)] != [(a.shape, a.dtype) for a in jax.tree.leaves(u)]
+    ):
+        raise ValueError(
+            f"Node '{vertex.name}' has depth={vertex.depth}: each layer feeds the next, so its output must be shaped "
+            f"as its input; seen input {describe(u)} and output {describe(y)}. Put a projection before it."
+        )
+    return y

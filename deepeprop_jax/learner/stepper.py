@@ -1,0 +1,124 @@
+"""How a single step moves the traces: chosen once, by the plan.
+
+Both kinds run the step as a segment of one. They differ in what waits for the next step, which moves the traces then.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from deepeprop_jax.jaxpr.mesh_axes import vary_like
+from deepeprop_jax.network.cell import PyTree
+from deepeprop_jax.segments import joint, single_step
+from deepeprop_jax.segments.advance import advance_traces
+from deepeprop_jax.segments.gradient import segment_gradient
+from deepeprop_jax.segments.network import Segment
+from deepeprop_jax.traces.plan import Plan
+from deepeprop_jax.traces.slots import join_slots, split_slots
+from deepeprop_jax.traces.state import Traces, select_traces
+
+
+class Stepper(Protocol):
+    """What a single step needs, beside running forward."""
+
+    @property
+    def plan(self) -> Plan:
+        """Of the network."""
+        ...
+
+    def first_update(self, given: PyTree, params: PyTree, shapes: PyTree) -> PyTree:
+        """What waits before the first step: values that move nothing.
+
+        Args:
+          given: the user's params.
+          params: the same, varying over a mesh as the carry does.
+          shapes: of what ``update_of`` gives.
+        """
+        ...
+
+    def update_of(self, step: Segment, given: PyTree) -> PyTree:
+        """What waits after a step: all that its update of the traces needs beside its carry and input."""
+        ...
+
+    def params_of(self, params: PyTree, update: PyTree) -> PyTree:
+        """The parameters of the step that waits; ``params`` are those that the user gives with its gradient."""
+        ...
+
+    def advance(self, pending: Any, traces: Traces, once: bool) -> Traces:
+        """The traces with the step that waits; ``once`` before a sequence, those across nodes may come packed."""
+        ...
+
+    def gradient(self, step: Segment, traces: Traces, dy: PyTree) -> list[list[jax.Array]]:
+        """``inst + sum of lambda . S`` of a step, per node and real parameter leaf."""
+        ...
+
+
+class ByFactors(NamedTuple):
+    """All traces are own ones with local rows: the factors of the update wait."""
+
+    plan: Plan
+
+    def first_update(self, given: PyTree, params: PyTree, shapes: PyTree) -> PyTree:
+        """Zeros."""
+        return vary_like(jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes), params)
+
+    def update_of(self, step: Segment, given: PyTree) -> list[single_step.Factors]:
+        """D, and dF/dtheta as outer products."""
+        return single_step.factors_of(step)
+
+    def params_of(self, params: PyTree, update: PyTree) -> PyTree:
+        """Only the gradient asks for them."""
+        return params
+
+    def advance(self, pending: Any, traces: Traces, once: bool) -> Traces:
+        """In place, weight by weight."""
+        return single_step.advance(self.plan, pending.active, pending.update, traces)
+
+    def gradient(self, step: Segment, traces: Traces, dy: PyTree) -> list[list[jax.Array]]:
+        """Each trace read once."""
+        return single_step.gradient(step, traces, dy)
+
+
+class BySegment(NamedTuple):
+    """Any traces: the parameters wait, and the step is run again as a segment."""
+
+    plan: Plan
+
+    def first_update(self, given: PyTree, params: PyTree, shapes: PyTree) -> PyTree:
+        """Any parameters."""
+        return own_copy(given)
+
+    def update_of(self, step: Segment, given: PyTree) -> PyTree:
+        """The parameters."""
+        return own_copy(given)
+
+    def params_of(self, params: PyTree, update: PyTree) -> PyTree:
+        """Those that wait."""
+        return update
+
+    def advance(self, pending: Any, traces: Traces, once: bool) -> Traces:
+        """By a segment of one step."""
+        if once and joint.applies(self.plan, 1, pending.active.shape[0]):
+            traces = joint.pack(self.plan, traces)
+        step = single_step.run_step(self.plan, pending.update, pending.carry, pending.x)
+        moved = advance_traces(step, split_slots(self.plan, traces))
+        return select_traces(pending.active, join_slots(self.plan, moved), traces)
+
+    def gradient(self, step: Segment, traces: Traces, dy: PyTree) -> list[list[jax.Array]]:
+        """That of a segment of one step."""
+        every = jax.tree.map(lambda leaf: leaf[None], dy)
+        return segment_gradient(step, split_slots(self.plan, traces), every, exact=False)
+
+
+def stepper_of(plan: Plan) -> Stepper:
+    """The cheaper kind that the plan allows."""
+    return ByFactors(plan) if single_step.applies(plan) else BySegment(plan)
+
+
+def own_copy(tree: PyTree) -> PyTree:
+    """The same values in buffers of the state's own: jit hands an unchanged argument through, and a donated state
+    would then take the caller's params with it."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
