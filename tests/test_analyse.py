@@ -163,10 +163,6 @@ def test_the_table_reads_well():
     assert "multiply-adds a step" in text
 
 
-def test_a_deep_node_that_runs_step_by_step_is_pointed_out():
-    assert "written out as stack(*[cell] * L)" in str(report("depth_4"))
-
-
 def test_one_function_of_several_layers_is_pointed_out():
     def two_layers(params, carry, x):
         low = jnp.tanh(params["low"] @ carry[0] + x)

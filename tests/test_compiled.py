@@ -45,7 +45,7 @@ def peak_bytes(network, features=24, batch=8, **mode):
     rank = mode.pop("rank", None)
     sought = (mode.get("exact", False), mode.get("hops"), rank)
     found = [m for m in analyse(network, params, carry, xs[0], rank=rank).modes if (m.exact, m.hops, m.rank) == sought]
-    steps = 3 * (found[0].segment.steps or 1)
+    steps = 3 * (found[0].segment.steps)
     xs, targets = jnp.zeros((steps, batch, features), jnp.float32), jnp.zeros(steps, jnp.float32)
     run = jax.jit(learner.value_and_grad(mean_squared_error))
     memory = run.lower(params, state, xs, targets).compile().memory_analysis()

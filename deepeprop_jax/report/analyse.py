@@ -116,7 +116,7 @@ class Analysis(NamedTuple):
                 _bytes(m.cost.pending_bytes),
                 _bytes(m.cost.peak_bytes),
                 _count(m.cost.multiply_adds),
-                str(m.segment.steps or 1),
+                str(m.segment.steps),
             )
             for m in self.modes
         ]
@@ -126,7 +126,7 @@ class Analysis(NamedTuple):
             f"step's multiply-adds, and the longest segments:"
         )
         lines += _table(heads, costs)
-        lines += dict.fromkeys(f"segments of {m.segment.steps or 1}: {m.segment.reason}" for m in self.modes)
+        lines += dict.fromkeys(f"segments of {m.segment.steps}: {m.segment.reason}" for m in self.modes)
         return "\n".join(lines)
 
 
