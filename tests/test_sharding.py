@@ -164,7 +164,7 @@ def test_other_axes_than_the_batch_may_not_be_split():
 WHOLE_BATCH = {
     "centred": lambda y, target: jnp.sum((y - y.mean(axis=0, keepdims=True)) ** 2, axis=-1),
     "the batch, without a derivative": lambda y, target: jnp.sum(y**2, axis=-1) * jax.lax.stop_gradient(y.mean()) ** 2,
-    "rank": lambda y, target: jnp.sum(y**2, axis=-1) * jnp.argsort(y[:, 0]),
+    "rank": lambda y, target: jnp.sum(y**2, axis=-1) * jnp.argsort(y[:, 0]).astype(y.dtype),
     "number of examples": lambda y, target: jnp.sum(y**2, axis=-1) / y.shape[0],
     "sum of ones": lambda y, target: jnp.sum(y**2, axis=-1) / jnp.ones(y.shape[0]).sum(),
 }
