@@ -1,4 +1,4 @@
-"""The Markdown files: every link of theirs leads somewhere, pages of claims are short, logs are read and written whole."""
+"""The Markdown files: every link leads somewhere, claims are short and stand on their logs, logs are written whole."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = [*ROOT.glob("*.md"), *(ROOT / "experiments").rglob("*.md"), *(ROOT / "docs").rglob("*.md")]
 CLAIMS, FILE = 250, 400
 """Lines at most, of a page of claims and of any other file (CONTRIBUTING.md)."""
-SIZES = ("L", "batch")
+SETTINGS = ("L", "batch", "rival")
 """Columns of a claim's table that are no figures."""
 
 
@@ -102,9 +102,9 @@ def not_in_logs(section: str, folder: Path) -> list[str]:
         head, _, *body = map(cells, table.splitlines())
         for row in body:
             for column, cell in zip(head[1:], row[1:], strict=True):
-                if column in SIZES or not re.search(r"\d", cell):
+                if column in SETTINGS or not re.search(r"\d", cell):
                     continue
-                named = {row[0], row[1], column, column.split(", ")[0], *re.split(r", | \(", row[0])}
+                named = {row[0], row[1], column, column.split(", ")[0], *re.split(r", | \(", row[0])} - {cell}
                 found = {one for r in rows if named & set(r[:2]) for one in r}
                 if cell not in found | {one.split(" (")[0] for one in found}:
                     strange.append(f"{row[0]}, {column}: {cell}")
