@@ -211,7 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
         draw(json.loads(path.read_text()), path.with_suffix(".png"))
     PAGE.write_text(filled)
     for name in new:
-        print(f"{PAGE}: {name} has a section now, at the end (of README.md); move it, with both markers, where it belongs.")
+        print(f"{PAGE}: {name} has a section now, at the end (README.md); move it, with both markers, to its place.")
     return 0
 
 
