@@ -29,7 +29,7 @@ help:
 	@echo 'make figures  the demo's tables and the pictures of the README again'
 	@echo 'make bench    time, memory and gradient error against BPTT and other rivals (SUITE=acceptance: 20 minutes)'
 	@echo 'make experiments  what docs/experiments.md reports, all of it or SWEEP=name; goes on where it was stopped'
-	@echo 'make report   its tables and pictures from the stored results'
+	@echo 'make report   the tables of its logs and its pictures from the stored results'
 	@echo 'make wheel    build the wheel into dist/'
 	@echo 'make clean    remove .venv and everything generated'
 

@@ -2,7 +2,7 @@
 
     python -m experiments.sweep text_recall_grid && python -m experiments.sweep text_recall_segments
     python -m experiments.ablation [--results FOLDER]      # from their checkpoints: docs/ablation/text_recall.json
-    python -m experiments.ablation --report                # its table in docs/experiments.md
+    python -m experiments.ablation --report                # its table in docs/logs/experiments
 
 The networks of recall in text: a GRU layer below a linear memory. If answers survive the loss of a layer's carry, what
 they need is kept elsewhere at that time.

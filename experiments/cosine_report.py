@@ -117,8 +117,8 @@ def stored() -> list[dict[str, Any]]:
 
 def fill(page: str, found: list[Case]) -> str:
     """The page with the table between its markers."""
-    body = f"{markdown(found)}\n\n![Gap closed against the cosine of the first gradient](experiments/cosine.png)"
-    return pages.fill(page, "cosine", body)
+    picture = "![Gap closed against the cosine of the first gradient](../../experiments/cosine.png)"
+    return pages.fill(page, "cosine", f"{markdown(found)}\n\n{picture}")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -37,7 +37,7 @@ from experiments.report import COLOURS
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-PAGE = Path(__file__).parents[1] / "docs" / "experiments.md"
+PAGE = pages.Log(Path(__file__).parents[1] / "docs", "experiments")
 STORED = "fidelity/study.json"
 NOISE, BATCH, OUTPUTS, SEEDS = 10, 4, 4, 5
 RULES: dict[str, dict[str, Any]] = {"deep e-prop": {}, "hops = 0": {"hops": 0}}
@@ -191,7 +191,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 def fill(page: str, result: dict[str, Any]) -> str:
     """The page with the study's tables between its markers."""
-    body = f"{markdown(result)}\n\n![Cosine to BPTT against depth, delay, width and mixing](fidelity/study.png)"
+    body = f"{markdown(result)}\n\n![Cosine to BPTT against depth, delay, width and mixing](../../fidelity/study.png)"
     return pages.fill(page, "fidelity study", body)
 
 

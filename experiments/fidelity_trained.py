@@ -146,7 +146,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 def fill(page: str, result: dict[str, Any]) -> str:
     """The page with the table between its markers."""
-    body = f"{markdown(result)}\n\n![Cosine to BPTT of the lowest layer while BPTT trains](fidelity/trained.png)"
+    body = f"{markdown(result)}\n\n![Cosine to BPTT of the lowest layer while BPTT trains](../../fidelity/trained.png)"
     return pages.fill(page, "fidelity trained", body)
 
 

@@ -3,13 +3,55 @@
 <!-- TITLE: whatever should be said of it -->
 what the program writes
 <!-- end of TITLE -->
+
+A page may be a log: several files that are read and written as one text.
 """
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from typing import NamedTuple
 
 from experiments.refusal import Refused
+
+FILE = re.compile(r"^<!-- file (\S+) -->\n", re.MULTILINE)
+"""Ahead of each file's text in that of a log."""
+
+
+class Log(NamedTuple):
+    """All Markdown files of docs/logs/NAME as one page, read and written as a Path is; README.md is the last.
+
+    Attributes:
+      parent: docs, where the stored results and pictures lie in folders of their own.
+      name: of the log.
+    """
+
+    parent: Path
+    name: str
+
+    def __str__(self) -> str:
+        """The folder, for messages."""
+        return str(self.folder)
+
+    @property
+    def folder(self) -> Path:
+        """Where its files lie."""
+        return self.parent / "logs" / self.name
+
+    def files(self) -> list[Path]:
+        """By name; README.md last, so that what is added at the end of the page lands there."""
+        return sorted(self.folder.glob("*.md"), key=lambda path: (path.name == "README.md", path.name))
+
+    def read_text(self) -> str:
+        """The texts of all files, a line with its name ahead of each."""
+        return "".join(f"<!-- file {path.name} -->\n{path.read_text()}" for path in self.files())
+
+    def write_text(self, text: str) -> None:
+        """Each file with its part of the text, as ``read_text`` puts them together."""
+        parts = FILE.split(text)[1:]
+        for name, part in zip(parts[::2], parts[1::2], strict=True):
+            (self.folder / name).write_text(part)
 
 
 def _section(title: str) -> re.Pattern:

@@ -1,9 +1,9 @@
-"""The stored results of all sweeps as tables and pictures: docs/experiments.md and docs/experiments/*.png.
+"""The stored results of all sweeps as tables and pictures: docs/logs/experiments/ and docs/experiments/*.png.
 
     python -m experiments.sweep_report
 
-Tables stand between markers in the page, so that text can stand around them; a sweep that has none yet gets a section
-at the end of the page. A test checks that the tables are those of the stored results.
+Tables stand between markers in the log, so that text can stand around them; a sweep that has none yet gets a section
+at the end of its README.md. A test checks that the tables are those of the stored results.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from experiments.report import COLOURS
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-PAGE = Path(__file__).parents[1] / "docs" / "experiments.md"
+PAGE = pages.Log(Path(__file__).parents[1] / "docs", "experiments")
 KIND = "sweep"
 """Of a section of the page: its title is "sweep NAME"."""
 HEADER = (
@@ -182,7 +182,7 @@ def fill(page: str, folder: Path) -> str:
         if not path.exists():
             return f"Not run yet: `python -m experiments.sweep {name}`."
         result = json.loads(path.read_text())
-        return f"{markdown(result)}\n\n![{result['title']}](experiments/{name}.png)"
+        return f"{markdown(result)}\n\n![{result['title']}](../../experiments/{name}.png)"
 
     for name in without_section(page, folder):
         title = json.loads((folder / f"{name}.json").read_text())["title"]
@@ -211,7 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
         draw(json.loads(path.read_text()), path.with_suffix(".png"))
     PAGE.write_text(filled)
     for name in new:
-        print(f"{PAGE}: {name} has a section now, at the end; move it, with both markers, to where it belongs.")
+        print(f"{PAGE}: {name} has a section now, at the end (README.md); move it, with both markers, to its place.")
     return 0
 
 

@@ -54,7 +54,7 @@ def test_the_text_of_python_and_what_tables_of_its_characters_cost():
     assert "\n" in corpus.alphabet and "e" in corpus.alphabet[:3]
     assert int((corpus.train == 95).sum()) < 0.001 * len(corpus.train)
     # The statistics that the task's documentation gives; a character is worth something.
-    # Those of docs/experiments.md, which are of Python 3.11; the text of Python 3.13 is off by 0.12 at most.
+    # Those of docs/logs/experiments/text.md, which are of Python 3.11; the text of Python 3.13 is off by 0.12 at most.
     bits = [text.bits_of_order(corpus, order) for order in range(5)]
     assert bits == pytest.approx([4.58, 3.24, 2.37, 1.90, 1.77], abs=0.15)
 

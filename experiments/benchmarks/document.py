@@ -1,4 +1,4 @@
-"""Put the stored figures into docs/performance.md, between their markers.
+"""Put the stored figures into docs/logs/performance/, between their markers.
 
     python -m experiments.benchmarks.document
 
@@ -15,14 +15,14 @@ from experiments import pages
 from experiments.benchmarks.report import markdown
 from experiments.command import Parser
 
-PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
+PAGE = pages.Log(Path(__file__).parents[2] / "docs", "performance")
 KIND = "benchmark"
 
 
 def fill(page: str, folder: Path) -> str:
     """The page with every suite's tables between its markers, and its picture where there is one.
 
-    A stored suite without a section gets one, at the end of the page.
+    A stored suite without a section gets one, at the end of README.md.
 
     Raises:
       Refused: half of a section.
@@ -40,7 +40,7 @@ def _section(name: str, folder: Path) -> str:
     if not path.exists():
         return f"No figures are stored: `python -m experiments.benchmarks --suite {name} --out docs/benchmarks`."
     suite = json.loads(path.read_text())
-    picture = f"\n\n![{suite['title']}](benchmarks/{name}.png)" if path.with_suffix(".png").exists() else ""
+    picture = f"\n\n![{suite['title']}](../../benchmarks/{name}.png)" if path.with_suffix(".png").exists() else ""
     return markdown(suite) + picture
 
 
