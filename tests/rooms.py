@@ -1,7 +1,7 @@
 """The rooms of the package, read from its syntax trees: who imports whom, how long files and functions are.
 
-    python -m tests.rooms            a table
-    python -m tests.rooms --draw     docs/architecture.png as well
+python -m tests.rooms            a table
+python -m tests.rooms --draw     docs/architecture.png as well
 """
 
 from __future__ import annotations

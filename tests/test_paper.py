@@ -17,6 +17,7 @@ from deepeprop_jax import deep_eprop
 from deepeprop_jax.network.build import graph, stack
 from deepeprop_jax.network.cell import Cell
 from deepeprop_jax.reference import Pair, Recursion, paper_recursion
+from deepeprop_jax.traces.block import Rows
 
 TOLERANCE = 1e-12
 STEPS, BATCH, INPUTS = 3, 2, 3
@@ -206,7 +207,7 @@ def test_without_recurrence_between_units_the_own_trace_is_one_number_per_synaps
 
 def full(block, trace):
     """A trace as the full Jacobian (batch, n, columns): a local one has its one row at the unit that it reaches."""
-    if block.kind == "dense":
+    if block.kind is Rows.DENSE:
         return np.asarray(trace)
     reaches = np.arange(block.unit.max() + 1)[:, None] == block.unit.ravel()[None]
     return np.where(reaches, np.asarray(trace), 0)
@@ -228,7 +229,7 @@ def test_the_library_holds_the_traces_typed_by_hand(name, localise):
         for (v, k), wanted in case.traces.items():
             seen = state.traces[f"{v} <- {k}"]
             if v == k:
-                assert {block.kind for block in blocks[v]} == {"local" if localise else "dense"}
+                assert {block.kind for block in blocks[v]} == {Rows.LOCAL if localise else Rows.DENSE}
                 seen = np.concatenate([full(block, part) for block, part in zip(blocks[v], seen, strict=True)], axis=-1)
             assert_same(seen, wanted[t])
     for k, wanted in case.grads.items():

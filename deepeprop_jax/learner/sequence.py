@@ -19,9 +19,9 @@ from deepeprop_jax.segments.advance import advance_traces
 from deepeprop_jax.segments.gradient import segment_gradient
 from deepeprop_jax.segments.network import Segment, prepare
 from deepeprop_jax.segments.through_time import Flags
-from deepeprop_jax.traces import slots
+from deepeprop_jax.traces.block import Rows
 from deepeprop_jax.traces.plan import Plan
-from deepeprop_jax.traces.state import Traces
+from deepeprop_jax.traces.state import Traces, join_slots, split_slots, without_examples
 
 
 class Stream(NamedTuple):
@@ -108,7 +108,7 @@ _ROOM = 2**27
 
 
 def _with_dense_rows(plan: Plan) -> list[int]:
-    own = [v for v, blocks in enumerate(plan.own) if plan.bands[v] or any(block.kind == "dense" for block in blocks)]
+    own = [v for v, blocks in enumerate(plan.own) if plan.bands[v] or any(block.kind is Rows.DENSE for block in blocks)]
     return own + [v for v, _ in plan.pairs]
 
 
@@ -142,15 +142,15 @@ def by_segments(
             dy = keep_examples(flags.valid, dy)
         traces = stream.traces
         if flags.resets is not None:  # by where, so that nothing of what a trace held can spread
-            traces = slots.without_examples(plan, flags.resets[0], traces)
+            traces = without_examples(plan, flags.resets[0], traces)
         found = segment_gradient(part, traces, dy, exact)
         if flags.resets is not None:
-            traces = slots.without_examples(plan, flags.resets.any(axis=0), traces)
+            traces = without_examples(plan, flags.resets.any(axis=0), traces)
         new = Stream(part.carry_end, advance_traces(part.after_resets(), traces))
         return (new, loss + values.sum(), jax.tree.map(jnp.add, grads, found)), aux
 
     together = joint.applies(plan, length, jax.tree.leaves(sequence.xs)[0].shape[1])
-    traces = slots.split_slots(plan, start.traces)
+    traces = split_slots(plan, start.traces)
     traces = joint.pack(plan, traces) if together else joint.unpack(plan, traces)
     begin = Stream(start.carry, vary_like(traces, start.carry))
     inputs = (sequence.xs, sequence.targets, sequence.flags)
@@ -176,7 +176,7 @@ def by_segments(
         auxes.append(aux)
     end, loss, grads = sums
     aux = auxes[0] if len(auxes) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *auxes)
-    traces = slots.join_slots(plan, joint.unpack(plan, end.traces))
+    traces = join_slots(plan, joint.unpack(plan, end.traces))
     return Result(loss, aux, grads, Stream(end.carry, traces))
 
 

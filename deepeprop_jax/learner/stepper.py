@@ -17,8 +17,7 @@ from deepeprop_jax.segments.advance import advance_traces
 from deepeprop_jax.segments.gradient import segment_gradient
 from deepeprop_jax.segments.network import Segment
 from deepeprop_jax.traces.plan import Plan
-from deepeprop_jax.traces.slots import join_slots, split_slots
-from deepeprop_jax.traces.state import Traces, select_traces
+from deepeprop_jax.traces.state import Traces, join_slots, select_traces, split_slots
 
 
 class Stepper(Protocol):

@@ -11,6 +11,7 @@ from deepeprop_jax.analysis.node import Node
 from deepeprop_jax.jaxpr.program import Equation, dot_axes, shape_of, trace
 from deepeprop_jax.jaxpr.real_leaves import RealView
 from deepeprop_jax.network.cell import parents
+from deepeprop_jax.traces.block import Rows
 from deepeprop_jax.traces.depth import kept_pairs
 from deepeprop_jax.traces.low_rank import PROBES, Layout
 from deepeprop_jax.traces.plan import Plan
@@ -80,7 +81,7 @@ def _widths(plan: Plan, v: int) -> tuple[int, int, int, int]:
 def _local_columns(plan: Plan, k: int) -> int:
     """Columns whose influence on node k's own output stays two factors, see ``influence``."""
     has_depth = plan.graph.nodes[k].depth is not None
-    return 0 if has_depth else sum(block.columns for block in plan.own[k] if block.kind == "local")
+    return 0 if has_depth else sum(block.columns for block in plan.own[k] if block.kind is Rows.LOCAL)
 
 
 def _in_factors(plan: Plan, v: int) -> dict[int, int]:
@@ -106,7 +107,7 @@ def _multiply_adds(plan: Plan, v: int) -> int:
     recurrence = n if plan.full_jacobian(v) else slots  # multiply-adds per trace number
     total = 3 * forward  # forward, and both products of the reverse pass
     for block in plan.own[v]:
-        per_row = slots if block.kind == "local" else recurrence
+        per_row = slots if block.kind is Rows.LOCAL else recurrence
         total += block.rows * block.columns * (per_row + 1)  # advance and contract
     layout = plan.low_rank[v]
     if layout is not None:
@@ -115,7 +116,7 @@ def _multiply_adds(plan: Plan, v: int) -> int:
         total += (2 * rank + PROBES + 2 * rank**2) * (rows + columns)  # with the step's factors and the kept ones
         total += 4 * rank**2 * rows  # an orthonormal basis
         total += rank * sum(block.columns for block in layout.blocks)  # the gradient
-    dense = any(block.kind == "dense" for block in plan.own[v])
+    dense = any(block.kind is Rows.DENSE for block in plan.own[v])
     if n and (dense or plan.full_jacobian(v) or _reached(plan, v)):
         total += 2 * n * forward  # one VJP per carry component
     elif n:

@@ -17,6 +17,7 @@ from deepeprop_jax.segments.influence import influence
 from deepeprop_jax.segments.network import Flow, Segment
 from deepeprop_jax.segments.own import advance_local, advance_low_rank
 from deepeprop_jax.segments.through_time import Leaves
+from deepeprop_jax.traces.block import Rows
 from deepeprop_jax.traces.state import Traces
 
 
@@ -31,13 +32,13 @@ def advance_traces(segment: Segment, traces: Traces) -> Traces:
         name, layout = plan.name(v, v), plan.low_rank[v]
         own = list(traces.get(name, ()))
         blocks = plan.own[v] if own else ()
-        local = [i for i, block in enumerate(blocks) if block.kind == "local"]
+        local = [i for i, block in enumerate(blocks) if block.kind is Rows.LOCAL]
         moved = advance_local(part, [blocks[i] for i in local], [own[i] for i in local], plan.dtype)
         for i, trace in zip(local, moved, strict=True):
             own[i] = trace
         if layout is not None:
             new[plan.low_rank_name(v)] = advance_low_rank(part, layout, traces[plan.low_rank_name(v)], plan.dtype)
-        dense = [i for i, block in enumerate(blocks) if block.kind == "dense"]
+        dense = [i for i, block in enumerate(blocks) if block.kind is Rows.DENSE]
         sources = [k for k in range(v) if plan.name(v, k) in traces]
         if dense or sources:
             flow = Flow(segment, [], (v, _unit_vectors(node.carry)), rows=node.carry.size)

@@ -17,9 +17,10 @@ from deepeprop_jax.segments.kept import groups
 from deepeprop_jax.segments.network import Flow, Segment
 from deepeprop_jax.segments.node import NodeSegment
 from deepeprop_jax.segments.own import advance_local, advance_low_rank
+from deepeprop_jax.traces import local
+from deepeprop_jax.traces.block import Rows
 from deepeprop_jax.traces.depth import DeepTraces, columns_of, put_pairs
 from deepeprop_jax.traces.plan import Plan
-from deepeprop_jax.traces.slots import split_block, stack_slots
 from deepeprop_jax.traces.state import Traces
 
 
@@ -31,7 +32,7 @@ def advance_deep(segment: Segment, v: int, part: DeepSegment, traces: Traces) ->
     own, low_rank = _own(plan, v, part, held, traces)
     if low_rank is not None:
         new[plan.low_rank_name(v)] = low_rank
-    dense = {i: trace for i, trace in enumerate(held.own) if plan.own[v][i].kind == "dense"}
+    dense = {i: trace for i, trace in enumerate(held.own) if plan.own[v][i].kind is Rows.DENSE}
     names = {k: plan.name(v, k) for k in range(v) if plan.name(v, k) in traces}
     band = held.band
     if dense or band is not None or names:
@@ -49,22 +50,22 @@ def _own(plan: Plan, v: int, part: DeepSegment, held: DeepTraces, traces: Traces
     if not held.own and plan.low_rank_name(v) not in traces:
         return [], None
     layout = plan.low_rank[v]
-    local = [block for block in plan.own[v] if block.kind == "local"]
-    rows = [trace for block, trace in zip(plan.own[v], held.own, strict=True) if block.kind == "local"]
+    own_rows = [block for block in plan.own[v] if block.kind is Rows.LOCAL]
+    rows = [trace for block, trace in zip(plan.own[v], held.own, strict=True) if block.kind is Rows.LOCAL]
     low_rank = None if layout is None else traces[plan.low_rank_name(v)]
     if not rows and low_rank is None:
         return list(held.own), None
 
     def body(_: None, layer: NodeSegment, own: tuple[list[jax.Array], Any]) -> tuple[None, Any]:
         shapes = plan.nodes[v].params.shapes
-        split = [split_block(b, shapes[b.leaves[0]], trace) for b, trace in zip(local, own[0], strict=True)]
-        moved = [stack_slots(rows) for rows in advance_local(layer, local, split, plan.dtype)]
+        split = [local.split(b, shapes[b.leaves[0]], trace) for b, trace in zip(own_rows, own[0], strict=True)]
+        moved = [local.join(rows) for rows in advance_local(layer, own_rows, split, plan.dtype)]
         compact = None if layout is None else advance_low_rank(layer, layout, own[1], plan.dtype)
         return None, (moved, compact)
 
     _, (moved, compact) = part.over_layers(body, None, (rows, low_rank))
     rest = iter(moved)
-    own = [next(rest) if b.kind == "local" else s for b, s in zip(plan.own[v], held.own, strict=True)]
+    own = [next(rest) if b.kind is Rows.LOCAL else s for b, s in zip(plan.own[v], held.own, strict=True)]
     return own, compact
 
 

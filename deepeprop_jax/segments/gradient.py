@@ -15,11 +15,11 @@ from deepeprop_jax.segments.kept import Kept, everything, groups, kept_by, nodes
 from deepeprop_jax.segments.network import Flow, Segment, start_of
 from deepeprop_jax.segments.node import Back, NodeSegment
 from deepeprop_jax.segments.through_time import Leaves
-from deepeprop_jax.traces import low_rank
-from deepeprop_jax.traces.block import add_columns, contract
+from deepeprop_jax.traces import dense, local, low_rank
+from deepeprop_jax.traces.block import Rows, add_columns
 from deepeprop_jax.traces.depth import own_gradient_of_layers
 from deepeprop_jax.traces.plan import Plan
-from deepeprop_jax.traces.slots import contract_slots, over_leaf
+from deepeprop_jax.traces.spread import over_leaf
 from deepeprop_jax.traces.state import Traces, cross_gradient
 
 
@@ -98,9 +98,9 @@ def _add_own(plan: Plan, k: int, start: jax.Array, traces: Traces, grads: list[j
         for block, part in zip(layout.blocks, parts, strict=True):
             add_columns(node.params, grads, block.leaves, part.ravel())
     for block, trace in zip(plan.own[k], traces.get(plan.name(k, k), ()), strict=True):
-        if block.kind == "local":
+        if block.kind is Rows.LOCAL:
             wide = over_leaf(to_grid(start, node.units), block, node.params.shapes[block.leaves[0]])
-            part = contract_slots(wide, trace)
+            part = local.contract_split(wide, trace)
         else:
-            part = contract(node, block, start, trace)
+            part = dense.contract(start, trace)
         add_columns(node.params, grads, block.leaves, part)

@@ -20,11 +20,10 @@ from deepeprop_jax.segments.kept import Kept, groups, kept_by, nodes_of
 from deepeprop_jax.segments.network import Flow, Segment, start_of
 from deepeprop_jax.segments.node import Back, NodeSegment
 from deepeprop_jax.segments.own import recurrence
-from deepeprop_jax.traces import low_rank
-from deepeprop_jax.traces.block import Block, advance, push
+from deepeprop_jax.traces import dense, local, low_rank
+from deepeprop_jax.traces.block import Block, Rows
 from deepeprop_jax.traces.depth import columns_of, own_gradient_of_layers, push_pairs
 from deepeprop_jax.traces.plan import Plan
-from deepeprop_jax.traces.slots import stack_slots
 from deepeprop_jax.traces.state import Traces, cross_gradient
 
 
@@ -60,12 +59,12 @@ def influence(segment: Segment, flow: Flow, v: int, k: int, leaves: tuple[int, .
             matrix = recurrence(part, plan.dtype)
         else:
             matrix = jnp.swapaxes(start_of(segment, p, through, "rb", sizes), 0, 1)  # (batch, rows, n_p)
-        times = advance if own_units else push
         if p == k:
-            total = total + own_columns(plan, k, leaves, matrix, times, traces)
+            total = total + own_columns(plan, k, leaves, matrix, traces, own_units)
+        elif own_units:
+            total = total + dense.advance(plan.nodes[p].units, matrix, traces[plan.name(p, k)])
         else:
-            every = Block("dense", leaves, None, plan.nodes[p].carry.size, total.shape[-1])
-            total = total + times(plan.nodes[p], every, matrix, traces[plan.name(p, k)])
+            total = total + dense.push(matrix, traces[plan.name(p, k)])
     return total
 
 
@@ -142,18 +141,28 @@ def rows_of(x: Lifted | None, size: int, sizes: dict[str, int], dtype: Any) -> j
 
 
 def own_columns(
-    plan: Plan, k: int, leaves: tuple[int, ...], matrix: jax.Array, times: Any, traces: Traces
+    plan: Plan, k: int, leaves: tuple[int, ...], matrix: jax.Array, traces: Traces, own_units: bool = False
 ) -> jax.Array:
-    """``M S^{k,k}``, in the columns of ``leaves``."""
+    """``M S^{k,k}``, (batch, rows, columns of ``leaves``).
+
+    Args:
+      matrix: M, (batch, rows, n); with ``own_units`` the unit-local blocks of one, (batch, K, K, units), and the leaves
+        are those with dense rows.
+    """
     node = plan.nodes[k]
     parts: dict[int, jax.Array] = {}
     for block, rows in _own_rows(plan, k, traces):
-        if set(block.leaves) <= set(leaves):
-            part, start = times(node, block, matrix, rows), 0
-            for i in block.leaves:
-                parts[i] = part[..., start : start + node.params.sizes[i]]
-                start += node.params.sizes[i]
-    lead = (matrix.shape[0], node.carry.size if times is advance else matrix.shape[1])
+        if not set(block.leaves) <= set(leaves):
+            continue
+        if block.kind is Rows.LOCAL:
+            part = local.push(node.units, block, matrix, rows)
+        else:
+            part = dense.advance(node.units, matrix, rows) if own_units else dense.push(matrix, rows)
+        start = 0
+        for i in block.leaves:
+            parts[i] = part[..., start : start + node.params.sizes[i]]
+            start += node.params.sizes[i]
+    lead = (matrix.shape[0], node.carry.size if own_units else matrix.shape[1])
     zeros = {i: jnp.zeros((*lead, node.params.sizes[i]), plan.dtype) for i in leaves}
     return jnp.concatenate([parts.get(i, zeros[i]) for i in leaves], axis=-1)
 
@@ -161,7 +170,7 @@ def own_columns(
 def _own_rows(plan: Plan, k: int, traces: Traces) -> list[tuple[Block, jax.Array]]:
     """Node k's own trace, (batch, rows, columns) per block."""
     pairs = zip(plan.own[k], traces.get(plan.name(k, k), ()), strict=True)
-    found = [(block, stack_slots(trace) if block.kind == "local" else trace) for block, trace in pairs]
+    found = [(block, local.join(trace) if block.kind is Rows.LOCAL else trace) for block, trace in pairs]
     layout = plan.low_rank[k]
     if layout is not None:
         whole = low_rank.multiplied_out(layout, traces[plan.low_rank_name(k)])

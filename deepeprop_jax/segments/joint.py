@@ -27,7 +27,7 @@ from deepeprop_jax.segments.network import Flow, Segment, start_of
 from deepeprop_jax.segments.node import Back, NodeSegment
 from deepeprop_jax.segments.through_time import Leaves
 from deepeprop_jax.segments.unit_vectors import back_units
-from deepeprop_jax.traces.block import push
+from deepeprop_jax.traces.block import Rows
 from deepeprop_jax.traces.plan import Plan
 from deepeprop_jax.traces.state import Traces
 
@@ -43,7 +43,7 @@ def applies(plan: Plan, length: int, batch: int) -> bool:
     targets = {v for v, _ in plan.pairs}
     if len(targets) < _FEWEST or any(vertex.depth is not None for vertex in plan.graph.nodes):
         return False
-    if any(block.kind == "dense" for own in plan.own for block in own):
+    if any(block.kind is Rows.DENSE for own in plan.own for block in own):
         return False
     rows = sum(plan.nodes[v].carry.size for v in targets)
     widest = max(node.carry.size + node.input.size for node in plan.nodes)
@@ -137,7 +137,7 @@ def update(segment: Segment, traces: Traces) -> Traces:
             if known and back is not None and back.start:
                 start = start_of(segment, k, back, "rb", flow.sizes_of(rows))
                 matrix = jnp.swapaxes(flow.moved(start, 0, rows, wanted), 0, 1)
-                new = new + own_columns(plan, k, plan.trained[k], matrix, push, traces)
+                new = new + own_columns(plan, k, plan.trained[k], matrix, traces)
         found[name_of(plan, k)] = (
             _jacobian(segment, flow, _like(plan, k), wanted, jacobians) @ traces[name_of(plan, k)] + new
         )

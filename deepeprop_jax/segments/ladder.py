@@ -17,7 +17,6 @@ from deepeprop_jax.segments.influence import own_columns, rows_of
 from deepeprop_jax.segments.network import Segment, vector
 from deepeprop_jax.segments.node import NodeSegment
 from deepeprop_jax.segments.through_time import Leaves
-from deepeprop_jax.traces.block import push
 from deepeprop_jax.traces.plan import Plan
 from deepeprop_jax.traces.state import Traces
 
@@ -103,7 +102,7 @@ def climb_down(
         inside = [rows_of(found[i], node.params.sizes[i], sizes, plan.dtype) for i in plan.trained[lowest]]
         columns = jnp.concatenate(inside, axis=-1)
         if own is not None:
-            columns = columns + own_columns(plan, lowest, plan.trained[lowest], start, push, {name: own})
+            columns = columns + own_columns(plan, lowest, plan.trained[lowest], start, {name: own})
         return full(back.input), (start, columns)
 
     own = [traces.get(plan.name(p, p)) for p in nodes]

@@ -28,6 +28,7 @@ from deepeprop_jax.segments.kept import Kept, nodes_of, within
 from deepeprop_jax.segments.node import Back, NodeSegment
 from deepeprop_jax.segments.through_time import Flags, Leaves
 from deepeprop_jax.segments.unit_vectors import back_units
+from deepeprop_jax.traces.block import Rows
 from deepeprop_jax.traces.plan import Plan
 
 
@@ -77,7 +78,7 @@ class Segment:
                 part: NodeSegment | DeepSegment = DeepSegment(node, p, by_layer[0], by_layer[1], u, flags, vertex.depth)
                 end = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), part.carry_end)
             else:
-                local = plan.low_rank[v] is not None or any(block.kind == "local" for block in plan.own[v])
+                local = plan.low_rank[v] is not None or any(block.kind is Rows.LOCAL for block in plan.own[v])
                 values = with_inputs(node.program, ready.values[v], u)
                 run = run_forward(node.program, values, start, origin, u, flags)
                 part, end = NodeSegment(node, p, values, run, u, flags, local), run.carry_end

@@ -26,7 +26,7 @@ from deepeprop_jax.jaxpr.program import Atom, Variable, backward_slice, bind, is
 from deepeprop_jax.jaxpr.real_leaves import Parts, RealView, float32_or_wider
 from deepeprop_jax.segments.forward import Run, leading_sizes, with_inputs, without_cut_off_steps
 from deepeprop_jax.segments.through_time import Carry, Flags, Flow, Leaves, last_where_cut_off, pull_local, through_time
-from deepeprop_jax.traces.block import spread
+from deepeprop_jax.traces.spread import spread
 
 
 class Back(NamedTuple):

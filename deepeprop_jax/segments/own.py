@@ -20,7 +20,8 @@ from deepeprop_jax.segments.node import NodeSegment
 from deepeprop_jax.segments.through_time import Leaves
 from deepeprop_jax.traces import low_rank
 from deepeprop_jax.traces.block import Block
-from deepeprop_jax.traces.slots import advance_slot, over_leaf
+from deepeprop_jax.traces.local import advance_split
+from deepeprop_jax.traces.spread import over_leaf
 
 
 class SlotRow(NamedTuple):
@@ -55,7 +56,7 @@ def recurrence(part: NodeSegment, dtype: jnp.dtype) -> jax.Array:
 def advance_local(
     part: NodeSegment, blocks: Sequence[Block], traces: Sequence[list[jax.Array]], dtype: jnp.dtype
 ) -> list[list[jax.Array]]:
-    """Own local traces, one leaf each, held as ``slots.split_slots`` gives them."""
+    """Own local traces, one leaf each, held as ``state.split_slots`` gives them."""
     rows = slot_rows(part, dtype) if blocks else []
     moved = []
     for block, trace in zip(blocks, traces, strict=True):
@@ -64,7 +65,7 @@ def advance_local(
         for row in rows:
             inside = row.params[leaf]
             added = None if inside is None else broadcast(inside, "b", part.sizes).astype(dtype)
-            new.append(advance_slot(over_leaf(row.start, block, trace[0].shape[1:]), trace, added))
+            new.append(advance_split(over_leaf(row.start, block, trace[0].shape[1:]), trace, added))
         moved.append(new)
     return moved
 

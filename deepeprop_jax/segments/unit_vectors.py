@@ -18,7 +18,7 @@ from deepeprop_jax.jaxpr.batched import Lifted, add, broadcast, elementwise, pul
 from deepeprop_jax.jaxpr.program import Equation, Variable, dot_axes, is_variable, shape_of
 from deepeprop_jax.segments.node import Back, NodeSegment
 from deepeprop_jax.segments.through_time import Leaves
-from deepeprop_jax.traces.block import spread
+from deepeprop_jax.traces.spread import spread
 
 
 def back_units(part: NodeSegment, upto: str) -> Back:

@@ -15,8 +15,8 @@ import numpy as np
 from deepeprop_jax.analysis.node import Node
 from deepeprop_jax.analysis.units import to_grid
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
-from deepeprop_jax.traces import low_rank
-from deepeprop_jax.traces.block import add_columns, contract
+from deepeprop_jax.traces import dense, local, low_rank
+from deepeprop_jax.traces.block import Block, Rows, add_columns
 from deepeprop_jax.traces.plan import Plan
 
 
@@ -96,6 +96,14 @@ def columns_of(node: Node, wanted: tuple[int, ...], columns: jax.Array, held: tu
     return jnp.concatenate([parts[i] for i in wanted], axis=-1)
 
 
+def contract_own(node: Node, block: Block, cotangent: jax.Array, trace: jax.Array) -> jax.Array:
+    """``lambda . S`` of an own trace of either kind, (columns,), for a cotangent (batch, n)."""
+    if block.kind is Rows.DENSE:
+        return dense.contract(cotangent, trace)
+    shape = node.params.shapes[block.leaves[0]]
+    return local.contract(block, shape, to_grid(cotangent, node.units), trace).ravel()
+
+
 def own_gradient_of_layers(plan: Plan, k: int, cotangent: jax.Array, traces: dict[str, Any]) -> jax.Array:
     """``lambda . S`` of all influences between a node's own layers, (L, columns).
 
@@ -106,7 +114,7 @@ def own_gradient_of_layers(plan: Plan, k: int, cotangent: jax.Array, traces: dic
     own = traces.get(plan.name(k, k), DeepTraces((), None))
     grads = [jnp.zeros((depth, *shape), plan.dtype) for shape in node.params.shapes]
     for block, trace in zip(plan.own[k], own.own, strict=True):
-        part = jax.vmap(lambda c, s, block=block: contract(node, block, c, s))(cotangent, trace)
+        part = jax.vmap(lambda c, s, block=block: contract_own(node, block, c, s))(cotangent, trace)
         add_columns(node.params, grads, block.leaves, part)
     layout = plan.low_rank[k]
     if layout is not None:

@@ -25,7 +25,8 @@ from deepeprop_jax.analysis.outer_products import is_outer
 from deepeprop_jax.jaxpr import thin
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
 from deepeprop_jax.jaxpr.program import Atom, is_variable
-from deepeprop_jax.traces.block import Block, spread
+from deepeprop_jax.traces.block import Block
+from deepeprop_jax.traces.spread import spread
 
 PROBES = 4
 """Random signs that S is multiplied with, exactly, to see what the product of low rank has lost."""

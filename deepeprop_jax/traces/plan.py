@@ -8,7 +8,7 @@ from deepeprop_jax.analysis.network import AnalysedNetwork
 from deepeprop_jax.analysis.node import Node
 from deepeprop_jax.jaxpr.real_leaves import RealView, float32_or_wider
 from deepeprop_jax.network.cell import Graph, PyTree
-from deepeprop_jax.traces.block import Block
+from deepeprop_jax.traces.block import Block, Rows
 from deepeprop_jax.traces.hops import Hops, Pair
 from deepeprop_jax.traces.low_rank import Layout, layout_of
 
@@ -120,10 +120,10 @@ def own_blocks(node: Node, trained: tuple[int, ...], exact: bool) -> tuple[Block
         if leaf.kind == "none" or node.params.sizes[i] == 0:
             continue
         if leaf.kind == "local" and not needs_full_jacobian(node, exact):
-            blocks.append(Block("local", (i,), leaf.unit, node.units.slots, node.params.sizes[i]))
+            blocks.append(Block(Rows.LOCAL, (i,), leaf.unit, node.units.slots, node.params.sizes[i]))
         else:
             dense.append(i)
     if dense:
         columns = sum(node.params.sizes[i] for i in dense)
-        blocks.append(Block("dense", tuple(dense), None, node.carry.size, columns))
+        blocks.append(Block(Rows.DENSE, tuple(dense), None, node.carry.size, columns))
     return tuple(blocks)

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from deepeprop_jax.traces import local
+from deepeprop_jax.traces.block import Rows
 from deepeprop_jax.traces.depth import DeepTraces, kept_pairs
 from deepeprop_jax.traces.plan import Plan
 
@@ -59,3 +61,47 @@ def cross_gradient(plan: Plan, v: int, k: int, cotangent: jax.Array, traces: Tra
         part = jnp.einsum("lbn,lbnp->p", cotangent[: pair.layers], trace)
     missing = plan.all_columns(k) - pair.columns
     return jnp.pad(part, (missing, 0)).reshape(plan.depth(k), plan.columns[k])
+
+
+def split_slots(plan: Plan, traces: Traces) -> Traces:
+    """Own local traces as one array (batch, *leaf) per slot.
+
+    See local.py.
+    """
+    split = dict(traces)
+    for v, own in _whole(plan, traces).items():
+        shapes = plan.nodes[v].params.shapes
+        split[plan.name(v, v)] = tuple(
+            local.split(block, shapes[block.leaves[0]], trace) if block.kind is Rows.LOCAL else trace
+            for block, trace in zip(plan.own[v], own, strict=True)
+        )
+    return split
+
+
+def _whole(plan: Plan, traces: Traces) -> dict[int, Any]:
+    """The own traces of nodes without depth; those with depth are held as they stand."""
+    names = {v: plan.name(v, v) for v, vertex in enumerate(plan.graph.nodes) if vertex.depth is None}
+    return {v: traces[name] for v, name in names.items() if name in traces}
+
+
+def join_slots(plan: Plan, traces: Traces) -> Traces:
+    """The inverse of ``split_slots``."""
+    joined = dict(traces)
+    for v, own in _whole(plan, traces).items():
+        pairs = zip(plan.own[v], own, strict=True)
+        joined[plan.name(v, v)] = tuple(local.join(t) if b.kind is Rows.LOCAL else t for b, t in pairs)
+    return joined
+
+
+def without_examples(plan: Plan, where: jax.Array, traces: Traces) -> Traces:
+    """Traces, as ``split_slots`` gives them, that are zero for some examples: (batch,)."""
+    deep = [plan.graph.nodes[v].depth is not None for v in range(len(plan.nodes))]
+    layers_first = {name for v, d in enumerate(deep) if d for name in plan.trace_names(v)}
+
+    def without(name: str, trace: Any) -> Any:
+        front = (1,) if name in layers_first else ()
+        return jax.tree.map(
+            lambda t: jnp.where(where.reshape(*front, -1, *(1,) * (t.ndim - 1 - len(front))), 0, t), trace
+        )
+
+    return {name: without(name, trace) for name, trace in traces.items()}

@@ -1,0 +1,65 @@
+"""A value per unit, given to every parameter entry that reaches the unit."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from deepeprop_jax.jaxpr import thin
+from deepeprop_jax.traces.block import Block
+
+
+def spread(values: jax.Array, unit: np.ndarray | None) -> jax.Array:
+    """``values[..., unit.ravel()]``: a value per unit, given to each parameter entry that reaches it.
+
+    Weights run through their units in order, over and over or each several times; that is a broadcast, where a gather
+    of the size of the weights would be slow on a CPU.
+    """
+    if unit is None or unit.size == 0:
+        raise ValueError("spread() needs the unit of each entry")
+    order, held = _order(unit), thin.core(thin.compact(unit))
+    if order == "any":
+        lead = values.shape[:-1]
+        return jnp.broadcast_to(values[..., held], (*lead, *unit.shape)).reshape(*lead, unit.size)
+    start, distinct = _range(held)
+    used = lax.slice_in_dim(values, start, start + distinct, axis=values.ndim - 1)
+    lead, repeats = used.shape[:-1], unit.size // distinct
+    if order == "over and over":
+        wide = jnp.broadcast_to(used[..., None, :], (*lead, repeats, distinct))
+    else:
+        wide = jnp.broadcast_to(used[..., None], (*lead, distinct, repeats))
+    return wide.reshape(*lead, unit.size)
+
+
+def _order(unit: np.ndarray) -> str:
+    """How entries run through their units: "over and over", "each several times" or "any"."""
+    held = thin.core(thin.compact(unit))
+    changing = [axis for axis, size in enumerate(held.shape) if size > 1]
+    still = [axis for axis, size in enumerate(unit.shape) if size > 1 and axis not in changing]
+    start, distinct = _range(held)
+    run, repeats = np.arange(start, start + distinct), held.size // distinct
+    if np.array_equal(held.ravel(), np.tile(run, repeats)) and all(a < b for a in still for b in changing):
+        return "over and over"
+    several = np.array_equal(held.ravel(), np.repeat(run, repeats)) and all(a > b for a in still for b in changing)
+    return "each several times" if several else "any"
+
+
+def _range(unit: np.ndarray) -> tuple[int, int]:
+    """The first unit, and how many there are up to the last."""
+    return int(unit.min()), int(unit.max()) - int(unit.min()) + 1
+
+
+def over_leaf(values: jax.Array, block: Block, shape: tuple[int, ...]) -> jax.Array:
+    """(batch, K, units) given to the entries of a leaf, (batch, K, *leaf); size 1 along axes that do not matter."""
+    lead = values.shape[:-1]
+    if block.unit is not None and block.unit.size:
+        line = thin.core(thin.compact(block.unit.reshape(shape)))
+        first = int(line.flat[0])
+        if line.size in shape and np.array_equal(line.ravel(), np.arange(first, first + line.size)):
+            for axis in range(len(shape)):
+                if line.shape[axis] == shape[axis] == line.size:
+                    used = jax.lax.slice_in_dim(values, first, first + line.size, axis=values.ndim - 1)
+                    return used.reshape(*lead, *line.shape)
+    return spread(values, block.unit).reshape(*lead, *shape)
