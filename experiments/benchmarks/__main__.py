@@ -11,8 +11,8 @@ import os
 import sys
 from pathlib import Path
 
-from experiments.command import Parser
-from experiments.refusal import Refused, check_name
+from experiments.program.command import Parser
+from experiments.program.refusal import Refused, check_name
 
 STORED = Path(__file__).parents[2] / "docs" / "benchmarks"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.__main__ import fix_threads
-from experiments.command import Parser
+from experiments.program.command import Parser
 
 STEPS, UNITS, ROUNDS = 64, 128, 101
 

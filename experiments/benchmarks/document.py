@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from experiments import pages
 from experiments.benchmarks.report import markdown
-from experiments.command import Parser
+from experiments.program import pages
+from experiments.program.command import Parser
 
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
 KIND = "benchmark"

@@ -17,7 +17,7 @@ import matplotlib
 import numpy as np
 from rich.progress import track
 
-from experiments.command import Parser, keep_compiled
+from experiments.program.command import Parser, keep_compiled
 from experiments.tasks import digits, evidence, motifs, recall, series, text, text_recall, xor_count
 from experiments.tasks.targets import Targets
 
