@@ -131,8 +131,8 @@ def _pair(values: tuple[float, float] | None) -> str:
     return "" if values is None else f"{values[0]:.2f} ({values[1]:.2f})"
 
 
-def _error(error: float) -> str:
-    return "–" if math.isnan(error) else f"{error:.2f}" if error >= 0.005 else f"{error:.0e}"
+def _error(error: float | None) -> str:
+    return "–" if error is None or math.isnan(error) else f"{error:.2f}" if error >= 0.005 else f"{error:.0e}"
 
 
 def _bytes(number: int | None) -> str:

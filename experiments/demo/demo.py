@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from configs.demo import get_config
 from experiments.demo.report import Result, draw_curves, markdown_table, rich_table
-from experiments.demo.training import Start, Trainer, make_measure, make_start
+from experiments.demo.several_seeds import Start, Trainer, make_measured, make_start
 from experiments.program.command import Parser
 from experiments.tasks.catalogue import TASKS, Task
 
@@ -67,8 +67,8 @@ class Demo:
         """The arguments of ``_train`` for every rule on a task."""
         config, name = self._config, self._titles[title]
         task = TASKS[name](**{option: config[name][option] for option in TASK_OPTIONS[name]})
-        start, measure = make_start(task, tuple(config.seeds), config[name]), make_measure(task)
-        return [(title, rule, task, start, measure, config[name]) for rule in config.rules]
+        start, measured = make_start(task, tuple(config.seeds), config[name]), make_measured(task)
+        return [(title, rule, task, start, measured, config[name]) for rule in config.rules]
 
     def _train(
         self,
@@ -77,11 +77,11 @@ class Demo:
         rule: str,
         task: Task,
         start: Start,
-        measure: Callable,
+        measured: Callable,
         config: ml_collections.ConfigDict,
     ) -> None:
         bar = progress.add_task(f"{title.split(',')[0].split(' ')[0]}: {rule}", total=config.updates, note="compiling")
-        trainer = self._trainers[title, rule] = Trainer(task, rule, start, measure, config)
+        trainer = self._trainers[title, rule] = Trainer(task, rule, start, measured, config)
         result = self.results[title][rule]
         result.trace_bytes = trainer.trace_bytes()
         for record in trainer.records():

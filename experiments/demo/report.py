@@ -10,7 +10,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from experiments.demo.training import Record
+from experiments.demo.several_seeds import Record
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

@@ -24,6 +24,7 @@ from deepeprop_jax import deep_eprop, stack
 from deepeprop_jax.reference import bptt
 from experiments.program.command import Parser, keep_compiled
 from experiments.program.commit import commit
+from experiments.training.against_bptt import compare_layers
 
 UNITS, STEPS, BATCH, INPUTS, OUTPUTS, SEEDS = 16, 10, 8, 8, 4, 5
 STORED = "fidelity/modes.json"
@@ -54,8 +55,7 @@ def relative_errors(cell: type[nn.RNNCellBase], options: dict[str, Any]) -> np.n
         params, carry = learner.network.init(params_key, xs[0])
         _, grads = online(params, learner.init(params, carry, xs[0]), xs, targets)
         _, reference = backward(params, carry, xs, targets)
-        layers = list(zip(grads, reference, strict=True))[:2]
-        errors.append([optax.tree.norm(optax.tree.sub(g, r)) / optax.tree.norm(r) for g, r in layers])
+        errors.append([layer["relative_error"] for layer in compare_layers(grads[:-1], reference[:-1])])
     return np.mean(errors, axis=0)
 
 

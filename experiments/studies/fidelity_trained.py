@@ -72,7 +72,7 @@ CASES: dict[str, Case] = {
 
 
 def measure(case: Case, seed: int) -> dict[str, Any]:
-    """The accuracy on the test set at every moment, and per rule and moment the layers' figures (``loop.compare``)."""
+    """The accuracy on the test set at every moment, and per rule and moment the layers' figures (``compare``)."""
     fields = {**case.fields, "rule": "BPTT", "seed": seed}
     config, _ = settings.read(
         [f"--config={case.config}", *(f"--config.{name}={value}" for name, value in fields.items())]

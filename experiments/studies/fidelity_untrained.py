@@ -32,7 +32,7 @@ from experiments.program import pages
 from experiments.program.command import Parser, keep_compiled
 from experiments.program.commit import commit
 from experiments.tasks.networks import relay, rotated_integrator
-from experiments.training.loop import compare
+from experiments.training.against_bptt import compare_layers
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -121,7 +121,7 @@ def measure(setting: Setting, seeds: int = SEEDS) -> dict[str, list[dict[str, fl
         _, reference = backward(params, carry, xs, targets)
         for rule, learner in learners.items():
             _, grads = runs[rule](params, learner.init(params, carry, xs[0]), xs, targets)
-            found[rule].append([compare(*pair) for pair in zip(grads[:-1], reference[:-1], strict=True)])
+            found[rule].append(compare_layers(grads[:-1], reference[:-1]))
     return {rule: [_mean(layer) for layer in zip(*by_seed, strict=True)] for rule, by_seed in found.items()}
 
 

@@ -35,7 +35,8 @@ except ModuleNotFoundError as error:
     raise ImportError(f"{error}. Training needs more packages: pip install -e '.[experiments]'") from error
 from experiments.program.commit import commit
 from experiments.program.refusal import Refused
-from experiments.training.loop import Learning, Loop, quotient
+from experiments.training.against_bptt import quotient
+from experiments.training.loop import Learning, Loop
 from experiments.training.settings import Settings
 from experiments.training.workdir import InUse, OtherConfig, Workdir
 
