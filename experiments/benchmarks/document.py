@@ -15,7 +15,7 @@ from experiments.benchmarks.report import markdown
 from experiments.program import pages
 from experiments.program.command import Parser
 
-PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
+PAGE = pages.DOCS / "performance.md"
 KIND = "benchmark"
 
 

@@ -7,23 +7,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle, FancyArrowPatch
 
 from experiments.program.command import Parser
+from experiments.program.pages import DOCS
+from experiments.program.pictures import COLOURS, INK, pyplot, save
 
 STEPS = 4
 LAYERS = 3
 RADIUS = 0.23
-SOURCE = "#c8402f"
-TIME = "#c8402f"
-DEPTH = "#3b6fb6"
+SOURCE = TIME = COLOURS["deep e-prop"]
+DEPTH = COLOURS["hops = 0"]
 FAINT = "#d9d9d9"
-INK = "#222222"
 
 PANELS = (
     ("exact=True", "deep RTRL: equal to BPTT", "full"),
@@ -91,15 +87,13 @@ def draw(path: Path) -> None:
         fontsize=10,
         color="#333333",
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, bbox_inches="tight", facecolor="white")
-    pyplot.close(figure)
+    save(figure, path, dpi=130, bbox_inches="tight", facecolor="white")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Draw the picture."""
     Parser("experiments.demo.draw_lattice", __doc__).parse_args(arguments)
-    draw(Path(__file__).parents[2] / "docs" / "lattice.png")
+    draw(DOCS / "lattice.png")
 
 
 if __name__ == "__main__":

@@ -7,12 +7,10 @@ Reads docs/demo.md, which ``python -m experiments.demo --out docs`` writes.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from experiments.program import pages
 from experiments.program.command import Parser
 
-ROOT = Path(__file__).parents[2]
+ROOT = pages.DOCS.parent
 
 
 def insert(readme: str, tables: str) -> str:

@@ -5,30 +5,14 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from rich import box
 from rich.table import Table
 
 from experiments.demo.several_seeds import Record
+from experiments.program import pages
+from experiments.program.pictures import band, open_axes, pyplot, save
 
-matplotlib.use("Agg")
-from matplotlib import pyplot
-
-COLOURS = {
-    "BPTT": "#222222",
-    "TBPTT(10)": "#7d5ba6",
-    "TBPTT(50)": "#b59ad0",
-    "exact RTRL": "#4c9a52",
-    "exact in segments": "#96c79a",
-    "deep e-prop": "#c8402f",
-    "e-prop in segments": "#c8402f",
-    "hops = 1": "#7fb8e0",
-    "hops = 0": "#3b6fb6",
-    "immediate only": "#d9a441",
-    "lower frozen": "#9a9a9a",
-    "readout only": "#c9b8a8",
-}
 # Rules that agree lie on top of each other, so the line below is the wider one and the one above is dashed.
 LINES = {
     "BPTT": {"linewidth": 3.6},
@@ -97,10 +81,8 @@ def rich_table(title: str, results: dict[str, Result], threshold: float) -> Tabl
 
 def markdown_table(title: str, results: dict[str, Result], threshold: float) -> str:
     """For the README."""
-    names = _header(threshold)
-    lines = [f"**{title}**", "", "| " + " | ".join(names) + " |", "|---" + "|---:" * (len(names) - 1) + "|"]
-    lines += ["| " + " | ".join(result.row(rule, threshold)) + " |" for rule, result in results.items()]
-    return "\n".join(lines)
+    rows = [result.row(rule, threshold) for rule, result in results.items()]
+    return f"**{title}**\n\n{pages.table(_header(threshold), rows)}"
 
 
 def draw_curves(results: dict[str, dict[str, Result]], path: Path) -> None:
@@ -111,19 +93,14 @@ def draw_curves(results: dict[str, dict[str, Result]], path: Path) -> None:
             if not result.records:
                 continue
             updates = [record.update for record in result.records]
-            accuracy = np.array([record.accuracy for record in result.records])
-            colour = COLOURS.get(rule)
-            axis.plot(updates, accuracy.mean(axis=1), color=colour, label=rule, **LINES.get(rule, {"linewidth": 1.8}))
-            axis.fill_between(
-                updates, accuracy.min(axis=1), accuracy.max(axis=1), color=colour, alpha=0.12, linewidth=0
-            )
+            accuracy = np.array([record.accuracy for record in result.records]).T
+            band(axis, updates, accuracy, rule, edge=0, **LINES.get(rule, {}))
         axis.set_title(title, loc="left", fontsize=11)
         axis.set_xlabel("updates")
         axis.set_ylim(0, 1.02)
-        axis.spines[["top", "right"]].set_visible(False)
+        open_axes(axis)
         axis.grid(axis="y", color="#e5e5e5")
         axis.set_axisbelow(True)
     np.atleast_1d(axes)[0].set_ylabel("test accuracy")
     np.atleast_1d(axes)[0].legend(frameon=False, loc="lower right")
-    figure.savefig(path, dpi=160)
-    pyplot.close(figure)
+    save(figure, path, dpi=160)

@@ -8,8 +8,25 @@ what the program writes
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from pathlib import Path
 
 from experiments.program.refusal import Refused
+
+DOCS = Path(__file__).parents[2] / "docs"
+EXPERIMENTS = DOCS / "experiments.md"
+"""The page of the sweeps and the studies; their stored results lie beside it."""
+
+
+def table(heads: Iterable[str], rows: Iterable[Iterable[str]], words: int = 1) -> str:
+    """A table in Markdown; its first columns, so many as ``words``, are set to the left, all others to the right."""
+    heads = list(heads)
+    rule = "|---" * words + "|---:" * (len(heads) - words) + "|"
+    return "\n".join([_row(heads), rule, *map(_row, rows)])
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def _section(title: str) -> re.Pattern:

@@ -27,13 +27,13 @@ from experiments.program.command import Parser, keep_compiled
 from experiments.program.commit import commit
 from experiments.sweeps import SWEEPS, sweep
 from experiments.sweeps.grid import slug
-from experiments.sweeps.report import PAGE
 from experiments.tasks.catalogue import Task
 from experiments.training import settings
 from experiments.training.train import Run
 from experiments.training.workdir import Workdir
 
 PyTree = Any
+PAGE = pages.EXPERIMENTS
 COMMAND = "python -m experiments.studies.ablation"
 STORED = PAGE.parent / "ablation" / "text_recall.json"
 LAYERS = {"GRU": 0, "memory": 1}
@@ -90,19 +90,16 @@ def measure(results: Path) -> dict[str, Any]:
 def markdown(result: dict[str, Any]) -> str:
     """The table: means over seeds."""
     rules = dict.fromkeys(run["rule"] for run in result["runs"])
-    lines = [
-        f"`{COMMAND}`, commit {result['commit']}; test accuracy, mean over seeds.",
-        "",
-        "| rule | set to zero | " + " | ".join(f"before step {step}" for step in result["steps"]) + " | never |",
-        "|---|---|" + "---:|" * (len(result["steps"]) + 1),
-    ]
+    heads = ["rule", "set to zero", *(f"before step {step}" for step in result["steps"]), "never"]
+    rows = []
     for rule in rules:
         runs = [run for run in result["runs"] if run["rule"] == rule]
         whole = f"{statistics.mean(run['whole'] for run in runs):.2f}"
         for layer in runs[0]["zeroed"]:
             means = [statistics.mean(values) for values in zip(*(run["zeroed"][layer] for run in runs), strict=True)]
-            lines.append("| " + " | ".join([rule, layer, *(f"{mean:.2f}" for mean in means), whole]) + " |")
-    return "\n".join(lines)
+            rows.append([rule, layer, *(f"{mean:.2f}" for mean in means), whole])
+    words = f"`{COMMAND}`, commit {result['commit']}; test accuracy, mean over seeds."
+    return f"{words}\n\n{pages.table(heads, rows, words=2)}"
 
 
 def fill(page: str, result: dict[str, Any]) -> str:

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 from scipy.stats import spearmanr
 
-from experiments.demo.report import COLOURS
 from experiments.program import pages
 from experiments.program.command import Parser
-from experiments.sweeps.report import NOTHING, PAGE, gap_closed, groups, pyplot
+from experiments.program.pictures import COLOURS, open_axes, pyplot, save
+from experiments.sweeps.report import NOTHING, PAGE, gap_closed, groups
 
 WITHOUT_A_GRADIENT_BELOW = ("lower frozen", "readout only")
 THE_REFERENCE = ("BPTT", "exact RTRL")
@@ -58,12 +58,12 @@ def cases(results: Iterable[dict[str, Any]]) -> list[Case]:
     return list(dict.fromkeys(found))
 
 
-def row(title: str, chosen: list[Case]) -> str:
+def row(title: str, chosen: list[Case]) -> list[str]:
     """Number of cases, and of the gap closed the lowest, median and highest."""
     gaps = [case.gap_closed for case in chosen]
     figures = [min(gaps), statistics.median(gaps), max(gaps)] if gaps else []
     shown = [f"{round(gap, 2) + 0.0:.2f}" for gap in figures] or ["–"] * 3
-    return "| " + " | ".join([title, str(len(chosen)), *shown]) + " |"
+    return [title, str(len(chosen)), *shown]
 
 
 def markdown(found: list[Case]) -> str:
@@ -83,15 +83,12 @@ def markdown(found: list[Case]) -> str:
     cosine, ratio = (
         spearmanr([getattr(case, name) for case in pointing], gaps).statistic for name in ("cosine", "norm_ratio")
     )
-    lines = [
+    words = (
         f"`python -m experiments.studies.cosine`: {len(found)} cases. Spearman's rank correlation with the gap closed: "
-        f"of the cosine {cosine:.2f}, of the norm ratio {ratio:.2f}.",
-        "",
-        "| cosine of the lowest layer's first gradient | cases | gap closed: lowest | median | highest |",
-        "|---|---:|---:|---:|---:|",
-        *rows,
-    ]
-    return "\n".join(lines)
+        f"of the cosine {cosine:.2f}, of the norm ratio {ratio:.2f}."
+    )
+    heads = ["cosine of the lowest layer's first gradient", "cases", "gap closed: lowest", "median", "highest"]
+    return f"{words}\n\n{pages.table(heads, rows)}"
 
 
 def draw(found: list[Case], path: Path) -> None:
@@ -104,10 +101,9 @@ def draw(found: list[Case], path: Path) -> None:
         axis.scatter(cosines, gaps, s=areas, color=COLOURS.get(rule), label=rule, alpha=0.6, linewidths=0)
     axis.set_xlabel("cosine to BPTT, lowest layer, before training; area: norm ratio")
     axis.set_ylabel("gap closed (-0.2: that or less)")
-    axis.spines[["top", "right"]].set_visible(False)
+    open_axes(axis)
     axis.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    save(figure, path)
 
 
 def stored() -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from rich.progress import track
 
 from deepeprop_jax import deep_eprop, stack
 from deepeprop_jax.reference import bptt
+from experiments.program import pages
 from experiments.program.command import Parser, keep_compiled
 from experiments.program.commit import commit
 from experiments.training.against_bptt import compare_layers
@@ -62,7 +63,7 @@ def relative_errors(cell: type[nn.RNNCellBase], options: dict[str, Any]) -> np.n
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print and store."""
     parser = Parser("experiments.studies.fidelity_modes", __doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "docs", help="folder")
+    parser.add_argument("--out", type=Path, default=pages.DOCS, help="folder")
     path = parser.parse_args(arguments).out / STORED
     rows, now = [], commit()
     print("| mode | cell | lower layer | upper layer |\n|---|---|---:|---:|")

@@ -15,21 +15,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import matplotlib
 import numpy as np
 from rich.progress import track
 
-from experiments.demo.report import COLOURS
 from experiments.program import pages
 from experiments.program.command import Parser, keep_compiled
+from experiments.program.pictures import COLOURS, open_axes, pyplot, save
 from experiments.studies.fidelity_untrained import run_study
 from experiments.sweeps.shared import XOR_20, XOR_30
 from experiments.training import settings
 from experiments.training.loop import Loop
 from experiments.training.rules import RULES
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
 
 COMMAND = "python -m experiments.studies.fidelity_trained"
 STORED = "fidelity/trained.json"
@@ -110,25 +106,22 @@ def over_seeds(runs: list[dict[str, Any]], rule: str, moment: int, figure: str) 
 
 def markdown(result: dict[str, Any]) -> str:
     """Per case a row of accuracies, and two rows per rule: cosines and norm ratios."""
-    lines = [
-        "| network trained by BPTT | rule | figure | " + " | ".join(MOMENTS) + " |",
-        "|---" * 3 + "|---:" * 4 + "|",
-    ]
+    heads, rows = ["network trained by BPTT", "rule", "figure", *MOMENTS], []
     for name, runs in result["cases"].items():
         shares = [statistics.mean(run["test_accuracy"][moment] for run in runs) for moment in range(len(MOMENTS))]
-        lines.append(f"| {name} | BPTT | test accuracy | " + " | ".join(f"{share:.3f}" for share in shares) + " |")
+        rows.append([name, "BPTT", "test accuracy", *(f"{share:.3f}" for share in shares)])
         for rule in COMPARED:
             for figure in ("cosine", "norm_ratio"):
                 cells = []
                 for moment in range(len(MOMENTS)):
                     values = over_seeds(runs, rule, moment, figure)[:-1]  # without the readout, where all rules agree
                     cells.append(" ".join("–" if value is None else f"{value:.2f}" for value in values))
-                lines.append(f"| | {rule} | {figure.replace('_', ' ')} | " + " | ".join(cells) + " |")
+                rows.append(["", rule, figure.replace("_", " "), *cells])
     words = (
         f"`{COMMAND}`, commit {result['commit']}; medians of {SEEDS} seeds (test accuracy: means). Layers "
         "from bottom to top, without the readout."
     )
-    return words + "\n\n" + "\n".join(lines)
+    return f"{words}\n\n{pages.table(heads, rows, words=3)}"
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -139,11 +132,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
             lowest = [over_seeds(runs, rule, moment, "cosine")[0] for moment in range(len(MOMENTS))]
             axis.plot(MOMENTS, [np.nan if value is None else value for value in lowest], "o-", label=name)
         axis.set_title(rule, loc="left", fontsize=10, color=COLOURS.get(rule))
-        axis.spines[["top", "right"]].set_visible(False)
+        open_axes(axis)
     axes[0].set_ylabel("cosine to BPTT, lowest layer")
     axes[-1].legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    save(figure, path)
 
 
 def fill(page: str, result: dict[str, Any]) -> str:

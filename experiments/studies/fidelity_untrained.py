@@ -20,24 +20,20 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import matplotlib
 import optax
 from rich.progress import track
 
 from deepeprop_jax import Cell, deep_eprop, stack
 from deepeprop_jax.cells import indrnn, lif, lru
 from deepeprop_jax.reference import bptt
-from experiments.demo.report import COLOURS
 from experiments.program import pages
 from experiments.program.command import Parser, keep_compiled
 from experiments.program.commit import commit
+from experiments.program.pictures import COLOURS, open_axes, pyplot, save
 from experiments.tasks.networks import relay, rotated_integrator
 from experiments.training.against_bptt import compare_layers
 
-matplotlib.use("Agg")
-from matplotlib import pyplot
-
-PAGE = Path(__file__).parents[2] / "docs" / "experiments.md"
+PAGE = pages.EXPERIMENTS
 COMMAND = "python -m experiments.studies.fidelity_untrained"
 STORED = "fidelity/study.json"
 NOISE, BATCH, OUTPUTS, SEEDS = 10, 4, 4, 5
@@ -134,7 +130,7 @@ def _mean(seeds: tuple[dict[str, float | None], ...]) -> dict[str, float | None]
 def table(result: dict[str, Any], dial: str) -> str:
     """A dial's figures in Markdown: a row per value."""
     heads = [dial, *(f"{rule}: {figure}" for rule in RULES for figure in ("cosine", "norm ratio"))]
-    lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
+    rows = []
     for row in result["rows"]:
         if row["dial"] == dial:
             cells = [str(row["setting"][dial])]
@@ -142,8 +138,8 @@ def table(result: dict[str, Any], dial: str) -> str:
                 layers = row["layers"][rule]
                 cells.append(" ".join(_cosine(layer["cosine"]) for layer in layers))
                 cells.append(" ".join(_ratio(layer["norm_ratio"]) for layer in layers))
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            rows.append(cells)
+    return pages.table(heads, rows)
 
 
 def _cosine(value: float | None) -> str:
@@ -181,13 +177,12 @@ def draw(result: dict[str, Any], path: Path) -> None:
         topmost = [row["layers"]["hops = 0"][-1]["cosine"] for row in rows]
         axis.plot(values, topmost, "^:", color="grey", label="both, topmost layer")
         axis.set_xlabel(label)
-        axis.spines[["top", "right"]].set_visible(False)
+        open_axes(axis)
     axes[1].set_xscale("log")
     axes[2].set_xscale("log", base=2)
     axes[0].set_ylabel("cosine to BPTT")
     axes[-1].legend(frameon=False)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    save(figure, path)
 
 
 def fill(page: str, result: dict[str, Any]) -> str:

@@ -51,9 +51,8 @@ def markdown(results: Iterable[dict[str, Any]]) -> str:
     """The table."""
     rows = [cells for cells in map(row, results) if cells]
     head = ["task", *(f"{rule} (rate)" for rule in RULES)]
-    lines = ["`python -m experiments.studies.rates`: test accuracy where nothing else is said, mean over seeds.", ""]
-    lines += ["| " + " | ".join(head) + " |", "|---" + "|---:" * len(RULES) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(cells) + " |" for cells in rows])
+    words = "`python -m experiments.studies.rates`: test accuracy where nothing else is said, mean over seeds."
+    return f"{words}\n\n{pages.table(head, rows)}"
 
 
 def fill(page: str, results: Iterable[dict[str, Any]]) -> str:

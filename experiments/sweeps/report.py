@@ -17,20 +17,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from rich.progress import track
 
-from experiments.demo.report import COLOURS
 from experiments.program import pages
 from experiments.program.command import Parser
+from experiments.program.pictures import band, open_axes, pyplot, save
 from experiments.program.refusal import Refused
 from experiments.sweeps.grid import COMMAND
 
-matplotlib.use("Agg")
-from matplotlib import pyplot
-
-PAGE = Path(__file__).parents[2] / "docs" / "experiments.md"
+PAGE = pages.EXPERIMENTS
 KIND = "sweep"
 """Of a section of the page: its title is "sweep NAME"."""
 HEADER = (
@@ -136,8 +132,7 @@ def markdown(name: str, result: dict[str, Any]) -> str:
         gap = HEADER.index("gap closed")
         if all(cells[gap] == "–" for cells in rows):  # without the controls
             names, rows = names[:gap] + names[gap + 1 :], [cells[:gap] + cells[gap + 1 :] for cells in rows]
-        lines = [f"**{title}**", "", "| " + " | ".join(names) + " |", "|---" + "|---:" * (len(names) - 1) + "|"]
-        parts.append("\n".join(lines + ["| " + " | ".join(cells) + " |" for cells in rows]))
+        parts += [f"**{title}**", pages.table(names, rows)]
     return "\n\n".join(parts)
 
 
@@ -154,19 +149,15 @@ def draw(result: dict[str, Any], path: Path) -> None:
         axis.set_axis_off()
     for axis, (setting, rules) in zip(axes.flat, panels.items(), strict=False):
         for rule, runs in rules.items():
-            batches = runs[0]["batch"]
-            curves = np.array([curve(run) for run in runs])
-            (line,) = axis.plot(batches, curves.mean(axis=0), color=COLOURS.get(rule), label=rule, linewidth=1.8)
-            axis.fill_between(batches, curves.min(axis=0), curves.max(axis=0), color=line.get_color(), alpha=0.12)
+            band(axis, runs[0]["batch"], np.array([curve(run) for run in runs]), rule)
         words = [f"{field_name(name)} {value}" for name, value in setting]
         axis.set_title(", ".join(words) or result["title"], loc="left", fontsize=10)
         axis.set_xlabel("batches")
-        axis.spines[["top", "right"]].set_visible(False)
+        open_axes(axis)
     for axis in axes[:, 0]:
         axis.set_ylabel(result.get("measure", "test accuracy"))
     axes[0, 0].legend(frameon=False, fontsize=8, title=None if compared == "rule" else field_name(compared))
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    save(figure, path)
 
 
 def fill(page: str, folder: Path) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import resource
+import sys
 import time
 from pathlib import Path
 
@@ -19,8 +20,8 @@ from rich.table import Table
 
 from experiments.program.command import Parser
 from tests.fuzz.problems import check, modes, random_problem
+from tests.gradients import FLOAT64
 
-RTOL = 1e-9
 CLEAR_EVERY = 20  # problems; compiled programs are never used again and would fill the memory
 
 
@@ -34,7 +35,7 @@ def check_seed(seed: int) -> list[dict]:
             error = check(problem, exact, hops)
         except Exception as exception:  # a crash is a result: the run goes on and reports it
             error, failure = float("inf"), f"{type(exception).__name__}: {exception}"[:2000]
-        wrong = error >= RTOL
+        wrong = error >= FLOAT64
         records.append(
             {
                 "seed": seed,
@@ -55,22 +56,22 @@ def summary(records: list[dict]) -> Table:
     for exact, hops in sorted({(row["exact"], row["hops"]) for row in records}, key=str):
         rows = [row for row in records if (row["exact"], row["hops"]) == (exact, hops)]
         errors = sorted(row["error"] for row in rows)
-        wrong = [row["seed"] for row in rows if row["error"] >= RTOL]
+        wrong = [row["seed"] for row in rows if row["error"] >= FLOAT64]
         seconds = sum(row["seconds"] for row in rows) / len(rows)
         cells = [str(exact), str(hops), str(len(rows)), f"{errors[len(rows) // 2]:.1e}", f"{errors[-1]:.1e}"]
         table.add_row(*cells, f"{len(wrong)} {wrong[:10] or ''}", f"{seconds:.1f}")
     return table
 
 
-def main() -> None:
-    """Run the problems that the log does not know yet, and print the summary of all."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run the problems that the log does not know yet, and print the summary of all; the exit status."""
     parser = Parser("tests.fuzz", __doc__)
     parser.add_argument("--problems", type=int, default=300, help="how many (default 300)")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument(
         "--log", type=Path, default=Path("results/fuzz.jsonl"), help="results so far; delete it to start afresh"
     )
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     jax.config.update("jax_enable_x64", True)
 
     console = Console()
@@ -87,7 +88,7 @@ def main() -> None:
             with options.log.open("a") as log:  # all modes of a seed at once, so that a seed is known or not
                 log.write("".join(json.dumps(row) + "\n" for row in new))
             for row in new:
-                if row["error"] >= RTOL:
+                if row["error"] >= FLOAT64:
                     reason = row["failure"] or f"error {row['error']:.1e}"
                     console.print(f"seed {seed}, exact={row['exact']}, hops={row['hops']}: {reason}", markup=False)
             if count % CLEAR_EVERY == 0:
@@ -95,14 +96,14 @@ def main() -> None:
     except KeyboardInterrupt:
         console.print("Interrupted; the same command goes on from here.")
     if not records:
-        return
+        return 0
     console.print(summary(records))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # kilobytes on Linux
-    wrong = sorted({row["seed"] for row in records if row["error"] >= RTOL})
+    wrong = sorted({row["seed"] for row in records if row["error"] >= FLOAT64})
     total = len({row["seed"] for row in records})
     console.print(f"{total} problems, {len(wrong)} wrong {wrong or ''}; peak memory {peak:.1f} GiB; {options.log}")
-    raise SystemExit(1 if wrong else 0)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -19,6 +19,7 @@ from deepeprop_jax.network import graph, stack
 from deepeprop_jax.reference import Pair, bptt, stop_gradient_oracle
 from tests.fuzz.grammar import SIZES
 from tests.fuzz.grown_cells import BATCH, Grown, PyTree, choose, grow_cell
+from tests.gradients import relative_errors
 
 # XLA:CPU without its costly passes compiles these programs in a fifth of the time. The arithmetic is the same.
 COMPILER_OPTIONS = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
@@ -202,23 +203,13 @@ def _run(function: Callable, problem: Problem, state: PyTree) -> Any:
     return compiled(problem.params, state, problem.xs, problem.targets)
 
 
-def leaf_errors(grads: PyTree, wanted: PyTree) -> dict[str, float]:
-    """Per parameter leaf: norm of the error over that of the reference, or over 1e-12 of the whole reference's norm."""
-    named, structure = jax.tree_util.tree_flatten_with_path(wanted)
-    if jax.tree.structure(grads) != structure:
-        raise AssertionError(f"The gradient's pytree is {jax.tree.structure(grads)}, that of params {structure}.")
-    floor = 1e-12 * float(np.sqrt(sum(np.sum(np.square(leaf)) for _, leaf in named)))
-    errors = {}
-    for (path, right), got in zip(named, jax.tree.leaves(grads), strict=True):
-        error = float(np.linalg.norm(np.ravel(got) - np.ravel(right)))
-        scale = max(float(np.linalg.norm(np.ravel(right))), floor)
-        errors[jax.tree_util.keystr(path)] = error / scale if error else 0.0
-    return errors
-
-
 def check(problem: Problem, exact: bool, hops: int | None) -> float:
     """Worst relative error of the library on a problem, over its parameter leaves and its loss; nan counts as inf."""
     wanted_loss, wanted = reference(problem, exact, hops)
     got_loss, got = candidate(problem, exact, hops)
-    errors = [abs(float(got_loss - wanted_loss)) / abs(float(wanted_loss)), *leaf_errors(got, wanted).values()]
+    if jax.tree.structure(got) != jax.tree.structure(wanted):
+        raise AssertionError(
+            f"The gradient's pytree is {jax.tree.structure(got)}, that of params {jax.tree.structure(wanted)}."
+        )
+    errors = [abs(float(got_loss - wanted_loss)) / abs(float(wanted_loss)), *relative_errors(got, wanted).values()]
     return max(float(error) if np.isfinite(error) else np.inf for error in errors)

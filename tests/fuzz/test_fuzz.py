@@ -5,13 +5,10 @@ from __future__ import annotations
 import chex
 import pytest
 
-from tests.fuzz.problems import candidate, check, leaf_errors, modes, random_problem, reference
+from tests.fuzz.problems import candidate, check, modes, random_problem, reference
+from tests.gradients import FLOAT64, relative_errors
 
 pytestmark = pytest.mark.mixed_promotion  # Random functions mix dtypes as they come.
-
-RTOL = 1e-9
-"""Of each parameter leaf's norm, in float64: a dozen contracting steps keep some 1e-13."""
-
 
 LEFT_FOR_LATER = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(1016, 1020)]
 
@@ -23,7 +20,7 @@ def test_random_networks_equal_their_oracles(seed):
     problem = random_problem(seed, nodes=nodes, fuel=int(nodes == 1 and seed % 4 == 0))
     for exact, hops in modes(seed)[:3]:  # the others belong to the long run
         error = check(problem, exact, hops)
-        assert error < RTOL, f"exact={exact}, hops={hops}: error {error:.1e} in\n{problem.description}"
+        assert error < FLOAT64, f"exact={exact}, hops={hops}: error {error:.1e} in\n{problem.description}"
 
 
 @pytest.mark.slow
@@ -32,7 +29,7 @@ def test_random_networks_of_any_size_equal_their_oracles(seed):
     problem = random_problem(seed)
     for exact, hops in modes(seed):
         error = check(problem, exact, hops)
-        assert error < RTOL, f"exact={exact}, hops={hops}: error {error:.1e} in\n{problem.description}"
+        assert error < FLOAT64, f"exact={exact}, hops={hops}: error {error:.1e} in\n{problem.description}"
 
 
 def test_a_wrong_mode_is_seen():
@@ -40,7 +37,7 @@ def test_a_wrong_mode_is_seen():
     problem = random_problem(1001, nodes=3)
     _, approximate = candidate(problem, False, None)
     _, wanted = reference(problem, True, None)
-    assert max(leaf_errors(approximate, wanted).values()) > 1e-3
+    assert max(relative_errors(approximate, wanted).values()) > 1e-3
 
 
 def test_a_seed_gives_the_same_problem():
