@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks.__main__ import fix_threads
+from experiments.benchmarks.threads import fix_threads
 from experiments.program.command import Parser
 
 STEPS, UNITS, ROUNDS = 64, 128, 101

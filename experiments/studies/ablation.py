@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from rich.progress import track
 
 from experiments.program import pages
@@ -28,9 +27,7 @@ from experiments.program.commit import commit
 from experiments.sweeps import SWEEPS, sweep
 from experiments.sweeps.grid import slug
 from experiments.tasks.catalogue import Task
-from experiments.training import settings
-from experiments.training.train import Run
-from experiments.training.workdir import Workdir
+from experiments.training.train import trained
 
 PyTree = Any
 PAGE = pages.EXPERIMENTS
@@ -67,21 +64,12 @@ def accuracy(task: Task, params: PyTree, layer: int | None = None, step: int = 0
     return float(jnp.mean(task.right(outputs[-1:], targets.label[-1:])))
 
 
-def trained(folder: Path) -> tuple[Task, PyTree]:
-    """A complete run's task, and its parameters in the end."""
-    config = ml_collections.ConfigDict(json.loads((folder / "config.json").read_text()))
-    setting, workdir = settings.make(config), Workdir(folder, config.to_dict(), read_only=True)
-    try:
-        return setting.task, Run(setting, workdir).restored(config.batches).params
-    finally:
-        workdir.close()
-
-
 def measure(results: Path) -> dict[str, Any]:
     """All cases, from the sweeps' folders."""
     runs, now = [], commit()
     for rule, name, fields in track(list(cases()), "networks"):
-        task, params = trained(results / name / slug(fields))
+        setting, params = trained(results / name / slug(fields))
+        task = setting.task
         zeroed = {word: [accuracy(task, params, layer, step) for step in STEPS] for word, layer in LAYERS.items()}
         runs.append({"rule": rule, "seed": fields["seed"], "whole": accuracy(task, params), "zeroed": zeroed})
     return {"command": COMMAND, "commit": now, "steps": STEPS, "runs": runs}

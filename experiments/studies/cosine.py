@@ -10,7 +10,6 @@ Where there is no gradient (less than 10⁻⁴ of BPTT's norm) there is no cosin
 from __future__ import annotations
 
 import itertools
-import json
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,8 +20,9 @@ from scipy.stats import spearmanr
 from experiments.program import pages
 from experiments.program.command import Parser
 from experiments.program.pictures import COLOURS, open_axes, pyplot, save
-from experiments.sweeps.report import NOTHING, PAGE, gap_closed, groups
+from experiments.sweeps.results import FOLDER, NOTHING, gap_closed, groups, stored
 
+PAGE = pages.EXPERIMENTS
 WITHOUT_A_GRADIENT_BELOW = ("lower frozen", "readout only")
 THE_REFERENCE = ("BPTT", "exact RTRL")
 COSINES = (0.0, 0.3, 0.7, 0.95, 1.0)
@@ -106,11 +106,6 @@ def draw(found: list[Case], path: Path) -> None:
     save(figure, path)
 
 
-def stored() -> list[dict[str, Any]]:
-    """All stored sweeps, by name."""
-    return [json.loads(path.read_text()) for path in sorted((PAGE.parent / "experiments").glob("*.json"))]
-
-
 def fill(page: str, found: list[Case]) -> str:
     """The page with the table between its markers."""
     body = f"{markdown(found)}\n\n![Gap closed against the cosine of the first gradient](experiments/cosine.png)"
@@ -121,7 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Write the section and its picture."""
     Parser("experiments.studies.cosine", __doc__).parse_args(arguments)
     found = cases(stored())
-    draw(found, PAGE.parent / "experiments" / "cosine.png")
+    draw(found, FOLDER / "cosine.png")
     PAGE.write_text(fill(PAGE.read_text(), found))
     print(f"{PAGE}: {len(found)} cases")
 

@@ -21,7 +21,7 @@ from rich.progress import track
 from experiments.program import pages
 from experiments.program.command import Parser, keep_compiled
 from experiments.program.pictures import COLOURS, open_axes, pyplot, save
-from experiments.studies.fidelity_untrained import run_study
+from experiments.studies.study import run_study
 from experiments.sweeps.shared import XOR_20, XOR_30
 from experiments.training import settings
 from experiments.training.loop import Loop

@@ -10,7 +10,6 @@ the cosine of the two gradients, all of a layer's parameters as one vector, and 
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -28,12 +27,11 @@ from deepeprop_jax.cells import indrnn, lif, lru
 from deepeprop_jax.reference import bptt
 from experiments.program import pages
 from experiments.program.command import Parser, keep_compiled
-from experiments.program.commit import commit
 from experiments.program.pictures import COLOURS, open_axes, pyplot, save
+from experiments.studies.study import run_study
 from experiments.tasks.networks import relay, rotated_integrator
 from experiments.training.against_bptt import compare_layers
 
-PAGE = pages.EXPERIMENTS
 COMMAND = "python -m experiments.studies.fidelity_untrained"
 STORED = "fidelity/study.json"
 NOISE, BATCH, OUTPUTS, SEEDS = 10, 4, 4, 5
@@ -189,33 +187,6 @@ def fill(page: str, result: dict[str, Any]) -> str:
     """The page with the study's tables between its markers."""
     body = f"{markdown(result)}\n\n![Cosine to BPTT against depth, delay, width and mixing](fidelity/study.png)"
     return pages.fill(page, "fidelity study", body)
-
-
-def run_study(
-    arguments: list[str] | None,
-    parser: Parser,
-    stored: str,
-    measured: Callable[[], dict[str, Any]],
-    draw: Callable[[dict[str, Any], Path], None],
-    fill: Callable[[str, dict[str, Any]], str],
-) -> int:
-    """A program that measures and stores, or reports what is stored; returns the exit status."""
-    parser.add_argument("--out", type=Path, default=PAGE.parent, help="folder for the figures and the picture")
-    parser.add_argument("--report", action="store_true", help="from the stored figures")
-    options = parser.parse_args(arguments)
-    path = options.out / stored
-    if not options.report:
-        now = commit()
-        result = {**measured(), "commit": now}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
-    elif not path.exists():
-        parser.error(f"{path} does not exist, so there is nothing to report. Measure first: leave out --report.")
-    result = json.loads(path.read_text())
-    draw(result, path.with_suffix(".png"))
-    if options.out == PAGE.parent:
-        PAGE.write_text(fill(PAGE.read_text(), result))
-    return 0
 
 
 def measure_all() -> dict[str, Any]:

@@ -15,9 +15,9 @@ from typing import Any
 
 from experiments.program import pages
 from experiments.program.command import Parser
-from experiments.studies.cosine import stored
-from experiments.sweeps.report import PAGE, Run, final, groups
+from experiments.sweeps.results import Run, final, groups, stored
 
+PAGE = pages.EXPERIMENTS
 RULES = ("BPTT", "deep e-prop", "hops = 0", "immediate only", "lower frozen")
 RATE = "learning_rate"
 ACCURACY = "test accuracy"

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import json
 import math
-import operator
 import statistics
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from experiments.program.command import Parser
 from experiments.program.pictures import band, open_axes, pyplot, save
 from experiments.program.refusal import Refused
 from experiments.sweeps.grid import COMMAND
+from experiments.sweeps.results import NOTHING, Run, batches_to, curve, final, gap_closed, groups
 
 PAGE = pages.EXPERIMENTS
 KIND = "sweep"
@@ -40,51 +39,11 @@ HEADER = (
 )
 COLUMNS = 3
 """Panels of a picture side by side."""
-NOTHING = 1e-4
-"""Of the norm ratio: a gradient below is none, and its cosine is rounding."""
-Run = dict[str, Any]
 
 
 def field_name(field: str) -> str:
     """A field of a configuration as it is shown."""
     return field.split(".")[-1].replace("_", " ")
-
-
-def curve(run: Run) -> list[float]:
-    """What is shown of the test set, over batches: accuracy, or of a loss in nats the bits; nan for one not finite."""
-    if "test_loss" in run:
-        return [math.nan if loss is None else loss / math.log(2) for loss in run["test_loss"]]
-    return run["test_accuracy"]
-
-
-def groups(runs: Iterable[Run], compared: str = "rule") -> dict[tuple, dict[str, list[Run]]]:
-    """By setting (all fields but seed and the one compared), then by what is compared: the runs of all seeds."""
-    found: dict[tuple, dict[str, list[Run]]] = {}
-    for run in runs:
-        setting = tuple((name, value) for name, value in run["fields"].items() if name not in (compared, "seed"))
-        found.setdefault(setting, {}).setdefault(str(run["fields"][compared]), []).append(run)
-    return found
-
-
-def final(runs: list[Run]) -> list[float]:
-    """The last of each seed's curve."""
-    return [curve(run)[-1] for run in runs]
-
-
-def batches_to(run: Run, threshold: float) -> float:
-    """The first evaluation at the threshold or better; infinite where there is none."""
-    better = operator.le if "test_loss" in run else operator.ge
-    pairs = zip(run["batch"], curve(run), strict=True)
-    return next((batch for batch, value in pairs if better(value, threshold)), float("inf"))
-
-
-def gap_closed(rule: list[Run], rules: dict[str, list[Run]]) -> float | None:
-    """(rule − frozen) / (BPTT − frozen) of means over seeds; None without both, or where BPTT is not 0.02 better."""
-    if "BPTT" not in rules or "lower frozen" not in rules:
-        return None
-    top, bottom, own = (statistics.mean(final(runs)) for runs in (rules["BPTT"], rules["lower frozen"], rule))
-    gain = bottom - top if "test_loss" in rule[0] else top - bottom
-    return (own - bottom) / (top - bottom) if gain > 0.02 else None
 
 
 def row(rule: str, rules: dict[str, list[Run]], threshold: float) -> list[str]:

@@ -17,6 +17,7 @@ In the folder (default ``results/train/<name of the configuration's file>``):
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import sys
 import time
@@ -30,6 +31,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 try:
+    import ml_collections
+
     from experiments.training import settings
 except ModuleNotFoundError as error:
     raise ImportError(f"{error}. Training needs more packages: pip install -e '.[experiments]'") from error
@@ -131,6 +134,32 @@ class Run:
         if board is not None:
             show(board, metrics)
             board.flush()
+
+
+def trained(folder: Path, task: str | None = None) -> tuple[Settings, Any]:
+    """What a folder's configuration stands for, and the parameters of its newest checkpoint; nothing is changed there.
+
+    Args:
+      task: the only one that will do.
+
+    Raises:
+      Refused: there is no such run in the folder, or no checkpoint yet.
+    """
+    stored, needed = folder / "config.json", "" if task is None else f" of the task {task!r}"
+    if not stored.is_file():
+        raise Refused(f"{folder} holds no run of experiments.training. Needed: the --workdir of a run{needed}.")
+    config = ml_collections.ConfigDict(json.loads(stored.read_text()))
+    if task not in (None, config.task):
+        raise Refused(f"{folder} holds a run of the task {config.task!r}. Needed: one{needed}.")
+    setting = settings.make(config)
+    workdir = Workdir(folder, config.to_dict(), read_only=True)
+    try:
+        newest = workdir.newest()
+        if newest is None:
+            raise Refused(f"The run in {folder} has no checkpoint yet. Train on: the same command goes on.")
+        return setting, Run(setting, workdir).restored(newest).params
+    finally:
+        workdir.close()
 
 
 def show(board: Any, metrics: dict[str, Any]) -> None:

@@ -9,22 +9,18 @@ what it writes: each character is drawn from softmax(y_t / temperature).
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from deepeprop_jax import Cell
 from experiments.program.command import Parser, keep_compiled
 from experiments.program.refusal import Refused
 from experiments.tasks import text
-from experiments.training import settings
-from experiments.training.train import Run
-from experiments.training.workdir import Workdir
+from experiments.training.train import trained
 
 PyTree = Any
 
@@ -71,31 +67,16 @@ def write(writer: Writer, prompt: str, characters: int, temperature: float, key:
     return "".join(writer.alphabet[number] for number in written.tolist())
 
 
-def trained(folder: Path) -> Writer:
+def writer_of(folder: Path) -> Writer:
     """The network of a run of the task "text", with the parameters of its newest checkpoint.
 
     Raises:
       Refused: there is no such run in the folder, or no checkpoint yet.
     """
-    stored = folder / "config.json"
-    if not stored.is_file():
-        raise Refused(
-            f"{folder} holds no run of experiments.training. Needed: the --workdir of a run of the task 'text'."
-        )
-    config = ml_collections.ConfigDict(json.loads(stored.read_text()))
-    if config.task != "text":
-        raise Refused(f"{folder} holds a run of the task {config.task!r}. Needed: one of the task 'text'.")
-    setting = settings.make(config)
-    workdir = Workdir(folder, config.to_dict(), read_only=True)
-    try:
-        newest = workdir.newest()
-        if newest is None:
-            raise Refused(f"The run in {folder} has no checkpoint yet. Train on: the same command goes on.")
-        params = Run(setting, workdir).restored(newest).params
-    finally:
-        workdir.close()
-    size = config.text.size
-    return Writer(setting.task.network, params, size, text.load(config.text.path, size).alphabet)
+    setting, params = trained(folder, "text")
+    options = setting.config.text
+    alphabet = text.load(options.path, options.size).alphabet
+    return Writer(setting.task.network, params, options.size, alphabet)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -113,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "Needed: a prompt of at least one character, --characters of at least 1, --temperature above 0; seen "
                 f"{options.prompt!r}, {options.characters} and {options.temperature}."
             )
-        writer = trained(options.folder)
+        writer = writer_of(options.folder)
     except Refused as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

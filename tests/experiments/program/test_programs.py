@@ -7,6 +7,7 @@ import os
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -171,7 +172,7 @@ def test_a_report_without_figures_says_how_to_get_them(tmp_path, capsys):
 
 
 def test_an_ablation_shows_how_far_it_is(monkeypatch, capsys):
-    monkeypatch.setattr(ablation, "trained", lambda folder: (None, None))
+    monkeypatch.setattr(ablation, "trained", lambda folder: (SimpleNamespace(task=None), None))
     monkeypatch.setattr(ablation, "accuracy", lambda *arguments: 1.0)
     assert len(ablation.measure(Path("nowhere"))["runs"]) == len(list(ablation.cases()))
     assert "networks" in capsys.readouterr().out

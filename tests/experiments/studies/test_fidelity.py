@@ -7,13 +7,14 @@ from itertools import product
 
 import pytest
 
+from experiments.program import pages
 from experiments.studies import fidelity_modes as fidelity
 from experiments.studies import fidelity_trained as trained
 from experiments.studies import fidelity_untrained as study
 
 
 def test_the_page_shows_the_stored_figures():
-    page, stored = study.PAGE.read_text(), json.loads((study.PAGE.parent / study.STORED).read_text())
+    page, stored = pages.EXPERIMENTS.read_text(), json.loads((pages.EXPERIMENTS.parent / study.STORED).read_text())
     assert study.fill(page, stored) == page
     assert [(row["dial"], row["setting"]) for row in stored["rows"]] == [
         (dial, setting._asdict()) for dial, setting in study.settings()
@@ -21,7 +22,7 @@ def test_the_page_shows_the_stored_figures():
 
 
 def test_stored_cosines_are_one_where_units_see_their_own_past_alone():
-    stored = json.loads((study.PAGE.parent / study.STORED).read_text())
+    stored = json.loads((pages.EXPERIMENTS.parent / study.STORED).read_text())
     rows = [row for row in stored["rows"] if row["setting"]["cell"] in ("LRU", "IndRNN", "LIF")]
     cosines = [layer["cosine"] for row in rows for layer in row["layers"]["deep e-prop"]]
     assert len(cosines) == 3 * study.DEEP
@@ -37,7 +38,7 @@ def test_a_measurement_sees_that_hops_are_missing():
 
 
 def test_the_page_shows_the_stored_figures_of_trained_networks():
-    page, stored = study.PAGE.read_text(), json.loads((study.PAGE.parent / trained.STORED).read_text())
+    page, stored = pages.EXPERIMENTS.read_text(), json.loads((pages.EXPERIMENTS.parent / trained.STORED).read_text())
     assert trained.fill(page, stored) == page
     assert {name: len(runs) for name, runs in stored["cases"].items()} == dict.fromkeys(trained.CASES, trained.SEEDS)
     # A memory whose units keep to themselves: deep e-prop is BPTT at every moment, hops=0 never.
@@ -49,18 +50,18 @@ def test_the_page_shows_the_stored_figures_of_trained_networks():
 
 
 def test_the_readme_shows_the_stored_errors_of_the_modes():
-    stored = json.loads((study.PAGE.parent / fidelity.STORED).read_text())
+    stored = json.loads((pages.EXPERIMENTS.parent / fidelity.STORED).read_text())
     assert [(row["mode"], row["cell"]) for row in stored["rows"]] == list(product(fidelity.MODES, fidelity.CELLS))
-    readme = (study.PAGE.parents[1] / "README.md").read_text().replace("`", "")
+    readme = (pages.EXPERIMENTS.parents[1] / "README.md").read_text().replace("`", "")
     for tanh, gru in zip(stored["rows"][::2], stored["rows"][1::2], strict=True):
         errors = [f"{tanh[layer]:.2g}; {gru[layer]:.2g}" for layer in ("lower", "upper")]
         assert f"| {tanh['mode']} | tanh; GRU | {errors[0]} | {errors[1]} |" in readme
 
 
 def test_the_readme_says_what_is_stored_of_braintrace():
-    stored = json.loads((study.PAGE.parent / "benchmarks" / "acceptance.json").read_text())
+    stored = json.loads((pages.EXPERIMENTS.parent / "benchmarks" / "acceptance.json").read_text())
     (rivals,) = (one["rivals"] for one in stored["comparisons"] if "braintrace D_RTRL" in one["rivals"])
-    readme = (study.PAGE.parents[1] / "README.md").read_text()
+    readme = (pages.EXPERIMENTS.parents[1] / "README.md").read_text()
     for rival, words in (("D_RTRL", "D_RTRL {:.2f} and {:.2f}"), ("D_RTRL, windows", "64 steps {:.2f} and {:.2f}")):
         assert words.format(*rivals[f"braintrace {rival}"]["errors"]) in readme
     assert "ES_D_RTRL {:.2f} and {:.2f}".format(*rivals["braintrace ES_D_RTRL"]["errors"]) in readme

@@ -11,7 +11,7 @@ import pytest
 from experiments.program import pages
 from experiments.studies import cosine as cosine_report
 from experiments.studies import rates as rates_report
-from experiments.sweeps import SWEEPS, sweep
+from experiments.sweeps import SWEEPS, results, sweep
 from experiments.sweeps import report as sweep_report
 from experiments.sweeps.grid import Sweep
 from experiments.training import settings, train
@@ -105,7 +105,7 @@ def test_the_table_by_hand():
         run("lower frozen", 0, [0.5, 0.5, 0.5], [None, 1.0]),
         run("lower frozen", 1, [0.5, 0.5, 0.5], [None, 1.0]),
     ]
-    ((setting, rules),) = sweep_report.groups(runs).items()
+    ((setting, rules),) = results.groups(runs).items()
     assert setting == (("delay", 5),)
     assert sweep_report.row("BPTT", rules, 0.9)[1:5] == ["0.990 ± 0.010", "0.980 to 1.000", "15", "1.00"]
     assert sweep_report.row("rule", rules, 0.9) == [
@@ -116,9 +116,9 @@ def test_the_table_by_hand():
     for one in rules["rule"]:
         one["layers"]["0"][1]["norm_ratio"] = 1e-8
     assert sweep_report.row("rule", rules, 0.9)[5:] == ["– –", "2.00 0.00"]
-    assert sweep_report.gap_closed(runs[:2], {"BPTT": runs[:2]}) is None
+    assert results.gap_closed(runs[:2], {"BPTT": runs[:2]}) is None
     # Where the frozen control is better than BPTT, there is no gap to close.
-    assert sweep_report.gap_closed(runs[:2], {"BPTT": runs[4:], "lower frozen": runs[:2]}) is None
+    assert results.gap_closed(runs[:2], {"BPTT": runs[4:], "lower frozen": runs[:2]}) is None
 
 
 def test_a_loss_is_shown_in_bits_and_less_is_better():
@@ -126,10 +126,10 @@ def test_a_loss_is_shown_in_bits_and_less_is_better():
     runs = [run(rule, 0, [], [1.0]) | {"batch": [0, 10], "test_loss": values} for rule, values in losses.items()]
     for one in runs:
         del one["test_accuracy"]
-    ((_, rules),) = sweep_report.groups(runs).items()
+    ((_, rules),) = results.groups(runs).items()
     assert sweep_report.row("BPTT", rules, 1.5)[1:5] == ["1.443 ± 0.000", "1.443 to 1.443", "10", "1.00"]
     assert sweep_report.row("rule", rules, 1.5)[3:5] == ["> 10", "0.50"]
-    assert sweep_report.gap_closed([runs[1]], {"BPTT": [runs[2]], "lower frozen": [runs[0]]}) is None
+    assert results.gap_closed([runs[1]], {"BPTT": [runs[2]], "lower frozen": [runs[0]]}) is None
     # A run that diverged has null for a loss, and no figure.
     assert sweep_report.row("rule", {"rule": [runs[1] | {"test_loss": [2.0, None]}]}, 1.5)[1] == "nan ± nan"
     result = {"title": "text", "commit": "0", "threshold": 1.5, "measure": "bits per character"}
@@ -211,7 +211,7 @@ def test_the_cosine_beside_the_gap_closed_by_hand():
 
 def test_the_page_holds_the_cosines_of_the_stored_results():
     page = cosine_report.PAGE.read_text()
-    assert cosine_report.fill(page, cosine_report.cases(cosine_report.stored())) == page
+    assert cosine_report.fill(page, cosine_report.cases(results.stored())) == page
 
 
 def test_the_best_learning_rate_by_hand():
@@ -234,12 +234,12 @@ def test_the_best_learning_rate_by_hand():
 
 def test_the_page_holds_the_best_learning_rates_of_the_stored_results():
     page = rates_report.PAGE.read_text()
-    assert rates_report.fill(page, rates_report.stored()) == page
+    assert rates_report.fill(page, results.stored()) == page
 
 
 def test_the_readme_says_what_is_stored_of_five_layers():
     result = json.loads((sweep_report.PAGE.parent / "experiments" / "relay_ladder_32.json").read_text())
-    rules = sweep_report.groups(result["runs"])[("xor_count.depth", 5),]
+    rules = results.groups(result["runs"])[("xor_count.depth", 5),]
     words = (sweep_report.PAGE.parents[1] / "README.md").read_text().split("* **Deeper**")[1].split("\n\n")[0]
     for rule, named in (
         ("deep e-prop", "Deep e-prop"),
@@ -247,5 +247,5 @@ def test_the_readme_says_what_is_stored_of_five_layers():
         ("hops = 1", "`hops=1`)"),
         ("lower frozen", "frozen"),
     ):
-        mean = statistics.mean(sweep_report.final(rules[rule]))
+        mean = statistics.mean(results.final(rules[rule]))
         assert f"{named} {mean:.3f}" in words
