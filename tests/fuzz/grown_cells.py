@@ -157,6 +157,19 @@ def _pack(rng: np.random.Generator, count: int) -> Callable[[list], PyTree]:
     return lambda leaves: {f"s{i}": leaf for i, leaf in enumerate(leaves)}
 
 
+def _new_carry(state: Writer, inputs: dict[str, tuple[int, ...]], old: dict[str, tuple[int, ...]], fuel: int) -> list:
+    """The new leaf of each old one; some input is read on the way."""
+    new = []
+    for leaf, shape in old.items():
+        new.append(_new_leaf(state, leaf, shape, fuel))
+        state.offer(new[-1])
+    if new and not state.used & set(inputs):
+        size = int(np.prod(next(iter(old.values()))))
+        drive = state.dense(size, next(iter(inputs)))
+        new[0] = state.emit("driven", lambda h, d: 0.8 * h + 0.4 * d.reshape(h.shape), new[0], drive)
+    return new
+
+
 def grow_cell(rng: np.random.Generator, spec: PyTree, forward: bool, name: str, fuel: int) -> Grown:
     inputs = {f"x{i}": leaf.shape for i, leaf in enumerate(jax.tree.leaves(spec))}
     shapes = [] if forward else _carry_shapes(rng)
@@ -165,15 +178,7 @@ def grow_cell(rng: np.random.Generator, spec: PyTree, forward: bool, name: str, 
     pack = _pack(rng, len(shapes)) if shapes else tuple
 
     state = Writer(rng, params, {**inputs, **old}, "a")
-    new = []
-    for leaf, shape in old.items():
-        new.append(_new_leaf(state, leaf, shape, fuel))
-        state.offer(new[-1])
-    if shapes and not state.used & set(inputs):
-        size = int(np.prod(shapes[0]))
-        drive = state.dense(size, next(iter(inputs)))
-        new[0] = state.emit("driven", lambda h, d: 0.8 * h + 0.4 * d.reshape(h.shape), new[0], drive)
-
+    new = _new_carry(state, inputs, old, fuel)
     shared: dict[str, tuple[int, ...]] = {}  # what F computes on the way and g reads as well
     if shapes and rng.random() < 0.3:
         new[-1], beside = _shared(state, list(old)[-1], new[-1])
