@@ -116,6 +116,20 @@ def test_updates_are_those_of_the_learner_taken_step_by_step(update_every: int, 
         assert_same_gradient(last.stream.carry, state.carry, FLOAT64)
 
 
+def test_seeds_side_by_side_learn_as_each_alone() -> None:
+    task = dense_task()
+    loop = Loop(task, RULES["deep e-prop"](task.network, cross_entropy), optax.sgd(RATE), STEPS, batches_per_call=2)
+    keys = jax.random.split(jax.random.key(0), 2)
+    starts = [loop.start(key) for key in keys]
+    both, last = loop.advance_seeds(jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts), keys, np.int32(0))
+    for seed, (key, start) in enumerate(zip(keys, starts, strict=True)):
+        alone, _ = loop.advance(start, key, np.int32(0))
+        assert_same_gradient(jax.tree.map(lambda leaf, i=seed: leaf[i], both.params), alone.params, FLOAT64)
+    # The last update, with the parameters before it.
+    after = optax.tree.sub(last.params, optax.tree.scale(RATE, last.gradient))
+    assert_same_gradient(after, both.params, FLOAT64)
+
+
 def test_figures_of_a_layer() -> None:
     found = compare({"a": jnp.array([3.0]), "b": jnp.array([0.0])}, {"a": jnp.array([1.0]), "b": jnp.array([1.0])})
     assert found == pytest.approx({"cosine": 0.5**0.5, "relative_error": 2.5**0.5, "norm_ratio": 4.5**0.5})
@@ -124,3 +138,6 @@ def test_figures_of_a_layer() -> None:
     assert compare(jnp.ones(1), jnp.zeros(1)) == nothing
     assert compare(jnp.full(1, jnp.nan), jnp.ones(1)) == nothing
     assert compare(jnp.zeros(1), jnp.ones(1)) == {"cosine": None, "relative_error": 1, "norm_ratio": 0}
+    # A complex number is two real ones.
+    turned = compare(jnp.full(1, 2j), jnp.full(1, 1 + 0j))
+    assert turned == pytest.approx({"cosine": 0, "relative_error": 5**0.5, "norm_ratio": 2})
