@@ -79,10 +79,10 @@ format: $(VENV)/test
 	$(RUN) -m ruff format $(SOURCES)
 
 figures: $(VENV)/demo
-	$(RUN) -m experiments.draw_lattice
+	$(RUN) -m experiments.demo.draw_lattice
 	JAX_PLATFORMS=cpu $(RUN) -m experiments.tasks.pictures
 	JAX_PLATFORMS=cpu $(RUN) -m experiments.demo --out docs
-	$(RUN) -m experiments.readme
+	$(RUN) -m experiments.demo.readme
 
 SUITE := acceptance
 bench: $(VENV)/demo
@@ -90,20 +90,20 @@ bench: $(VENV)/demo
 
 SWEEP := all
 experiments: $(VENV)/test
-	@JAX_PLATFORMS=cpu $(RUN) -m experiments.sweep $(SWEEP)
+	@JAX_PLATFORMS=cpu $(RUN) -m experiments.sweeps $(SWEEP)
 ifeq ($(SWEEP),all)
-	@JAX_PLATFORMS=cpu $(RUN) -m experiments.ablation
-	@JAX_PLATFORMS=cpu $(RUN) -m experiments.fidelity_study
-	@JAX_PLATFORMS=cpu $(RUN) -m experiments.fidelity_trained
+	@JAX_PLATFORMS=cpu $(RUN) -m experiments.studies.ablation
+	@JAX_PLATFORMS=cpu $(RUN) -m experiments.studies.fidelity_untrained
+	@JAX_PLATFORMS=cpu $(RUN) -m experiments.studies.fidelity_trained
 endif
 
 report: $(VENV)/test
-	@$(RUN) -m experiments.sweep_report
-	@$(RUN) -m experiments.cosine_report
-	@$(RUN) -m experiments.rates_report
-	@$(RUN) -m experiments.ablation --report
-	@$(RUN) -m experiments.fidelity_study --report
-	@$(RUN) -m experiments.fidelity_trained --report
+	@$(RUN) -m experiments.sweeps.report
+	@$(RUN) -m experiments.studies.cosine
+	@$(RUN) -m experiments.studies.rates
+	@$(RUN) -m experiments.studies.ablation --report
+	@$(RUN) -m experiments.studies.fidelity_untrained --report
+	@$(RUN) -m experiments.studies.fidelity_trained --report
 
 wheel: $(VENV)/test
 	$(RUN) -m build --wheel --no-isolation

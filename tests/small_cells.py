@@ -6,12 +6,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.lax import stop_gradient as sg
 
 from deepeprop_jax.network.build import stack
 from deepeprop_jax.network.cell import Cell
 from deepeprop_jax.reference import Pair
+from tests.gradients import assert_same_gradient, relative_errors
 
 TOLERANCE = 1e-11  # sums of some hundred products in float64, of order one
 STEPS, BATCH, INPUTS = 5, 2, 3
@@ -84,17 +84,11 @@ def by_hand(apply, loss_fn=squared_error, cut=lambda t: False):
 
 def assert_same(seen, wanted, tolerance=TOLERANCE):
     assert jax.tree.structure(seen) == jax.tree.structure(wanted)
-    for (path, a), b in zip(jax.tree.leaves_with_path(seen), jax.tree.leaves(wanted), strict=True):
-        assert a.shape == b.shape and a.dtype == b.dtype, path
-        error = np.linalg.norm(np.ravel(a - b)) / max(np.linalg.norm(np.ravel(b)), 1e-300)
-        assert error < tolerance or not np.any(a - b), (path, error)
+    assert_same_gradient(seen, wanted, tolerance)
 
 
 def differs(seen, wanted) -> bool:
-    return any(
-        np.linalg.norm(np.ravel(a - b)) > 1e-3 * np.linalg.norm(np.ravel(b))
-        for a, b in zip(jax.tree.leaves(seen), jax.tree.leaves(wanted), strict=True)
-    )
+    return any(error > 1e-3 for error in relative_errors(seen, wanted).values())
 
 
 def two_layers() -> Cell:

@@ -7,26 +7,15 @@ Writes a JSON, a table in Markdown and a picture for each suite, as it goes; Ctr
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
-from experiments.command import Parser
-from experiments.refusal import Refused, check_name
+from experiments.benchmarks.threads import fix_threads
+from experiments.program import pages
+from experiments.program.command import Parser
+from experiments.program.refusal import Refused, check_name
 
-STORED = Path(__file__).parents[2] / "docs" / "benchmarks"
-
-
-def fix_threads(threads: int) -> None:
-    """Let this process compute with so many threads; before JAX is imported, which reads it once.
-
-    XLA takes the number of its threads from the processors that the process may run on.
-    """
-    if threads == 1:
-        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
-    os.environ["NPROC"] = str(threads)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+STORED = pages.DOCS / "benchmarks"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks.__main__ import fix_threads
-from experiments.command import Parser
+from experiments.benchmarks.threads import fix_threads
+from experiments.program.command import Parser
 
 STEPS, UNITS, ROUNDS = 64, 128, 101
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from experiments import pages
 from experiments.benchmarks.report import markdown
-from experiments.command import Parser
+from experiments.program import pages
+from experiments.program.command import Parser
 
-PAGE = pages.Log(Path(__file__).parents[2] / "docs", "performance")
+PAGE = pages.Log(pages.DOCS, "performance")
 KIND = "benchmark"
 
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 
 from experiments.benchmarks.measure import REFERENCE
 from experiments.benchmarks.problems import Problem
 from experiments.benchmarks.report import ratio
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
+from experiments.program.pictures import INK, open_axes, pyplot, save
 
 LABELS = {
     "ratio": "time, × BPTT",
@@ -33,8 +30,7 @@ def draw(suite: dict[str, Any], path: Path) -> bool:
     if not any(values):
         return False
     figure = _lines(suite, values) if suite["against"] else _bars(suite, values)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    save(figure, path, dpi=130)
     return True
 
 
@@ -57,7 +53,7 @@ def _values(record: dict[str, Any], picture: str, clock: str) -> dict[str, float
 def _colours(values: list[dict[str, float]]) -> dict[str, Any]:
     names = list(dict.fromkeys(name for found in values for name in found))
     palette = pyplot.get_cmap("tab20")
-    return {name: "#222222" if name == REFERENCE else palette(index % 20) for index, name in enumerate(names)}
+    return {name: INK if name == REFERENCE else palette(index % 20) for index, name in enumerate(names)}
 
 
 def _bars(suite: dict[str, Any], values: list[dict[str, float]]) -> Any:
@@ -83,7 +79,7 @@ def _bars(suite: dict[str, Any], values: list[dict[str, float]]) -> Any:
         axis.set_xscale("log")
         axis.set_xlim(left=0.1)
         axis.xaxis.set_major_formatter("{x:g}")
-        axis.axvline(1, color="#222222", linewidth=0.8)
+        axis.axvline(1, color=INK, linewidth=0.8)
     _finish(axis, LABELS[suite["picture"]])
     axis.set_title(suite["title"], loc="left", fontsize=10)
     return figure
@@ -118,5 +114,5 @@ def _lines(suite: dict[str, Any], values: list[dict[str, float]]) -> Any:
 
 def _finish(axis: Any, label: str) -> None:
     axis.set_xlabel(label)
-    axis.spines[["top", "right"]].set_visible(False)
+    open_axes(axis)
     axis.set_axisbelow(True)

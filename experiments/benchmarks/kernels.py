@@ -27,7 +27,7 @@ from experiments.benchmarks.problems import Problem
 from experiments.benchmarks.rivals import RIVALS
 from experiments.benchmarks.suites import ENGINE, SUITES
 from experiments.benchmarks.timing import timed
-from experiments.command import Parser
+from experiments.program.command import Parser
 
 
 def on_device(events: Iterable[dict[str, Any]]) -> dict[str, tuple[int, float]]:

@@ -8,12 +8,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from experiments.benchmarks.cost_model import cost
 from experiments.benchmarks.problems import Problem
 from experiments.benchmarks.rivals import RIVALS, Rival, missing
 from experiments.benchmarks.timing import Sample, alternate, timed
+from experiments.training.against_bptt import compare_layers
 
 REFERENCE = "BPTT"
 HOISTED = "BPTT, hoisted"
@@ -100,7 +100,7 @@ def _run(
         _, grads, _ = jax.block_until_ready(calls[name]())
         reference = grads if name == comparison.reference else reference
         if reference is not None and rival.gives_gradient:
-            rivals[name]["errors"] = layer_errors(grads, reference)
+            rivals[name]["errors"] = [layer["relative_error"] for layer in compare_layers(grads, reference)]
     samples: dict[str, list[Sample]] = {name: [] for name in calls}
 
     def keep(name: str) -> None:
@@ -123,23 +123,3 @@ def _bytes_of(executable: Any) -> dict[str, int]:
         "temporary_bytes": executable.memory_analysis().temp_size_in_bytes,
         "state_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in end),
     }
-
-
-def layer_errors(grads: Any, reference: Any) -> list[float]:
-    """‖g − g_BPTT‖ / ‖g_BPTT‖ of each layer, all its parameters as one vector.
-
-    Args:
-      grads, reference: one entry for each layer.
-    """
-    return [
-        _norm(jax.tree.map(np.subtract, *map(_wide, pair))) / _norm(pair[1])
-        for pair in zip(grads, reference, strict=True)
-    ]
-
-
-def _wide(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: np.asarray(leaf, np.complex128 if np.iscomplexobj(leaf) else np.float64), tree)
-
-
-def _norm(tree: Any) -> float:
-    return float(np.sqrt(sum(np.sum(np.abs(leaf) ** 2) for leaf in jax.tree.leaves(_wide(tree)))))

@@ -23,15 +23,8 @@ def missing(problem: Problem) -> str | None:
     return None if importlib.util.find_spec("braintrace") else "braintrace is not installed"
 
 
-def gradient(problem: Problem, algorithm: str, *, windows: bool = False, **options: Any) -> Callable[..., Any]:
-    """``run(params, carry, xs, targets) -> (loss, grads, end)``.
-
-    Args:
-      problem: its segment is the length of a window.
-      algorithm: a name known to ``braintrace.compile``.
-      windows: windows of C steps (``vjp_method="multi-step"``) instead of one step at a time.
-      options: of the algorithm.
-    """
+def _network(problem: Problem, params: tuple) -> Any:
+    """The stack of leaky tanh layers in its own words."""
     import brainstate
     import braintrace
 
@@ -59,11 +52,26 @@ def gradient(problem: Problem, algorithm: str, *, windows: bool = False, **optio
                 x = layer(x)
             return x
 
+    return Network(params)
+
+
+def gradient(problem: Problem, algorithm: str, *, windows: bool = False, **options: Any) -> Callable[..., Any]:
+    """``run(params, carry, xs, targets) -> (loss, grads, end)``.
+
+    Args:
+      problem: its segment is the length of a window.
+      algorithm: a name known to ``braintrace.compile``.
+      windows: windows of C steps (``vjp_method="multi-step"``) instead of one step at a time.
+      options: of the algorithm.
+    """
+    import brainstate
+    import braintrace
+
     def shaped_like(values: Any) -> Any:
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), values)
 
     params_shape, _, xs, targets = shaped_like(jax.eval_shape(problem.data))
-    network = Network(params_shape)
+    network = _network(problem, params_shape)
     if windows:
         options["vjp_method"] = "multi-step"
     learner = braintrace.compile(network, algorithm, xs[0], batch_size=problem.batch, **options)

@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 
 from experiments.benchmarks.measure import HOISTED, REFERENCE
+from experiments.program import pages
 
 HEADER = (
     "rival",
@@ -104,7 +105,6 @@ def rich_tables(suite: dict[str, Any]) -> list[Table]:
 
 def markdown(suite: dict[str, Any]) -> str:
     """All tables of a suite, with the machine and a note on what was left unfinished."""
-    rule = "|---" + "|---:" * (len(HEADER) - 1) + "|"
     parts = [machine_line(suite["machine"])]
     if suite["comparisons"]:
         parts[0] += f" Median (minimum) of {suite['rounds']} rounds in turn, unless the JSON says fewer."
@@ -112,9 +112,7 @@ def markdown(suite: dict[str, Any]) -> str:
         parts.append("The run was interrupted: these are the comparisons known by then.")
     for record in suite["comparisons"]:
         names = _header(suite["machine"], record.get("reference", REFERENCE))
-        lines = [f"**{record['title']}**", "", "| " + " | ".join(names) + " |", rule]
-        lines += ["| " + " | ".join(row) + " |" for row in rows(record, suite["machine"])]
-        parts.append("\n".join(lines))
+        parts += [f"**{record['title']}**", pages.table(names, rows(record, suite["machine"]))]
     peaks = [record["peak_bytes"] for record in suite["comparisons"] if "peak_bytes" in record]
     if peaks:
         parts.append(f"Most memory that the process ever held, data and all rivals together: {_bytes(max(peaks))}.")
@@ -131,8 +129,8 @@ def _pair(values: tuple[float, float] | None) -> str:
     return "" if values is None else f"{values[0]:.2f} ({values[1]:.2f})"
 
 
-def _error(error: float) -> str:
-    return "–" if math.isnan(error) else f"{error:.2f}" if error >= 0.005 else f"{error:.0e}"
+def _error(error: float | None) -> str:
+    return "–" if error is None or math.isnan(error) else f"{error:.2f}" if error >= 0.005 else f"{error:.0e}"
 
 
 def _bytes(number: int | None) -> str:

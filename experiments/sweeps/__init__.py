@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from experiments.grid import Sweep
-from experiments.sweeps.one_rule import ONE_RULE
-from experiments.sweeps.rates import RATES_OF_RULES
-from experiments.sweeps.tasks import TASKS
+from experiments.sweeps.grid import Sweep
+from experiments.sweeps.of_one_rule import ONE_RULE
+from experiments.sweeps.of_rates import RATES_OF_RULES
+from experiments.sweeps.of_tasks import TASKS
 
 SWEEPS: dict[str, Sweep] = {**TASKS, **RATES_OF_RULES, **ONE_RULE}

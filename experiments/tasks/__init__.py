@@ -1,1 +1,1 @@
-"""Data sets and task generators: pure, seeded, jit-able."""
+"""What is to be learnt: data and task generators, networks, and the catalogue that puts them together."""

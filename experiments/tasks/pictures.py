@@ -13,16 +13,13 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import matplotlib
 import numpy as np
 from rich.progress import track
 
-from experiments.command import Parser, keep_compiled
+from experiments.program.command import Parser, keep_compiled
+from experiments.program.pictures import INK, open_axes, pyplot, save
 from experiments.tasks import digits, evidence, motifs, recall, series, text, text_recall, xor_count
 from experiments.tasks.targets import Targets
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
 
 
 def _digits(pixels_per_step: int) -> tuple[jax.Array, Targets]:
@@ -77,7 +74,7 @@ def draw(title: str, xs: jax.Array, targets: Targets, path: Path) -> None:
     channels = inputs.shape[1]
     above.set_yticks(range(0, channels, 1 if channels < 4 else 2 if channels < 20 else 10))
     above.set_title(f"{title}: T = {len(inputs)}", loc="left", fontsize=10)
-    below.bar(np.arange(len(inputs)), weight, color="#222222")
+    below.bar(np.arange(len(inputs)), weight, color=INK)
     for step in np.flatnonzero(weight):
         answer = "\n".join(str(part) for part in np.atleast_1d(label[step]))
         style = {"ha": "center", "va": "bottom", "fontsize": 9 if label.ndim == 1 else 6}
@@ -86,10 +83,8 @@ def draw(title: str, xs: jax.Array, targets: Targets, path: Path) -> None:
     below.set_ylabel("weight,\nlabel")
     below.set_yticks((0, round(float(weight.max()), 3)))
     below.set_xlabel("step")
-    below.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90)
-    pyplot.close(figure)
+    open_axes(below)
+    save(figure, path, dpi=90)
 
 
 def main(arguments: list[str] | None = None) -> None:

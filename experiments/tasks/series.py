@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.refusal import check_name
+from experiments.program.refusal import check_name
 from experiments.tasks.arguments import check_at_least
 from experiments.tasks.targets import Targets, at_last_step
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+
+LossFn = Callable[[Any, Any], jax.Array]
+"""One step's loss: of the batched output and its target."""
 
 
 class Targets(NamedTuple):

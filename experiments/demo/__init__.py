@@ -1,0 +1,1 @@
+"""The demo, and the pictures and tables of the README."""

@@ -1,0 +1,133 @@
+"""Rules at several learning rates, by Adam and by plain gradient descent."""
+
+from __future__ import annotations
+
+from experiments.sweeps.grid import Sweep
+from experiments.sweeps.shared import (
+    CONTROLS,
+    DIGITS,
+    FEW,
+    IN_SEGMENTS,
+    IN_SEGMENTS_OF_32,
+    RATES,
+    RECALL_10,
+    RECALL_GRID,
+    RELAYS,
+    SEEDS,
+    SGD,
+    SGD_RATES,
+    TEXT_24,
+    XOR_20,
+    XOR_30,
+)
+
+RATES_OF_RULES: dict[str, Sweep] = {
+    "xor_count_30_sgd": Sweep(
+        "XOR-count, silent delay of 30 steps, plain gradient descent",
+        "configs/xor_count.py",
+        XOR_30 | SGD | {"batches": 1600},
+        {"learning_rate": SGD_RATES, "rule": FEW, "seed": SEEDS[:3]},
+    ),
+    "xor_count_30_rates": Sweep(
+        "XOR-count, silent delay of 30 steps, three learning rates",
+        "configs/xor_count.py",
+        XOR_30,
+        {"learning_rate": RATES, "rule": FEW, "seed": SEEDS[:3]},
+        by_rule=IN_SEGMENTS,
+    ),
+    "relay_ladder_32_rates": Sweep(
+        "XOR-count with 32 inputs, through two dense relays, three learning rates",
+        "configs/xor_count.py",
+        RELAYS | {"xor_count.depth": 4},
+        {"learning_rate": RATES, "rule": FEW, "seed": SEEDS[:3]},
+        by_rule=IN_SEGMENTS,
+    ),
+    "mixing_rates": Sweep(
+        "XOR-count, a memory whose units mix at angle 0.5, three learning rates and twice the batches",
+        "configs/xor_count.py",
+        XOR_20 | {"xor_count.angle": 0.5, "batches": 3000},
+        {"learning_rate": RATES, "rule": ("BPTT", "deep e-prop"), "seed": SEEDS},
+        by_rule=IN_SEGMENTS,
+    ),
+    "motifs_rates": Sweep(
+        "Classify three motifs, then count, three learning rates",
+        "configs/motifs.py",
+        {},
+        {"learning_rate": RATES, "rule": CONTROLS, "seed": SEEDS[:3]},
+        by_rule=IN_SEGMENTS,
+    ),
+    "motifs_sgd": Sweep(
+        "Classify three motifs, then count, plain gradient descent",
+        "configs/motifs.py",
+        SGD | {"batches": 2000, "evaluate_every": 100, "checkpoint_every": 1000},
+        {"learning_rate": SGD_RATES, "rule": CONTROLS, "seed": SEEDS[:3]},
+        by_rule=IN_SEGMENTS,
+    ),
+    "digits_rows_sgd": Sweep(
+        "Digits by rows, 8 steps, plain gradient descent",
+        "configs/digits.py",
+        DIGITS | SGD | {"digits.blank": 0},
+        {"learning_rate": SGD_RATES, "rule": CONTROLS, "seed": SEEDS[:3]},
+        by_rule={rule: {"segment_length": 4} for rule in IN_SEGMENTS},
+    ),
+    "digits_pixels_rates": Sweep(
+        "Digits pixel by pixel, three learning rates",
+        "configs/digits.py",
+        DIGITS | {"digits.pixels_per_step": 1, "digits.blank": 0},
+        {"learning_rate": RATES, "rule": CONTROLS, "seed": SEEDS[:3]},
+        by_rule=IN_SEGMENTS,
+    ),
+    "digits_blank_32_rates": Sweep(
+        "Digits by rows, then 32 blank steps, two smaller learning rates",
+        "configs/digits.py",
+        DIGITS | {"digits.blank": 32},
+        {"learning_rate": RATES[:2], "rule": FEW, "seed": SEEDS},
+        by_rule=IN_SEGMENTS,
+    ),
+    "japanese_vowels_rates": Sweep(
+        "Japanese vowels, three learning rates",
+        "configs/series.py",
+        {},
+        {"learning_rate": RATES, "rule": CONTROLS, "seed": SEEDS[:3]},
+        by_rule=IN_SEGMENTS,
+    ),
+    "japanese_vowels_sgd": Sweep(
+        "Japanese vowels, plain gradient descent",
+        "configs/series.py",
+        SGD,
+        {"learning_rate": SGD_RATES, "rule": CONTROLS, "seed": SEEDS[:3]},
+        by_rule=IN_SEGMENTS,
+    ),
+    "recall_10_rates": Sweep(
+        "Delayed recall of 10 bits, three learning rates",
+        "configs/recall.py",
+        RECALL_10,
+        {"learning_rate": RATES, "rule": CONTROLS, "seed": SEEDS},
+        by_rule=IN_SEGMENTS,
+    ),
+    "text_24_rates": Sweep(
+        "The next character, two layers of 24 GRU units, three learning rates",
+        "configs/text.py",
+        TEXT_24,
+        {"learning_rate": RATES, "rule": FEW, "seed": SEEDS[:3]},
+        threshold=2.37,
+        measure="bits per character",
+        by_rule=IN_SEGMENTS_OF_32,
+    ),
+    "text_24_sgd": Sweep(
+        "The next character, two layers of 24 GRU units, plain gradient descent",
+        "configs/text.py",
+        TEXT_24 | SGD,
+        {"learning_rate": SGD_RATES, "rule": FEW, "seed": SEEDS[:3]},
+        threshold=2.37,
+        measure="bits per character",
+        by_rule=IN_SEGMENTS_OF_32,
+    ),
+    "text_recall_rates": Sweep(
+        "Recall over 32 characters of text, three learning rates",
+        "configs/text_recall.py",
+        RECALL_GRID | {"text_recall.gap": 32},
+        {"learning_rate": RATES, "rule": FEW, "seed": SEEDS[:3]},
+        by_rule=IN_SEGMENTS,
+    ),
+}

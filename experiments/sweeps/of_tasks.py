@@ -1,0 +1,218 @@
+"""Every task under several rules, all at one learning rate."""
+
+from __future__ import annotations
+
+from experiments.sweeps.grid import Sweep
+from experiments.sweeps.shared import (
+    CONTROLS,
+    DIGITS,
+    EVIDENCE,
+    FEW,
+    IN_SEGMENTS,
+    IN_SEGMENTS_OF_32,
+    LONG,
+    MANY,
+    RECALL_10,
+    RECALL_GRID,
+    RELAYS,
+    SEEDS,
+    SPIKING_RULES,
+    TEXT,
+    TEXT_24,
+    XOR_20,
+    XOR_30,
+    XOR_300,
+)
+
+TASKS: dict[str, Sweep] = {
+    "xor_count_30": Sweep(
+        "XOR-count, silent delay of 30 steps",
+        "configs/xor_count.py",
+        XOR_30,
+        {"rule": CONTROLS, "seed": SEEDS},
+    ),
+    "xor_count_30_distractors": Sweep(
+        "XOR-count, 30 steps of distractors",
+        "configs/xor_count.py",
+        XOR_30 | {"xor_count.distractors": True},
+        {"rule": CONTROLS, "seed": SEEDS},
+    ),
+    "xor_count_30_running": Sweep(
+        "XOR-count, silent delay of 30 steps, a running label: a loss at 36 of 45 steps",
+        "configs/xor_count.py",
+        XOR_30 | {"xor_count.running": True},
+        {"rule": CONTROLS, "seed": SEEDS},
+    ),
+    "xor_count_300": Sweep(
+        "XOR-count, silent delay of 300 steps, λ = 0.999",
+        "configs/xor_count.py",
+        XOR_300,
+        {"rule": FEW, "seed": SEEDS[:3]},
+    ),
+    "xor_count_30_memory": Sweep(
+        "XOR-count, silent delay of 30 steps, a detector that remembers",
+        "configs/xor_count.py",
+        XOR_30,
+        {"xor_count.memory": (0.5, 0.9), "rule": FEW, "seed": SEEDS[:3]},
+    ),
+    "relay_ladder": Sweep(
+        "XOR-count through dense relays",
+        "configs/xor_count.py",
+        XOR_20,
+        {"xor_count.depth": (2, 3, 4), "rule": FEW, "seed": SEEDS[:3]},
+    ),
+    "relay_ladder_5": Sweep(
+        "XOR-count through three dense relays",
+        "configs/xor_count.py",
+        XOR_20 | {"xor_count.depth": 5},
+        {"rule": (*FEW[:2], "hops = 1", *FEW[2:]), "seed": SEEDS[:3]},
+        by_rule=IN_SEGMENTS,
+    ),
+    "relay_ladder_32": Sweep(
+        "XOR-count with 32 inputs, through none to three dense relays",
+        "configs/xor_count.py",
+        RELAYS,
+        {
+            "xor_count.depth": (2, 3, 4, 5),
+            "rule": (*CONTROLS[:2], "hops = 1", *CONTROLS[2:], "readout only"),
+            "seed": SEEDS,
+        },
+        by_rule=IN_SEGMENTS,
+    ),
+    "mixing": Sweep(
+        "XOR-count, a memory whose units mix",
+        "configs/xor_count.py",
+        XOR_20,
+        {"xor_count.angle": (0.02, 0.1, 0.5), "rule": FEW, "seed": SEEDS[:3]},
+    ),
+    "motifs": Sweep(
+        "Classify three motifs, then count, delay of 12 steps",
+        "configs/motifs.py",
+        {"evaluate_every": 10},
+        {"rule": CONTROLS, "seed": SEEDS},
+        by_rule=IN_SEGMENTS,
+    ),
+    "motifs_delays": Sweep(
+        "Classify three motifs, then count",
+        "configs/motifs.py",
+        {"evaluate_every": 10},
+        {"motifs.delay": (6, 20), "rule": CONTROLS, "seed": SEEDS[:3]},
+        by_rule=IN_SEGMENTS,
+    ),
+    "digits_rows": Sweep(
+        "Digits by rows, 8 steps",
+        "configs/digits.py",
+        DIGITS | {"digits.blank": 0},
+        # A truncation after 10 steps and segments of 32 are the whole sequence here.
+        {"rule": [rule for rule in MANY if rule not in ("TBPTT(10)", "exact in segments")], "seed": SEEDS},
+    ),
+    "digits_blank_32": Sweep(
+        "Digits by rows, then 32 blank steps",
+        "configs/digits.py",
+        DIGITS | {"digits.blank": 32},
+        {"rule": MANY, "seed": SEEDS},
+        by_rule=IN_SEGMENTS,
+    ),
+    "digits_pixels": Sweep(
+        "Digits pixel by pixel, 64 steps",
+        "configs/digits.py",
+        DIGITS | {"digits.pixels_per_step": 1, "digits.blank": 0},
+        {"rule": LONG, "seed": SEEDS},
+        by_rule=IN_SEGMENTS,
+    ),
+    "japanese_vowels": Sweep(
+        "Japanese vowels, nine speakers, answer at the last of 25 steps",
+        "configs/series.py",
+        {},
+        {"rule": MANY, "seed": SEEDS},
+        by_rule=IN_SEGMENTS,
+    ),
+    "basic_motions": Sweep(
+        "Basic motions, four activities, answer at the last of 100 steps",
+        "configs/series.py",
+        {"series.name": "BasicMotions", "batches": 300},
+        {"rule": LONG, "seed": SEEDS},
+        by_rule=IN_SEGMENTS,
+    ),
+    "recall": Sweep(
+        "Delayed recall of 140 bits: a loss at 20 steps",
+        "configs/recall.py",
+        {},
+        {"rule": CONTROLS, "seed": SEEDS[:3]},
+        by_rule=IN_SEGMENTS,
+    ),
+    "recall_10": Sweep(
+        "Delayed recall of 10 bits: a loss at 5 steps",
+        "configs/recall.py",
+        RECALL_10,
+        {"rule": CONTROLS, "seed": SEEDS},
+        by_rule=IN_SEGMENTS,
+    ),
+    "text": Sweep(
+        "The next character of Python's documentation, one to three layers of 16 GRU units",
+        "configs/text.py",
+        TEXT,
+        {"text.layers": (1, 2, 3), "rule": CONTROLS, "seed": SEEDS[:3]},
+        threshold=3.5,
+        measure="bits per character",
+    ),
+    "text_24": Sweep(
+        "The next character, one to three layers of 24 GRU units, 4000 batches",
+        "configs/text.py",
+        TEXT_24,
+        {
+            "text.layers": (1, 2, 3),
+            "rule": (
+                *("BPTT", "TBPTT(10)", "exact in segments", "deep e-prop", "hops = 1", "hops = 0"),
+                *("immediate only", "lower frozen", "readout only"),
+            ),
+            "seed": SEEDS[:3],
+        },
+        threshold=2.37,
+        measure="bits per character",
+        by_rule=IN_SEGMENTS_OF_32,
+    ),
+    "text_recall": Sweep(
+        "Recall over 32 characters of text: a GRU layer below a linear memory",
+        "configs/text_recall.py",
+        {"batches": 500, "evaluate_every": 50},
+        # In segments deep e-prop has the gradient that it has step by step, faster.
+        {"rule": ("BPTT", "e-prop in segments", "hops = 0", "immediate only", "lower frozen"), "seed": SEEDS[:3]},
+    ),
+    "text_recall_grid": Sweep(
+        "Recall of one of several values over a gap of text",
+        "configs/text_recall.py",
+        RECALL_GRID,
+        {"text_recall.gap": (32, 128), "text_recall.pairs": (1, 2, 4), "rule": FEW, "seed": SEEDS[:3]},
+        by_rule=IN_SEGMENTS,
+    ),
+    "text_recall_512": Sweep(
+        "Recall over 512 characters of text",
+        "configs/text_recall.py",
+        RECALL_GRID | {"text_recall.gap": 512},
+        # Not even BPTT learns it: the controls would say no more.
+        {"rule": ("BPTT", "deep e-prop"), "seed": SEEDS[:3]},
+        by_rule={"deep e-prop": {"segment_length": 64}},
+    ),
+    "text_recall_512_pairs": Sweep(
+        "Recall of one of several values over 512 characters of text",
+        "configs/text_recall.py",
+        RECALL_GRID | {"text_recall.gap": 512},
+        {"text_recall.pairs": (2, 4), "rule": ("BPTT", "deep e-prop"), "seed": SEEDS[:3]},
+        by_rule={"deep e-prop": {"segment_length": 64}},
+    ),
+    "evidence": Sweep(
+        "Evidence accumulation by adaptive spiking neurons",
+        "configs/evidence.py",
+        EVIDENCE,
+        {"evidence.cells": ("ALIF", "ALIF, tanh"), "rule": SPIKING_RULES, "seed": SEEDS[:3]},
+        by_rule=IN_SEGMENTS_OF_32,
+    ),
+    "evidence_two_layers": Sweep(
+        "Evidence accumulation, spiking neurons below adaptive ones",
+        "configs/evidence.py",
+        EVIDENCE | {"evidence.cells": "LIF, ALIF"},
+        {"rule": (*SPIKING_RULES[:2], "hops = 1", "hops = 0", *SPIKING_RULES[2:]), "seed": SEEDS[:3]},
+        by_rule=IN_SEGMENTS_OF_32,
+    ),
+}

@@ -1,0 +1,1 @@
+"""Training: rules, optimisers, one loop, and the program ``python -m experiments.training`` with its folders."""

@@ -1,0 +1,135 @@
+"""The learning rules that the experiments compare: one line each in ``RULES``.
+
+A rule is one way to get a gradient, everything else (data, seeds, optimiser) being the same. What a rule lets a
+configuration choose (``segment_length``, ``rank``) are the keyword arguments of its function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from deepeprop_jax import Cell, deep_eprop
+from deepeprop_jax.reference import bptt, truncated_bptt
+from experiments.tasks.targets import LossFn
+
+PyTree = Any
+
+
+class Rule(NamedTuple):
+    """A learning rule for one network and loss.
+
+    Attributes:
+      start: ``start(params, carry, x) -> state``: what the rule carries along a stream; x is one step's input.
+      piece: ``piece(params, state, xs, targets) -> ((loss, state), grads)``, summed over the piece's steps. The state
+        goes on to the next piece, at which params may differ.
+      trace_bytes: ``trace_bytes(params, carry, x)``: what the rule carries from step to step besides the network's own
+        carry; None for backpropagation, which stores its steps instead.
+      period: parameters may change after every multiple of so many steps; None: at the end of the sequence only.
+    """
+
+    start: Callable[[PyTree, PyTree, PyTree], PyTree]
+    piece: Callable[[PyTree, PyTree, PyTree, PyTree], tuple[tuple[jax.Array, PyTree], PyTree]]
+    trace_bytes: Callable[[PyTree, PyTree, PyTree], int | None]
+    period: int | None
+
+    def gradient(self, params: PyTree, carry: PyTree, xs: PyTree, targets: PyTree) -> tuple[jax.Array, PyTree]:
+        """Loss and gradient of a whole sequence."""
+        state = self.start(params, carry, jax.tree.map(lambda leaf: leaf[0], xs))
+        (loss, _), grads = self.piece(params, state, xs, targets)
+        return loss, grads
+
+
+def carry_alone(params: PyTree, carry: PyTree, x: PyTree) -> PyTree:
+    """The start of a rule that carries nothing but the network's carry."""
+    return carry
+
+
+def backward(network: Cell, loss_fn: LossFn) -> Rule:
+    """Backpropagation through time."""
+    return Rule(carry_alone, bptt(network, loss_fn), lambda params, carry, x: None, period=None)
+
+
+def truncated(network: Cell, loss_fn: LossFn, chunk: int) -> Rule:
+    """Backpropagation inside consecutive chunks of steps."""
+    return Rule(carry_alone, truncated_bptt(network, loss_fn, chunk), lambda params, carry, x: None, period=chunk)
+
+
+def immediate(network: Cell, loss_fn: LossFn) -> Rule:
+    """The credit of a step goes through that step alone: the gradient of TBPTT(1), forward in time."""
+    apply = jax.vmap(network.apply, in_axes=(None, 0, 0))
+
+    def step_loss(params: PyTree, carry_tm1: PyTree, x: PyTree, target: PyTree) -> tuple[jax.Array, PyTree]:
+        carry_t, y = apply(params, carry_tm1, x)
+        return loss_fn(y, target), carry_t
+
+    def piece(params: PyTree, carry: PyTree, xs: PyTree, targets: PyTree) -> tuple[tuple[jax.Array, PyTree], PyTree]:
+        def step(so_far: tuple, at: tuple) -> tuple[tuple, jax.Array]:
+            carry_tm1, grads = so_far
+            (loss, carry_t), found = jax.value_and_grad(step_loss, has_aux=True)(params, carry_tm1, *at)
+            return (carry_t, optax.tree.add(grads, found)), loss
+
+        (carry, grads), losses = jax.lax.scan(step, (carry, optax.tree.zeros_like(params)), (xs, targets))
+        return (losses.sum(), carry), grads
+
+    return Rule(carry_alone, piece, lambda params, carry, x: 0, period=1)
+
+
+def online(
+    network: Cell,
+    loss_fn: LossFn,
+    *,
+    # Every step moves the traces: sequences this short would be one segment, which goes back through its steps.
+    segment_length: int = 1,
+    within_segment: str = "eprop",
+    **options: Any,
+) -> Rule:
+    """Forward in time, by traces; ``options`` are those of ``deep_eprop``."""
+    learner = deep_eprop(network, **options)
+    run = learner.value_and_grad(loss_fn, segment_length=segment_length, within_segment=within_segment)
+
+    def trace_bytes(params: PyTree, carry: PyTree, x: PyTree) -> int:
+        state = jax.eval_shape(learner.init, params, carry, x)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.traces))
+
+    return Rule(learner.init, run, trace_bytes, period=segment_length)
+
+
+def with_traces(
+    network: Cell, loss_fn: LossFn, *, segment_length: int = 1, rank: int | None = None, **options: Any
+) -> Rule:
+    """``online``, of which a configuration chooses the segments' length and the traces' rank."""
+    return online(network, loss_fn, segment_length=segment_length, rank=rank, **options)
+
+
+def all_but_lowest(params: tuple) -> tuple:
+    """A mask for ``trainable``: every parameter except those of a stack's lowest layer."""
+    return tuple(jax.tree.map(lambda _, keep=index > 0: keep, layer) for index, layer in enumerate(params))
+
+
+def only_highest(params: tuple) -> tuple:
+    """A mask for ``trainable``: the parameters of a stack's highest layer alone."""
+    highest = len(params) - 1
+    return tuple(jax.tree.map(lambda _, keep=index == highest: keep, layer) for index, layer in enumerate(params))
+
+
+RULES: dict[str, Callable[..., Rule]] = {
+    "BPTT": backward,
+    "TBPTT(1)": partial(truncated, chunk=1),
+    "TBPTT(10)": partial(truncated, chunk=10),
+    "TBPTT(50)": partial(truncated, chunk=50),
+    "exact RTRL": partial(with_traces, exact=True),
+    "deep e-prop": with_traces,
+    "hops = 1": partial(with_traces, hops=1),
+    "hops = 0": partial(with_traces, hops=0),
+    "immediate only": immediate,
+    "e-prop in segments": partial(with_traces, segment_length=32),
+    "exact in segments": partial(with_traces, segment_length=32, within_segment="exact"),
+    "lower frozen": partial(with_traces, trainable=all_but_lowest),
+    # The readout has no carry, and so no traces.
+    "readout only": lambda network, loss_fn: online(network, loss_fn, trainable=only_highest),
+}
