@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "deepeprop_jax"
 FLOORS = (
     ("network", "jaxpr"),
-    ("cells", "reference", "analysis"),
+    ("reference", "analysis", "cells"),
     ("traces",),
     ("segments",),
     ("learner",),
@@ -127,7 +127,7 @@ def draw(path: Path) -> None:
     for room, targets in room_imports().items():
         for target in targets & set(places) if room else ():
             arrow = {"arrowstyle": "->", "color": "0.6", "shrinkA": 18, "shrinkB": 18}
-            axes.annotate("", places[target], places[room], arrowprops=arrow)
+            axes.annotate("", places[target], places[room], arrowprops=arrow, zorder=1)
     axes.set(xlim=(0, 1), ylim=(-0.5, len(FLOORS) - 0.5))
     axes.axis("off")
     figure.savefig(path, dpi=110, bbox_inches="tight")
