@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from deepeprop_jax import Cell, deep_eprop, stack
-from deepeprop_jax.analysis.transition import Views, cut_cell
+from deepeprop_jax.analysis.cell_parts import Views
+from deepeprop_jax.analysis.transition import cut_cell
 from deepeprop_jax.cells import alif, lif
 from deepeprop_jax.jaxpr.real_leaves import RealView
 from deepeprop_jax.reference import bptt

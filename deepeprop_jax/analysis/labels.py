@@ -211,7 +211,7 @@ def _ordered(batch: list[int], free: list[int]) -> Callable[[np.ndarray], np.nda
     return lambda x: x.transpose([left.index(axis) for axis in batch + free])
 
 
-class Flow(NamedTuple):
+class Labelling(NamedTuple):
     """What each variable of a linear program depends on.
 
     Attributes:
@@ -231,13 +231,13 @@ class Flow(NamedTuple):
 
 def depends_on(
     equations: Sequence[Equation], seeds: Mapping[Variable, Labels], feeds: Mapping[Variable, Labels] | None = None
-) -> Flow:
+) -> Labelling:
     """Push labels forward from the cotangents in ``seeds``.
 
     With ``feeds`` (the backward labels), a dot that would mix units is localised instead: its entries are kept where
     the unit of the contracted element is the unit that the output element feeds.
     """
-    flow = Flow(dict(seeds), {}, {})
+    flow = Labelling(dict(seeds), {}, {})
     for equation in equations:
         inputs = [flow.of(atom) for atom in equation.inputs]
         if all(label is None for label in inputs):
@@ -259,7 +259,7 @@ def depends_on(
     return flow
 
 
-def localised(flow: Flow) -> Callable[..., list[Any]]:
+def localised(flow: Labelling) -> Callable[..., list[Any]]:
     """An evaluation rule that runs the localised dots of ``flow`` in place of the dots."""
 
     def rule(equation: Equation, *values: Any) -> list[Any]:
@@ -359,7 +359,7 @@ def feeds(
 # --- both: the recurrence, cut to its unit-local entries -------------------------------------------------------------
 
 
-def within_units(flow: Flow, outputs: Sequence[Atom], units: Sequence[np.ndarray]) -> bool:
+def within_units(flow: Labelling, outputs: Sequence[Atom], units: Sequence[np.ndarray]) -> bool:
     """Whether every element of every output depends on its own unit at most."""
     labels = [flow.of(atom) for atom in outputs]
     return all(label is None or label.within(unit) for label, unit in zip(labels, units, strict=True))
@@ -370,7 +370,7 @@ def cut_to_units(
     outputs: Sequence[Atom],
     units: Sequence[np.ndarray],
     seeds: Mapping[Variable, Labels],
-) -> Flow:
+) -> Labelling:
     """The flow with every dot that couples units cut to the entries that feed the outputs' own units."""
     targets: dict[Variable, Labels] = {}
     for atom, unit in zip(outputs, units, strict=True):

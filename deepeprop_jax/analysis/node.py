@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from deepeprop_jax.analysis import labels
-from deepeprop_jax.analysis.transition import Cut, Views, cut_cell
+from deepeprop_jax.analysis.cell_parts import Cut, Views
+from deepeprop_jax.analysis.transition import cut_cell
 from deepeprop_jax.analysis.units import Units, units_of
 from deepeprop_jax.analysis.vjp import VjpProgram, vjp_program
 from deepeprop_jax.jaxpr import thin
@@ -110,7 +111,7 @@ def analyse_node(
     return Node(name, apply, *views, cut, units, program, leaves, _recurrence(program))
 
 
-def _leaf(name: str, atom: Atom, flow: labels.Flow) -> Leaf:
+def _leaf(name: str, atom: Atom, flow: labels.Labelling) -> Leaf:
     label = flow.of(atom)
     if label is None or thin.core(label.empty).all():
         return Leaf(name, "none", None, "never reaches the carry")

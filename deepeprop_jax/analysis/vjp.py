@@ -17,8 +17,8 @@ import jax
 import numpy as np
 
 from deepeprop_jax.analysis import labels
+from deepeprop_jax.analysis.cell_parts import Cut, Others, Reals, Views
 from deepeprop_jax.analysis.outer_products import Cuts, find_cuts
-from deepeprop_jax.analysis.transition import Cut, Others, Reals, Views
 from deepeprop_jax.analysis.units import Units, unit_numbers
 from deepeprop_jax.jaxpr.batched import Lifted, Values
 from deepeprop_jax.jaxpr.gates import unconcatenate
@@ -100,8 +100,8 @@ class VjpProgram(NamedTuple):
     to_params: Pull
     to_carry: Pull
     to_input: Pull
-    labels: labels.Flow
-    localised: labels.Flow | None
+    labels: labels.Labelling
+    localised: labels.Labelling | None
     mixing: str
     transposed: dict[Variable, Variable]
 
@@ -170,12 +170,12 @@ def vjp_program(cut: Cut, cell: Views, units: Units) -> VjpProgram:
 
 
 def _localised(
-    exact: labels.Flow,
+    exact: labels.Labelling,
     equations: list[Equation],
     carry_bar: list[Atom],
     ids: list[np.ndarray],
     seeds: dict[Variable, labels.Labels],
-) -> tuple[labels.Flow | None, str]:
+) -> tuple[labels.Labelling | None, str]:
     """See ``VjpProgram.localised`` and ``mixing``."""
     if labels.within_units(exact, carry_bar, ids):
         return exact, ""

@@ -56,7 +56,7 @@ def split_pairs(view: RealView, leaves: Sequence[Any]) -> Parts:
 def evaluate_in_pairs(
     equations: Sequence[Equation], environment: dict[Variable, Any], outputs: Sequence[Atom]
 ) -> list[Any]:
-    """As ``jaxprs.evaluate``; complex values, there and in the result, are pairs.
+    """As ``program.evaluate``; complex values, there and in the result, are pairs.
 
     What has no rule here (a branch, a loop, a custom derivative, a complex exponential) is computed as it stands.
     """

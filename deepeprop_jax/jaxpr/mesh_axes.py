@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from deepeprop_jax.jaxpr.real_leaves import PyTree
+PyTree = Any
 
 
 def varying_axes(*trees: PyTree) -> frozenset[str]:

@@ -216,7 +216,7 @@ def _at_its_step(outputs: PyTree) -> PyTree:
 
 
 def _vary(state: LearnerState, *others: PyTree) -> LearnerState:
-    """See ``devices.vary_like``; what waits for the next step may be params, which need not vary."""
+    """See ``mesh_axes.vary_like``; what waits for the next step may be params, which need not vary."""
     moved, update = vary_like(state, *others), state.pending.update
     return moved._replace(pending=moved.pending._replace(update=update))
 

@@ -20,7 +20,7 @@ from deepeprop_jax.traces.plan import Plan, make_plan
 
 
 class Planner:
-    """Analyses a network once per shapes of its params, carry and input, and per context (see ``jaxprs.context``).
+    """Analyses a network once per shapes of its params, carry and input, and per context (see ``program.context``).
 
     Args:
       graph: the network.

@@ -18,11 +18,11 @@ from deepeprop_jax.jaxpr.mesh_axes import vary_like
 from deepeprop_jax.jaxpr.real_leaves import Parts, PyTree
 from deepeprop_jax.segments.forward import Run, leading_sizes, run_forward, with_inputs, without_cut_off_steps
 from deepeprop_jax.segments.node import NodeSegment
-from deepeprop_jax.segments.through_time import Flags, Leaves
+from deepeprop_jax.segments.through_time import Flags, Leaves, Past
 
 
 class DeepBack(NamedTuple):
-    """``node_segment.Back`` of all layers.
+    """``node.Back`` of all layers.
 
     Attributes:
       start: per real leaf of the carry, (L, [r,] batch, ...) the cotangent at the segment's start; empty where the past
@@ -124,7 +124,7 @@ class DeepSegment:
         return lax.scan(with_layer, start, layers, self.depth, reverse=True)
 
     def back(
-        self, recurrence: str, output: Leaves, end: Any, sizes: dict[str, int], keep: str, climb: range
+        self, recurrence: Past, output: Leaves, end: Any, sizes: dict[str, int], keep: str, climb: range
     ) -> DeepBack:
         """Pull cotangents of the highest layer's output and of all last carries back through all layers and steps.
 
@@ -154,7 +154,7 @@ class DeepSegment:
             below = full(back.input)
             if len(climb) < self.depth:
                 here = (layer >= climb.start) & (layer < climb.stop)
-                at_once = full(part.back("none", arrived, [], sizes["r"]).input)
+                at_once = full(part.back(Past.NONE, arrived, [], sizes["r"]).input)
                 below = [jnp.where(here, a, b) for a, b in zip(below, at_once, strict=True)] if climb else at_once
             pairs = zip(back.start, self.node.carry.shapes, strict=True) if back.start else ()
             start = [broadcast(Lifted(jnp.zeros(shape)) if x is None else x, kept_axes, sizes) for x, shape in pairs]

@@ -20,12 +20,12 @@ import numpy as np
 
 from deepeprop_jax.jaxpr.batched import Lifted, add, broadcast
 from deepeprop_jax.network.cell import parents
-from deepeprop_jax.segments.influence import own_columns, rows_of
+from deepeprop_jax.segments.columns import own_columns, rows_of
 from deepeprop_jax.segments.kept import Kept, everything, kept_by, nodes_of, within
 from deepeprop_jax.segments.ladder import Ladder, climb_down, ladders
 from deepeprop_jax.segments.network import Flow, Segment, start_of
 from deepeprop_jax.segments.node import Back, NodeSegment
-from deepeprop_jax.segments.through_time import Leaves
+from deepeprop_jax.segments.through_time import Leaves, Past
 from deepeprop_jax.segments.unit_vectors import back_units
 from deepeprop_jax.traces.block import Rows
 from deepeprop_jax.traces.plan import Plan
@@ -236,7 +236,7 @@ class JointFlow(Flow):
         node, vertex = self.segment.nodes[p], self.plan.graph.nodes[p]
         assert isinstance(node, NodeSegment)  # see applies()
         upto, recurrence = "input" if parents(vertex.wire) else "carry", self.recurrence(p, kept)
-        if rows == (p,) and recurrence == "local":
+        if rows == (p,) and recurrence is Past.LOCAL:
             back = back_units(node, upto)
         else:
             end = self._unit_vectors(p, rows) if p in rows else []

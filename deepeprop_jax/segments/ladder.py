@@ -12,11 +12,11 @@ from deepeprop_jax.analysis.vjp import parameter_values
 from deepeprop_jax.jaxpr.batched import Lifted, broadcast
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
 from deepeprop_jax.network.cell import parents
+from deepeprop_jax.segments.columns import own_columns, rows_of
 from deepeprop_jax.segments.forward import with_inputs
-from deepeprop_jax.segments.influence import own_columns, rows_of
 from deepeprop_jax.segments.network import Segment, vector
 from deepeprop_jax.segments.node import NodeSegment
-from deepeprop_jax.segments.through_time import Leaves
+from deepeprop_jax.segments.through_time import Leaves, Past
 from deepeprop_jax.traces.plan import Plan
 from deepeprop_jax.traces.state import Traces
 
@@ -83,7 +83,7 @@ def climb_down(
     node, name = plan.nodes[lowest], plan.name(lowest, lowest)
     parts: list[Any] = [segment.nodes[p] for p in nodes]
     flags = parts[0].flags
-    recurrence = "full" if plan.full_jacobian(lowest) else "local"
+    recurrence = Past.FULL if plan.full_jacobian(lowest) else Past.LOCAL
 
     def full(ct: Leaves) -> list[jax.Array]:
         zeros = [Lifted(jnp.zeros(*leaf)) for leaf in zip(node.output.shapes, node.output.dtypes, strict=True)]

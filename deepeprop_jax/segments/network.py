@@ -26,7 +26,7 @@ from deepeprop_jax.segments.depth import DeepBack, DeepSegment
 from deepeprop_jax.segments.forward import run_forward, with_inputs
 from deepeprop_jax.segments.kept import Kept, nodes_of, within
 from deepeprop_jax.segments.node import Back, NodeSegment
-from deepeprop_jax.segments.through_time import Flags, Leaves
+from deepeprop_jax.segments.through_time import Flags, Leaves, Past
 from deepeprop_jax.segments.unit_vectors import back_units
 from deepeprop_jax.traces.block import Rows
 from deepeprop_jax.traces.plan import Plan
@@ -135,7 +135,7 @@ class Flow:
     Args:
       segment: the network that ran.
       outputs: the cotangent of the network's outputs, per real leaf; empty for zero.
-      end: a node, and unit vectors on its last carry: ``Leaves``, or where it has depth ``deep_segment.unit_vectors``.
+      end: a node, and unit vectors on its last carry: ``Leaves``, or where it has depth ``depth.unit_vectors``.
       rows: size of axis r.
       exact: whether carries go back through dF/dh everywhere; else as the lattice does.
     """
@@ -190,7 +190,7 @@ class Flow:
         if isinstance(node, DeepSegment):
             keep = "" if self.end is None else "rb"
             back = node.back(recurrence, dy, end, self.sizes, keep, self._climb(v, kept))
-        elif recurrence == "local" and end:
+        elif recurrence is Past.LOCAL and end:
             back = back_units(node, upto)
         else:
             back = node.back(recurrence, dy, end, self.sizes["r"], upto)
@@ -204,13 +204,13 @@ class Flow:
             return range(self.plan.depth(v))
         return range(seen[0].low, seen[0].high) if self.plan.hops else range(0)
 
-    def recurrence(self, v: int, kept: Kept) -> str:
+    def recurrence(self, v: int, kept: Kept) -> Past:
         """How a carry's cotangent of node v goes back in time, see ``NodeSegment.back``."""
         if self.exact:
-            return "full"
+            return Past.FULL
         if v not in nodes_of(kept):
-            return "none"
-        return "full" if self.plan.full_jacobian(v) else "local"
+            return Past.NONE
+        return Past.FULL if self.plan.full_jacobian(v) else Past.LOCAL
 
 
 def start_of(segment: Segment, p: int, back: Back | DeepBack, axes: str, sizes: dict[str, int]) -> jax.Array:

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepeprop_jax.analysis import labels
+from deepeprop_jax.analysis.cell_parts import Reals
 from deepeprop_jax.analysis.node import Node
 from deepeprop_jax.analysis.outer_products import sums
-from deepeprop_jax.analysis.transition import Reals
 from deepeprop_jax.analysis.units import from_grid
 from deepeprop_jax.analysis.vjp import Pull
 from deepeprop_jax.jaxpr import thin
@@ -25,7 +25,16 @@ from deepeprop_jax.jaxpr.mesh_axes import vary_like
 from deepeprop_jax.jaxpr.program import Atom, Variable, backward_slice, bind, is_variable
 from deepeprop_jax.jaxpr.real_leaves import Parts, RealView, float32_or_wider
 from deepeprop_jax.segments.forward import Run, leading_sizes, with_inputs, without_cut_off_steps
-from deepeprop_jax.segments.through_time import Carry, Flags, Flow, Leaves, last_where_cut_off, pull_local, through_time
+from deepeprop_jax.segments.through_time import (
+    Carry,
+    Entering,
+    Flags,
+    Leaves,
+    Past,
+    last_where_cut_off,
+    pull_local,
+    through_time,
+)
 from deepeprop_jax.traces.spread import spread
 
 
@@ -231,12 +240,11 @@ class NodeSegment:
 
     # --- back --------------------------------------------------------------------------------------------------------
 
-    def back(self, recurrence: str, output: Leaves, end: Leaves, rows: int = 1, upto: str = "input") -> Back:
+    def back(self, recurrence: Past, output: Leaves, end: Leaves, rows: int = 1, upto: str = "input") -> Back:
         """Pull cotangents of the outputs and of the last carry back through all steps.
 
         Args:
-          recurrence: how a carry's cotangent goes one step back: "full" (through dF/dh), "local" (through D) or "none"
-            (not at all: only what the output owes to its own step).
+          recurrence: how a carry's cotangent goes one step back.
           output: per real leaf of the output, its cotangent at every step; empty for zero.
           end: per real leaf of the carry, the cotangent of the last one; empty for zero.
           rows: size of axis r, where a cotangent has it.
@@ -246,11 +254,11 @@ class NodeSegment:
         dh_t, dh_tm1, du = self._through_output(output, sizes)
         if not self.node.recurrent:
             return Back([], [], output, du)
-        flow = Flow(dh_t, dh_tm1, end or [None] * len(dh_t))
-        if recurrence == "none":
+        flow = Entering(dh_t, dh_tm1, end or [None] * len(dh_t))
+        if recurrence is Past.NONE:
             start: Leaves = []
             steps = dh_t
-        elif recurrence == "local" and self._shares_loop():
+        elif recurrence is Past.LOCAL and self._shares_loop():
             (start, steps), *self._slots = self._through_time(recurrence, [flow, *self._slot_flows()], sizes)
         else:
             ((start, steps),) = self._through_time(recurrence, [flow], sizes)
@@ -300,7 +308,7 @@ class NodeSegment:
         where they differ between examples.
         """
         if self._slots is None:
-            self._slots = self._through_time("local", self._slot_flows(), self.sizes)
+            self._slots = self._through_time(Past.LOCAL, self._slot_flows(), self.sizes)
         return self._slots
 
     def _slot_of_leaf(self) -> list[int | None]:
@@ -309,12 +317,12 @@ class NodeSegment:
         slot = self.node.units.slot
         return [int(slot[start]) if size else None for start, size in zip(starts, self.node.carry.sizes, strict=False)]
 
-    def _slot_flows(self) -> list[Flow]:
+    def _slot_flows(self) -> list[Entering]:
         node = self.node
         nothing: Leaves = [None] * len(node.carry.shapes)
         slots = self._slot_of_leaf()
         return [
-            Flow(
+            Entering(
                 nothing,
                 nothing,
                 [
@@ -329,11 +337,13 @@ class NodeSegment:
         """``back`` through D for ones on a slot of the last carry; no further than to the carry."""
         return Back(*self.slots()[slot], [], [])
 
-    def _through_time(self, recurrence: str, flows: list[Flow], sizes: dict[str, int]) -> list[tuple[Leaves, Leaves]]:
+    def _through_time(
+        self, recurrence: Past, flows: list[Entering], sizes: dict[str, int]
+    ) -> list[tuple[Leaves, Leaves]]:
         # Sums and products over many steps: float32 at least, whatever the carry is held in.
         carry = Carry(self.node.carry.shapes, [float32_or_wider(d) for d in self.node.carry.dtypes])
         leaves = range(len(carry.shapes))
-        if recurrence == "local":
+        if recurrence is Past.LOCAL:
             blocks = self.blocks()
             return through_time(pull_local, blocks, set(blocks), flows, self.flags, carry, sizes)
         wanted = self.program.to_carry

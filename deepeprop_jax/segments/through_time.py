@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,6 +12,18 @@ import jax.numpy as jnp
 from deepeprop_jax.jaxpr.batched import Lifted, add, broadcast, elementwise, scan_back, union
 from deepeprop_jax.jaxpr.mesh_axes import vary, varying_axes
 from deepeprop_jax.jaxpr.real_leaves import float32_or_wider
+
+
+class Past(enum.Enum):
+    """How a carry's cotangent goes one step back."""
+
+    FULL = "full"
+    """Through dF/dh."""
+    LOCAL = "local"
+    """Through its unit-local blocks D."""
+    NONE = "none"
+    """Not at all: only what the output owes to its own step."""
+
 
 Leaves = list[Lifted | None]
 """Cotangents of some real leaves; None is a zero."""
@@ -42,7 +55,7 @@ def last_where_cut_off(resets: jax.Array, values: Any) -> Any:
     return jax.tree.map(choose, values)
 
 
-class Flow(NamedTuple):
+class Entering(NamedTuple):
     """Cotangents that enter the loop.
 
     Attributes:
@@ -67,7 +80,7 @@ def through_time(
     pull: Callable[[Leaves, Any], Leaves],
     table: Any,
     reach: set[tuple[int, int]],
-    flows: list[Flow],
+    flows: list[Entering],
     flags: Flags,
     carry: Carry,
     sizes: dict[str, int],

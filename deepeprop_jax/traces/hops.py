@@ -10,7 +10,7 @@ from deepeprop_jax.analysis.node import Node
 from deepeprop_jax.network.cell import Graph, parents
 
 
-class Pair(NamedTuple):
+class KeptPair(NamedTuple):
     """A kept influence S^{v,k} of node k's parameters on another node v's carry.
 
     Attributes:
@@ -48,13 +48,13 @@ class Hops(NamedTuple):
         reach = self._depth(v) - 1 if self.nodes[v].recurrent and self.columns[v] else 0
         return reach if self.hops is None else min(reach, self.hops)
 
-    def pairs(self) -> tuple[dict[tuple[int, int], Pair], frozenset[tuple[int, int]]]:
+    def pairs(self) -> tuple[dict[tuple[int, int], KeptPair], frozenset[tuple[int, int]]]:
         """Distances in recurrent nodes entered, the pairs within the hops, and the outputs that those need."""
         count = len(self.nodes)
         recurrent = [int(node.recurrent) for node in self.nodes]
         below = [[p for p in parents(vertex.wire) if self.nodes[p].output.size] for vertex in self.graph.nodes]
         distance: dict[tuple[int, int], int] = {}  # from the top layer of k to the bottom layer of v
-        pairs: dict[tuple[int, int], Pair] = {}
+        pairs: dict[tuple[int, int], KeptPair] = {}
         for k in range(count):
             if not self.columns[k]:
                 continue
@@ -76,7 +76,7 @@ class Hops(NamedTuple):
                     transmitted |= {(p, k) for p in below[v] if p == k or (p, k) in distance}
         return pairs, frozenset(transmitted)
 
-    def _pair(self, v: int, k: int, distance: int) -> Pair | None:
+    def _pair(self, v: int, k: int, distance: int) -> KeptPair | None:
         if not self.nodes[v].recurrent:
             return None
         # Source layers below the top of k are farther away, one hop each if they are recurrent.
@@ -88,4 +88,4 @@ class Hops(NamedTuple):
             return None
         layers, sources = int(kept.any(1).sum()), int(kept.any(0).sum())
         box = kept[:layers, kept.shape[1] - sources :]
-        return Pair(layers, sources, sources * self.columns[k], None if box.all() else box)
+        return KeptPair(layers, sources, sources * self.columns[k], None if box.all() else box)

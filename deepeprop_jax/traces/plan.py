@@ -9,7 +9,7 @@ from deepeprop_jax.analysis.node import Node
 from deepeprop_jax.jaxpr.real_leaves import RealView, float32_or_wider
 from deepeprop_jax.network.cell import Graph, PyTree
 from deepeprop_jax.traces.block import Block, Rows
-from deepeprop_jax.traces.hops import Hops, Pair
+from deepeprop_jax.traces.hops import Hops, KeptPair
 from deepeprop_jax.traces.low_rank import Layout, layout_of
 
 
@@ -47,7 +47,7 @@ class Plan(NamedTuple):
     own: tuple[tuple[Block, ...], ...]
     low_rank: tuple[Layout | None, ...]
     bands: tuple[int, ...]
-    pairs: dict[tuple[int, int], Pair]
+    pairs: dict[tuple[int, int], KeptPair]
     transmitted: frozenset[tuple[int, int]]
     dtype: Any
     output: RealView
