@@ -12,7 +12,7 @@ from flax.core import FrozenDict, freeze
 from deepeprop_jax import deep_eprop, graph, linen_cell, nnx_cell, stack
 from deepeprop_jax.reference import Pair, bptt
 from tests.gradients import FLOAT64, SAME, assert_same_gradient
-from tests.situations import BATCH, INPUTS, STEPS, TARGETS, UNITS, judge, loss_fn, numbers
+from tests.public_reports.situations import BATCH, INPUTS, STEPS, TARGETS, UNITS, judge, loss_fn, numbers
 
 XS = numbers(1, STEPS, BATCH, INPUTS, scale=1.0)
 X = XS[0].astype(jnp.float32)

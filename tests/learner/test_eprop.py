@@ -9,7 +9,7 @@ import pytest
 from deepeprop_jax import deep_eprop
 from deepeprop_jax.reference import bptt, stop_gradient_oracle
 from tests.gradients import FLOAT64, assert_same_gradient, relative_errors
-from tests.test_exact import ALL, SANDWICHES, library_gradient
+from tests.learner.test_exact import ALL, SANDWICHES, library_gradient
 from tests.zoo import cells, find, networks, problem
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from tests.gradients import FLOAT32
-from tests.test_exact import check_equals_bptt
+from tests.learner.test_exact import check_equals_bptt
 from tests.zoo import cells, margin, networks, problem
 
 pytestmark = pytest.mark.as_users

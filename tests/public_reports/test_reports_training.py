@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from deepeprop_jax import Cell, deep_eprop, stack
 from deepeprop_jax.reference import bptt
 from tests.gradients import FLOAT32, FLOAT64, SAME, assert_same_gradient, relative_errors
-from tests.situations import BATCH, INPUTS, STEPS, TARGETS, UNITS, loss_fn, numbers
+from tests.public_reports.situations import BATCH, INPUTS, STEPS, TARGETS, UNITS, loss_fn, numbers
 
 KEY = jax.random.key(0)
 BF16 = 0.02

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepeprop_jax.reference import Pair
-from tests.situations import (
+from tests.public_reports.situations import (
     BATCH,
     INPUTS,
     STEPS,

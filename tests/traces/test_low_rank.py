@@ -16,7 +16,7 @@ from deepeprop_jax.segments.through_time import Flags
 from deepeprop_jax.traces import low_rank
 from deepeprop_jax.traces.low_rank import Layout, LowRank
 from tests.gradients import FLOAT64, assert_same_gradient
-from tests.test_segment import STEPS, flags_of
+from tests.segments.test_segment import STEPS, flags_of
 from tests.zoo import cells, problem
 
 FULL = 1000

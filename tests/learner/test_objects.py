@@ -83,7 +83,7 @@ def test_examples_in_docstrings_use_public_names():
 
 
 def test_version_is_that_of_pyproject():
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert deepeprop_jax.__version__ == project["version"]
 
 

@@ -158,7 +158,7 @@ def test_integer_params_have_no_gradient_and_are_named():
 @pytest.mark.mixed_promotion
 def test_readmes_line_lets_optax_train_complex_parameters():
     """Without it the loss rises."""
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
     (line,) = re.findall(r"`(grads = jax\.tree\.map\(.*conj, grads\))`", readme)
 
     def apply(params, h, x):

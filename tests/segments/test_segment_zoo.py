@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.test_segment import STEPS, check_exact_inside, check_segments
+from tests.segments.test_segment import STEPS, check_exact_inside, check_segments
 from tests.zoo import cells, networks
 
 pytestmark = pytest.mark.sweep

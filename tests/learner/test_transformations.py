@@ -13,7 +13,7 @@ from jax import export
 
 from deepeprop_jax import deep_eprop, stack
 from tests.gradients import assert_same_gradient
-from tests.test_compiled import NETWORKS, mean_squared_error, setup
+from tests.learner.test_compiled import NETWORKS, mean_squared_error, setup
 
 
 def test_jit_does_not_retrace():

@@ -11,7 +11,7 @@ import pytest
 
 from deepeprop_jax import Cell, deep_eprop
 from deepeprop_jax.reference import Pair, bptt
-from tests.situations import (
+from tests.public_reports.situations import (
     BATCH,
     INPUTS,
     STEPS,
