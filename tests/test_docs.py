@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import pages
+from experiments.program import pages
 
 ROOT = Path(__file__).parents[1]
 DOCS = [*ROOT.glob("*.md"), *(ROOT / "experiments").rglob("*.md"), *(ROOT / "docs").rglob("*.md")]

@@ -17,6 +17,7 @@ import numpy as np
 
 from deepeprop_jax.jaxpr import thin
 from deepeprop_jax.jaxpr.local_dot import LocalDot, local_dot
+from deepeprop_jax.jaxpr.primitives import LINEAR_ELEMENTWISE
 from deepeprop_jax.jaxpr.program import Atom, Equation, Variable, bind, dependents, dot_axes, is_variable, shape_of
 
 _NO_LOW = 2**30
@@ -146,24 +147,6 @@ _STRUCTURAL: dict[str, Callable[..., Any]] = {
     "copy_p": lambda params, x: x,
 }
 
-_ELEMENTWISE = frozenset(
-    [
-        "add_any",
-        "add",
-        "sub",
-        "mul",
-        "div",
-        "neg",
-        "select_n",
-        "convert_element_type",
-        "real",
-        "imag",
-        "complex",
-        "conj",
-        "reduce_precision",
-    ]
-)
-
 
 def _is_structural(equation: Equation) -> bool:
     return equation.name in _STRUCTURAL and not (equation.name == "reshape" and equation.params.get("dimensions"))
@@ -188,7 +171,7 @@ def _forward(equation: Equation, inputs: Sequence[Labels | None]) -> list[Labels
     if lows is not None:
         highs = rearrange(equation, [label.high for label in labels])
         return [Labels(low, high) for low, high in zip(lows, highs or [], strict=True)]
-    if equation.name in _ELEMENTWISE:
+    if equation.name in LINEAR_ELEMENTWISE:
         joined = functools.reduce(Labels.join, labels)
         return [joined.map(lambda x: np.broadcast_to(x, shapes[0]))]
     if equation.name == "reduce_sum":
@@ -310,7 +293,7 @@ def _backward(equation: Equation, outputs: Sequence[Labels | None]) -> list[Labe
     moved = _before(equation, labels, shapes)
     if moved is not None:
         return moved
-    if equation.name in _ELEMENTWISE:
+    if equation.name in LINEAR_ELEMENTWISE:
         return [labels[0] if shape == labels[0].low.shape else labels[0].whole(shape) for shape in shapes]
     if equation.name == "reduce_sum":
         axes = tuple(equation.params["axes"])

@@ -14,11 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepeprop_jax.analysis.labels import Labels, depends_on
-from deepeprop_jax.jaxpr.gates import ELEMENTWISE
+from deepeprop_jax.jaxpr.primitives import ELEMENTWISE, NONLINEAR_REDUCTIONS
 from deepeprop_jax.jaxpr.program import Equation, is_variable, trace
 from deepeprop_jax.network.cell import PyTree
-
-_REDUCTIONS = frozenset(["argmax", "argmin", "reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod"])
 
 
 def is_per_example(loss_fn: Callable, y: PyTree, target: PyTree, own: Sequence[bool], examples: int) -> bool:
@@ -65,7 +63,7 @@ def _labels(equation: Equation, flow: dict[Any, Labels]) -> dict[Any, Labels]:
     if equation.name in ELEMENTWISE:
         joined = functools.reduce(Labels.join, known.values())
         return {output: joined.map(lambda x: np.broadcast_to(x, output.aval.shape))}
-    if equation.name in _REDUCTIONS:
+    if equation.name in NONLINEAR_REDUCTIONS:
         return {output: next(iter(known.values())).reduce(tuple(equation.params["axes"]))}
     found = depends_on([equation], known).labels
     return {variable: found[variable] for variable in equation.outputs if variable in found}

@@ -22,6 +22,7 @@ from deepeprop_jax.analysis.outer_products import Cuts, find_cuts
 from deepeprop_jax.analysis.units import Units, unit_numbers
 from deepeprop_jax.jaxpr.batched import Lifted, Values
 from deepeprop_jax.jaxpr.gates import unconcatenate
+from deepeprop_jax.jaxpr.primitives import STORED
 from deepeprop_jax.jaxpr.program import (
     Atom,
     Equation,
@@ -34,11 +35,6 @@ from deepeprop_jax.jaxpr.program import (
     trace,
 )
 from deepeprop_jax.jaxpr.real_leaves import Parts
-
-_LOOPED = frozenset(
-    ["dot_general", "conv_general_dilated", "scan", "while", "cond", "sort", "random_bits", "cumsum", "cumprod"]
-)
-"""What is too costly to compute a second time: its results are stored by the forward loop."""
 
 
 class Pull(NamedTuple):
@@ -215,7 +211,7 @@ def _stored(
     program: Program, loop: list[Equation], linear: list[Equation], cuts: Cuts, step: set[Variable]
 ) -> list[Variable]:
     """Costly results of the loop that the backward pass needs, directly or to recompute what is cheap."""
-    costly = {output for e in loop if e.name in _LOOPED for output in e.outputs}
+    costly = {output for e in loop if e.name in STORED for output in e.outputs}
     wanted = {a for e in linear for a in e.inputs if is_variable(a) and a in step}
     wanted |= {a for p in cuts.products if p is not None for a in p.equation.inputs if is_variable(a) and a in step}
     used = {a for e in backward_slice(program.equations, wanted, costly) for a in e.inputs if is_variable(a)} | wanted

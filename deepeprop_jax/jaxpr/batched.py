@@ -15,19 +15,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from deepeprop_jax.jaxpr.primitives import SAME_SHAPE
 from deepeprop_jax.jaxpr.program import Atom, Equation, Literal, Variable, backward_slice, bind, is_variable, shape_of
 
 AXES = "crb"
 
 Rule = Callable[..., list[Any]]
-
-_ELEMENT_BY_ELEMENT = frozenset(
-    [
-        "abs", "add", "add_any", "cos", "div", "exp", "expm1", "log", "log1p", "log2", "logistic",
-        "max", "min", "mul", "neg", "one_minus_square", "rsqrt", "sign", "sin", "sqrt", "square", "sub", "tan", "tanh",
-    ]
-)  # fmt: skip
-"""Primitives of operands of one shape, or scalars, without an axis among their parameters."""
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=["axes"])
@@ -85,7 +78,7 @@ def apply(equation: Equation, operands: Sequence[Lifted], rule: Rule = bind) -> 
     """An equation under ``vmap`` over those axes that any operand has."""
     axes = union(*(x.axes for x in operands))
     wide = [x for x in operands if jnp.ndim(x.value)]
-    if equation.name in _ELEMENT_BY_ELEMENT and all(x.shape == wide[0].shape for x in wide):
+    if equation.name in SAME_SHAPE and all(x.shape == wide[0].shape for x in wide):
         # What vmap would do, in a fraction of the time that it takes to trace.
         sizes = {axis: size for x in wide for axis, size in zip(x.axes, x.value.shape, strict=False)}
         full = [broadcast(x, axes, sizes) if jnp.ndim(x.value) and x.axes != axes else x.value for x in operands]

@@ -9,18 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deepeprop_jax.jaxpr.primitives import FINITE, FINITE_ABOVE
 from deepeprop_jax.jaxpr.program import Atom, Equation, Literal, Program, backward_slice, dependents, is_variable
-
-_FINITE = frozenset([
-    "abs", "add", "add_any", "and", "broadcast_in_dim", "ceil", "clamp", "convert_element_type", "copy", "copy_p",
-    "cos", "eq", "erf", "exp", "floor", "ge", "gt", "is_finite", "le", "logistic", "lt", "max", "min", "mul", "ne",
-    "neg", "not", "one_minus_square", "or", "polynomial", "reduce_precision", "reshape", "round", "select_n", "sign",
-    "sin", "square", "squeeze", "stop_gradient", "sub", "tanh", "xor",
-])  # fmt: skip
-"""Primitives that are finite for finite operands."""
-
-_ABOVE = {"log": 0.0, "log1p": -1.0, "log2": 0.0, "rsqrt": 0.0, "sqrt": 0.0}
-"""Primitives that are finite above this number, with their slope."""
 
 
 def has_finite_slope(vjp: Program) -> bool:
@@ -53,7 +43,7 @@ def _is_finite(equation: Equation, lows: list[float], moves: list[bool]) -> bool
         return not moves[1] or lows[1] > 0
     if name == "integer_pow":
         return equation.params["y"] >= 0 or lows[0] > 0
-    return name in _FINITE or (name in _ABOVE and lows[0] > _ABOVE[name])
+    return name in FINITE or (name in FINITE_ABOVE and lows[0] > FINITE_ABOVE[name])
 
 
 def _bound(equation: Equation, lows: list[float]) -> float:

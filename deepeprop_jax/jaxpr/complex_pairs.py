@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from deepeprop_jax.jaxpr.primitives import PARTWISE
 from deepeprop_jax.jaxpr.program import Atom, Equation, Variable, bind, evaluate
 from deepeprop_jax.jaxpr.real_leaves import Parts, RealView
 
@@ -69,7 +70,7 @@ def _rule(equation: Equation, *values: Any) -> list[Any]:
     results = [jnp.issubdtype(variable.aval.dtype, jnp.complexfloating) for variable in equation.outputs]
     if not any(isinstance(x, Pair) for x in values) and not any(results):
         return bind(equation, *values)
-    if equation.name in _PARTWISE:
+    if equation.name in PARTWISE:
         return _partwise(equation, values)
     rule = _RULES.get(equation.name)
     found = None if rule is None else rule(equation, *values)
@@ -77,15 +78,6 @@ def _rule(equation: Equation, *values: Any) -> list[Any]:
         whole = [lax.complex(*_full(x)) if isinstance(x, Pair) else x for x in values]
         return [_as_pair(x) if is_complex else x for x, is_complex in zip(bind(equation, *whole), results, strict=True)]
     return [found]
-
-
-_PARTWISE = frozenset(
-    [
-        "add_any", "add", "broadcast_in_dim", "concatenate", "copy", "copy_p", "dynamic_slice", "neg", "pad",
-        "reduce_sum", "reshape", "rev", "select_n", "slice", "split", "squeeze", "stack", "sub", "transpose", "unstack",
-    ]
-)  # fmt: skip
-"""Primitives that do the same to the real and to the imaginary part; other operands are indices, or a predicate."""
 
 
 def _partwise(equation: Equation, values: Sequence[Any]) -> list[Any]:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from deepeprop_jax.jaxpr.primitives import ELEMENTWISE
 from deepeprop_jax.jaxpr.program import Atom, Equation, Program, Variable, dot_axes, is_variable, shape_of
 
 Window = tuple[tuple[int, int], ...]
@@ -24,15 +25,6 @@ Window = tuple[tuple[int, int], ...]
 
 _MOST_PIECES = 8
 """A cell with more gates than this is not known; one that reads its units one by one keeps its one matrix product."""
-
-ELEMENTWISE = frozenset([
-    "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "ceil",
-    "clamp", "complex", "conj", "convert_element_type", "copy", "copy_p", "cos", "cosh", "digamma", "div", "eq",
-    "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "imag", "integer_pow", "is_finite", "le",
-    "lgamma", "log", "log1p", "log2", "logistic", "lt", "max", "min", "mul", "ne", "neg", "nextafter", "not",
-    "one_minus_square", "or", "polynomial", "pow", "real", "reduce_precision", "rem", "round", "rsqrt", "select_n",
-    "sign", "sin", "sinh", "sqrt", "square", "stop_gradient", "sub", "tan", "tanh", "xor",
-])  # fmt: skip
 
 
 def unconcatenate(program: Program) -> Program:

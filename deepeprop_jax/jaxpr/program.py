@@ -10,20 +10,9 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 
 from deepeprop_jax.jaxpr.mesh_axes import vary, vary_like, varying_axes
+from deepeprop_jax.jaxpr.primitives import CALLS, CUSTOM_RULES
 
 Literal = jex.Literal
-
-_INLINED = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "eval_jaxpr": "call_jaxpr",  # in place of the two before from JAX 0.12 on
-    "remat": "jaxpr",
-    "remat2": "jaxpr",
-    "checkpoint": "jaxpr",
-}
-"""Calls that mean just their body. Not ``custom_jvp_call``: its body is the primal, without the rule."""
 
 
 _SETTINGS = (
@@ -76,17 +65,13 @@ class Program(NamedTuple):
     constants: dict[Variable, Any]
 
 
-_RULES = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "custom_vjp_call_jaxpr": "fun_jaxpr"}
-"""Calls that mean their body where nothing is differentiated any more."""
-
-
 def trace(function: Callable, *args: Any, differentiated: bool = False) -> Program:
     """The flat program of ``function``; arguments may be arrays or ``jax.ShapeDtypeStruct``, leaves in pytree order.
 
     Args:
       differentiated: whether derivatives have been taken in it, so that custom rules are no longer needed.
     """
-    return _flat(jax.make_jaxpr(function)(*args), _INLINED | _RULES if differentiated else _INLINED)
+    return _flat(jax.make_jaxpr(function)(*args), CALLS | CUSTOM_RULES if differentiated else CALLS)
 
 
 def _flat(closed: Any, inlined: dict[str, str]) -> Program:
@@ -194,7 +179,7 @@ def inside(equation: Equation) -> Inside | None:
         bodies, first, count, before = list(params["branches"]), 0, 0, 0
     else:
         return None
-    programs = [_flat(body, _INLINED | _RULES) for body in bodies]
+    programs = [_flat(body, CALLS | CUSTOM_RULES) for body in bodies]
     turns = range(count)
     fixed = first if equation.name == "scan" else 0
     return Inside(programs, [(first + i, i) for i in turns], [before + first + i for i in turns], fixed)

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from deepeprop_jax.jaxpr.primitives import FUSED, FUSED_ONCE, VIEWS
 from deepeprop_jax.jaxpr.program import (
     Equation,
     Program,
@@ -25,33 +26,7 @@ from deepeprop_jax.jaxpr.program import (
     shape_of,
 )
 
-_VIEWS = frozenset(
-    ["copy", "copy_p", "expand_dims", "optimization_barrier", "pvary", "reshape", "squeeze", "stop_gradient"]
-)  # fmt: skip
-"""The same bytes under another shape."""
-
-_CHEAP = _VIEWS | frozenset(
-    [
-        "abs", "add", "add_any", "and", "broadcast_in_dim", "ceil", "clamp", "complex", "conj", "convert_element_type",
-        "dynamic_slice", "eq", "floor", "gather", "ge", "gt", "imag", "integer_pow", "iota", "is_finite", "le", "lt",
-        "max", "min", "mul", "ne", "neg", "not", "one_minus_square", "or", "pad",
-        "real", "reduce_precision", "rev", "round",
-        "select_n", "sign", "slice", "square", "sub", "xor",
-    ]
-)  # fmt: skip
-"""Computed anew in all that reads them."""
-
-_COSTLY = frozenset(
-    [
-        "acos", "asin", "atan", "atan2", "cbrt", "cos", "cosh", "div", "erf", "erf_inv", "exp", "exp2", "expm1", "log",
-        "log1p", "log2", "logistic", "polynomial", "pow", "rem", "rsqrt", "sin", "sinh", "sqrt", "tan", "tanh",
-        "transpose",
-    ]
-)  # fmt: skip
-"""Computed in what reads them, if that is one."""
-
-
-_NOT_ALONE = _VIEWS | {"broadcast_in_dim", "iota", "rev", "slice", "transpose"}
+_NOT_ALONE = VIEWS | {"broadcast_in_dim", "iota", "rev", "slice", "transpose"}
 """Left in a loop, unless for something that is taken out of it."""
 
 
@@ -142,12 +117,12 @@ class _Run:
         self._in_place = self._written_over(program, carried)
 
     def _is_fused(self, variable: Variable, equation: Equation) -> bool:
-        if equation.name in _VIEWS:
+        if equation.name in VIEWS:
             return True
-        if variable in self._outputs or equation.name not in _CHEAP | _COSTLY or equation.name == "transpose":
+        if variable in self._outputs or equation.name not in FUSED | FUSED_ONCE or equation.name == "transpose":
             return False
         readers = self._readers[variable]
-        return all(_reads_fused(e) for e in readers) and (equation.name in _CHEAP or len(readers) < 2)
+        return all(_reads_fused(e) for e in readers) and (equation.name in FUSED or len(readers) < 2)
 
     def _behind(self, atoms: Sequence[Any]) -> frozenset[Variable]:
         """The stored values that are read where ``atoms`` are."""
@@ -225,7 +200,7 @@ class _Run:
 
 def _reads_fused(equation: Equation) -> bool:
     name = equation.name
-    if name in _CHEAP or name in _COSTLY or name.startswith("reduce"):
+    if name in FUSED or name in FUSED_ONCE or name.startswith("reduce"):
         return True
     return name in ("in order", "scatter-add", "dynamic_update_slice")
 
@@ -233,7 +208,7 @@ def _reads_fused(equation: Equation) -> bool:
 def _in_place(equation: Equation, loops: bool = True) -> bool:
     """Whether a result can take the place of an operand that nothing reads afterwards."""
     name = equation.name
-    if name in _CHEAP or name in _COSTLY or name.startswith("scatter") or name == "dynamic_update_slice":
+    if name in FUSED or name in FUSED_ONCE or name.startswith("scatter") or name == "dynamic_update_slice":
         return True
     return loops and name in ("scan", "while", "cond")
 

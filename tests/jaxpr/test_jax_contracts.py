@@ -11,7 +11,7 @@ import pytest
 
 from deepeprop_jax.analysis import labels
 from deepeprop_jax.jaxpr import bounds as finite
-from deepeprop_jax.jaxpr import gates as unconcatenate
+from deepeprop_jax.jaxpr import primitives
 from deepeprop_jax.jaxpr import program as jaxprs
 
 
@@ -83,7 +83,7 @@ def test_calls_are_inlined_and_custom_rules_are_not():
     function = jax.jit(lambda x: jax.checkpoint(lambda y: jnp.sin(y) + rule(y))(x))
     names = {equation.name for equation in equations(function, 1.0)}
     assert {"sin", "custom_jvp_call"} <= names
-    assert not names & set(jaxprs._INLINED)
+    assert not names & set(primitives.CALLS)
     linear = {e.name for e in equations(lambda x, ct: jax.vjp(function, x)[1](ct), 1.0, 1.0)}
     assert not {"custom_jvp_call", "custom_vjp_call"} & linear
 
@@ -109,7 +109,7 @@ def test_activations_and_their_slopes_are_made_of_known_primitives():
         return jaxprs.trace(lambda x, ct: jax.vjp(function, x)[1](ct), MATRIX, MATRIX)
 
     unknown = {
-        name: {e.name for e in slope(function).equations} - unconcatenate.ELEMENTWISE - {"broadcast_in_dim"}
+        name: {e.name for e in slope(function).equations} - primitives.ELEMENTWISE - {"broadcast_in_dim"}
         for name, function in ACTIVATIONS.items()
     }
     assert not any(unknown.values()), unknown
