@@ -1,4 +1,4 @@
-"""Loss and gradient of a sequence: segments of it, one after the other, or its steps."""
+"""Loss and gradient of a sequence: its segments, one after the other."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Influences with a row per number of a carry, from a segment's start to its end.
 
-    S^{v,k}_end = sum over p of  dh^v_end/dh^p_start . S^{p,k}_start  +  dh^v_end/dtheta^k inside the segment
+    S^{v,k}_end = sum over p of  dh^v_end/dh^p_start . S^{p,k}_start  +  dh^v_end/dtheta^k inside     eq. 9-11
 
 Every unit vector on v's last carry is pulled back through the segment, to every p and to the parameters of k.
 """

@@ -1,12 +1,13 @@
-"""The recursion over C steps at once: the same gradient as the lattice, in matrix products.
+"""The paper's recursion over C steps at once, in matrix products; C = 1 is the recursion as it is printed.
 
-    grad   += (inside the segment, reverse mode)  +  sum over kept (v, k) of lambda^v_0 . S^{v,k}_start
-    S^{v,k}_end = sum over p of  dh^v_end/dh^p_start . S^{p,k}_start  +  dh^v_end/dtheta^k inside the segment
+    grad   += (inside the segment, reverse mode)  +  sum over kept (v, k) of lambda^v_0 . S^{v,k}_start         eq. 4, 5
+    S^{v,k}_end = sum over p of  dh^v_end/dh^p_start . S^{p,k}_start  +  dh^v_end/dtheta^k inside the segment   eq. 9-11
 
 lambda_0 is the cotangent of the carries at the segment's start under the losses of the segment. All four terms are one
 pull of cotangents back through the segment, node by node and within a node step by step: of the losses, or of unit
-vectors on a carry's end. As in the lattice, a source k sees a node through time only where the pair is kept; other
-nodes pass on what their output owes to its own step.
+vectors on a carry's end. A source k sees a node through time only where the pair is kept; other nodes pass on what
+their output owes to its own step. With exact=False dF/dh stands for its unit-local blocks D (eq. 6), in all terms.
+(B. Millidge, "Generalizing E-prop to Deep Networks", arXiv:2512.24506.)
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ class Flow:
       outputs: the cotangent of the network's outputs, per real leaf; empty for zero.
       end: a node, and unit vectors on its last carry: ``Leaves``, or where it has depth ``depth.unit_vectors``.
       rows: size of axis r.
-      exact: whether carries go back through dF/dh everywhere; else as the lattice does.
+      exact: whether carries go back through dF/dh everywhere; else only where a source sees them, and through D.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """A node's own local traces, from a segment's start to its end: one row per slot of a unit.
 
-    S_end = (product of all D) S_start + what each step adds, through the steps after it
+    S_end = (product of all D) S_start + what each step adds, through the steps after it          eq. 6
 
 Both follow from ones on a slot of the last carry, pulled back through D.
 """

@@ -1,7 +1,7 @@
 """One step of a stream: a segment of length one, whose own local traces are read once and written in place.
 
-    S_t  = D S_{t-1} + z (x) psi                          one read and one write of the trace
-    grad = inst + sum of lambda_{t-1} . S_{t-1}           one read
+    S_t  = D S_{t-1} + z (x) psi                          eq. 6; one read and one write of the trace
+    grad = inst + sum of lambda_{t-1} . S_{t-1}           eq. 4; one read
 
 z is what a weight is multiplied by, psi the derivative of the new carry by that product: (x) is never held. D, z and
 psi wait in the state until the next step, so that the traces never mix the parameters of two steps.
