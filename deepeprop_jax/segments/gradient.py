@@ -20,7 +20,7 @@ from deepeprop_jax.traces.block import Rows, add_columns
 from deepeprop_jax.traces.depth import own_gradient_of_layers
 from deepeprop_jax.traces.plan import Plan
 from deepeprop_jax.traces.spread import over_leaf
-from deepeprop_jax.traces.state import Traces, cross_gradient
+from deepeprop_jax.traces.state import Traces, cross_gradient, is_kept
 
 
 def segment_gradient(segment: Segment, traces: Traces, dy: PyTree, exact: bool) -> list[list[jax.Array]]:
@@ -62,8 +62,7 @@ def _of_source(segment: Segment, flow: Flow, k: int, seen: Kept, traces: Traces)
     columns = jnp.zeros((plan.depth(k), plan.columns[k]), plan.dtype)
     for v in nodes_of(kept_by(plan, k)):
         through = flow.through(v, seen)
-        known = plan.name(v, k) in traces or (v == k and plan.low_rank[k] is not None)
-        if not known or through is None or not through.start:
+        if not is_kept(plan, v, k, traces) or through is None or not through.start:
             continue
         start = start_of(segment, v, through, "b", flow.sizes)
         if v != k:

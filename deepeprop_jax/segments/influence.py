@@ -21,7 +21,7 @@ from deepeprop_jax.segments.own import recurrence
 from deepeprop_jax.traces import dense
 from deepeprop_jax.traces.depth import columns_of, own_gradient_of_layers, push_pairs
 from deepeprop_jax.traces.plan import Plan
-from deepeprop_jax.traces.state import Traces, cross_gradient
+from deepeprop_jax.traces.state import Traces, cross_gradient, is_kept
 
 
 def influence(segment: Segment, flow: Flow, v: int, k: int, leaves: tuple[int, ...], traces: Traces) -> jax.Array:
@@ -44,8 +44,7 @@ def influence(segment: Segment, flow: Flow, v: int, k: int, leaves: tuple[int, .
     total = _inside(segment, flow, k, leaves, kept)
     for p in nodes_of(kept):
         through = flow.through(p, kept) if p <= v else None
-        known = plan.name(p, k) in traces or (p == k and plan.low_rank[k] is not None)
-        if not known or through is None or not through.start:
+        if not is_kept(plan, p, k, traces) or through is None or not through.start:
             continue
         if isinstance(through, DeepBack):
             total = total + _by_example(plan, p, k, start_of(segment, p, through, "rb", sizes), traces)[0]
@@ -82,8 +81,7 @@ def influence_of_layers(
         total = columns_of(plan.nodes[k], plan.trained[k], back.rows, every).astype(plan.dtype)
     for p in nodes_of(kept):
         through = flow.through(p, kept)
-        known = plan.name(p, k) in traces or (p == k and plan.low_rank[k] is not None)
-        if not known or through is None or not through.start:
+        if not is_kept(plan, p, k, traces) or through is None or not through.start:
             continue
         start = start_of(segment, p, through, "rb", sizes)
         if p != k:

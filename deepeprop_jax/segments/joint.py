@@ -27,6 +27,7 @@ from deepeprop_jax.segments.network import Flow, Segment, start_of
 from deepeprop_jax.segments.node import Back, NodeSegment
 from deepeprop_jax.segments.through_time import Leaves, Past
 from deepeprop_jax.segments.unit_vectors import back_units
+from deepeprop_jax.traces import dense
 from deepeprop_jax.traces.block import Rows
 from deepeprop_jax.traces.plan import Plan
 from deepeprop_jax.traces.state import Traces
@@ -114,7 +115,7 @@ def gradient(segment: Segment, flow: Flow, k: int, exact: bool, traces: Traces) 
             starts.append(jnp.zeros((flow.sizes["b"], plan.nodes[v].carry.size), plan.dtype))
         else:
             starts.append(start_of(segment, v, back, "b", flow.sizes))
-    return jnp.einsum("bn,bnp->p", jnp.concatenate(starts, axis=-1), traces[name_of(plan, k)])
+    return dense.contract(jnp.concatenate(starts, axis=-1), traces[name_of(plan, k)])
 
 
 def update(segment: Segment, traces: Traces) -> Traces:

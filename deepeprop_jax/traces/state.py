@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from deepeprop_jax.traces import local
+from deepeprop_jax.traces import dense, local
 from deepeprop_jax.traces.block import Rows
 from deepeprop_jax.traces.depth import DeepTraces, kept_pairs
 from deepeprop_jax.traces.plan import Plan
@@ -52,11 +52,16 @@ def select_traces(where: jax.Array, traces: Traces, others: Traces) -> Traces:
     return jax.tree.map(choose, traces, others)
 
 
+def is_kept(plan: Plan, v: int, k: int, traces: Traces) -> bool:
+    """Whether there is a trace of node k's parameters in node v, of any kind."""
+    return plan.name(v, k) in traces or (v == k and plan.low_rank[k] is not None)
+
+
 def cross_gradient(plan: Plan, v: int, k: int, cotangent: jax.Array, traces: Traces) -> jax.Array:
     """lambda^v . S^{v,k} as (layers of k, columns); the cotangent (batch, n), or (L, batch, n) where v has depth."""
     trace, pair = traces[plan.name(v, k)], plan.pairs[v, k]
     if plan.graph.nodes[v].depth is None:
-        part = jnp.einsum("bn,bnp->p", cotangent, trace)
+        part = dense.contract(cotangent, trace)
     else:
         part = jnp.einsum("lbn,lbnp->p", cotangent[: pair.layers], trace)
     missing = plan.all_columns(k) - pair.columns
