@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from deepeprop_jax.analysis.local_dot import LocalDot, local_dot
 from deepeprop_jax.jaxpr import thin
-from deepeprop_jax.jaxpr.local_dot import LocalDot, local_dot
 from deepeprop_jax.jaxpr.primitives import LINEAR_ELEMENTWISE
 from deepeprop_jax.jaxpr.program import Atom, Equation, Variable, bind, dependents, dot_axes, is_variable, shape_of
 

@@ -1,4 +1,4 @@
-"""Backpropagation through time with every weight's work hoisted out of the loop over time."""
+"""Backpropagation through time by the learner's own segments: every weight's work is hoisted out of the loop."""
 
 from __future__ import annotations
 

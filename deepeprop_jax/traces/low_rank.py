@@ -1,4 +1,4 @@
-"""A node's own local traces as one product of low rank, which a segment moves without ever multiplying it out.
+"""A kind of trace: a node's own local ones as one product of low rank, which is moved without being multiplied out.
 
 Where a weight's immediate influence is an outer product delta (x) z, that of all such weights of a node together is one
 matrix S, per example: rows are the components of all deltas, for each carry slot; columns those of all z. Over a
