@@ -15,6 +15,7 @@ import numpy as np
 
 from deepeprop_jax.analysis import labels
 from deepeprop_jax.analysis.cell_parts import Reals
+from deepeprop_jax.analysis.local_blocks import from_jacobian
 from deepeprop_jax.analysis.node import Node
 from deepeprop_jax.analysis.outer_products import sums
 from deepeprop_jax.analysis.units import from_grid
@@ -23,7 +24,7 @@ from deepeprop_jax.jaxpr import thin
 from deepeprop_jax.jaxpr.batched import Lifted, Rule, Values, add, broadcast, elementwise, pull, union
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
 from deepeprop_jax.jaxpr.program import Atom, Variable, backward_slice, bind, is_variable
-from deepeprop_jax.jaxpr.real_leaves import Parts, RealView, float32_or_wider
+from deepeprop_jax.jaxpr.real_leaves import Parts, float32_or_wider
 from deepeprop_jax.segments.forward import Run, leading_sizes, with_inputs, without_cut_off_steps
 from deepeprop_jax.segments.through_time import (
     Carry,
@@ -176,20 +177,10 @@ class NodeSegment:
         return self._blocks
 
     def _blocks_from_jacobian(self) -> dict[tuple[int, int], Lifted]:
-        node, params = self.node, self.params
+        node, params, blocks = self.node, self.params, from_jacobian(self.node)
 
         def one(h: Parts, u: Parts) -> jax.Array:
-            others = (params.other, h.other, u.other)
-            _, vjp = jax.vjp(lambda at: node.cut.next_carry(params.real, at, u.real, others, h.real), h.real)
-            view = RealView(h.real)
-
-            def row(ct: jax.Array) -> jax.Array:
-                pairs = zip(view.unflatten(ct), h.real, strict=True)
-                return view.flatten(vjp([part.astype(leaf.dtype) for part, leaf in pairs])[0])
-
-            jacobian = jax.vmap(row)(jnp.eye(view.size, dtype=float32_or_wider(*view.dtypes)))
-            padded = jnp.pad(jacobian, ((0, 1), (0, 1)))
-            return padded[node.units.grid[:, None], node.units.grid[None]]
+            return blocks(params.real, h.real, u.real, (params.other, h.other, u.other))
 
         grid = jax.vmap(jax.vmap(one))(self.carry_tm1, self.input)  # (C, batch, K, K, units)
         found: dict[tuple[int, int], Lifted] = {}

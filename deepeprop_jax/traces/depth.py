@@ -15,8 +15,9 @@ import numpy as np
 from deepeprop_jax.analysis.node import Node
 from deepeprop_jax.analysis.units import to_grid
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
-from deepeprop_jax.traces import dense, local, low_rank
-from deepeprop_jax.traces.block import Block, Rows, add_columns
+from deepeprop_jax.traces import low_rank
+from deepeprop_jax.traces.block import add_columns
+from deepeprop_jax.traces.kinds import contract
 from deepeprop_jax.traces.plan import Plan
 
 
@@ -73,17 +74,19 @@ def put_pairs(held: jax.Array, found: jax.Array, target: jax.Array, band: int) -
     def body(held: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         source, new = now
         place = place_of(found.shape[0], band, target, source)
-        old = _layer_of(held, place.index)
-        return _with_layer(held, jnp.where(place.kept, new, old), place.index), None
+        old = layer_of(held, place.index)
+        return with_layer(held, jnp.where(place.kept, new, old), place.index), None
 
     return jax.lax.scan(body, held, (jnp.arange(found.shape[0]), found))[0]
 
 
-def _layer_of(array: jax.Array, index: jax.Array) -> jax.Array:
+def layer_of(array: jax.Array, index: jax.Array) -> jax.Array:
+    """One entry of the first axis."""
     return jax.lax.dynamic_index_in_dim(array, index, keepdims=False)
 
 
-def _with_layer(array: jax.Array, new: jax.Array, index: jax.Array) -> jax.Array:
+def with_layer(array: jax.Array, new: jax.Array, index: jax.Array) -> jax.Array:
+    """With another entry there."""
     return jax.lax.dynamic_update_index_in_dim(array, new, index, 0)
 
 
@@ -96,14 +99,6 @@ def columns_of(node: Node, wanted: tuple[int, ...], columns: jax.Array, held: tu
     return jnp.concatenate([parts[i] for i in wanted], axis=-1)
 
 
-def contract_own(node: Node, block: Block, cotangent: jax.Array, trace: jax.Array) -> jax.Array:
-    """``lambda . S`` of an own trace of either kind, (columns,), for a cotangent (batch, n)."""
-    if block.kind is Rows.DENSE:
-        return dense.contract(cotangent, trace)
-    shape = node.params.shapes[block.leaves[0]]
-    return local.contract(block, shape, to_grid(cotangent, node.units), trace).ravel()
-
-
 def own_gradient_of_layers(plan: Plan, k: int, cotangent: jax.Array, traces: dict[str, Any]) -> jax.Array:
     """``lambda . S`` of all influences between a node's own layers, (L, columns).
 
@@ -114,7 +109,7 @@ def own_gradient_of_layers(plan: Plan, k: int, cotangent: jax.Array, traces: dic
     own = traces.get(plan.name(k, k), DeepTraces((), None))
     grads = [jnp.zeros((depth, *shape), plan.dtype) for shape in node.params.shapes]
     for block, trace in zip(plan.own[k], own.own, strict=True):
-        part = jax.vmap(lambda c, s, block=block: contract_own(node, block, c, s))(cotangent, trace)
+        part = jax.vmap(lambda c, s, block=block: contract(node, block, c, s))(cotangent, trace)
         add_columns(node.params, grads, block.leaves, part)
     layout = plan.low_rank[k]
     if layout is not None:
@@ -162,6 +157,6 @@ def push_pairs(start: jax.Array, held: jax.Array, band: int, total: jax.Array, t
             return jnp.zeros_like(total[0])
 
         product = jax.lax.cond(target <= top, times, nothing, matrix)
-        return _with_layer(total, _layer_of(total, source) + product, source), None
+        return with_layer(total, layer_of(total, source) + product, source), None
 
     return jax.lax.scan(body, total, (jnp.asarray(pairs.target), jnp.asarray(pairs.source), held))[0]

@@ -41,6 +41,22 @@ def push(units: Units, block: Block, matrix: jax.Array, trace: jax.Array) -> jax
     return _sum([wide[:, :, k] * trace[:, None, k] for k in range(trace.shape[1])])
 
 
+def advance(block: Block, recurrence: jax.Array, trace: jax.Array) -> jax.Array:
+    """``D S``, for D (batch, K, K, units). Cost: K multiply-adds per number of the trace."""
+    wide = spread(recurrence, block.unit)
+    return _sum([wide[:, :, k] * trace[:, None, k] for k in range(trace.shape[1])])
+
+
+def select(units: Units, block: Block, rows: np.ndarray, trace: jax.Array) -> jax.Array:
+    """``push`` with a matrix that selects carry components, which many cells' outputs do: (batch, rows, columns)."""
+    if block.unit is None:
+        raise ValueError("select() needs the unit of each entry")
+    held = jnp.asarray(thin.core(block.unit), jnp.int32)
+    own = jnp.asarray(units.unit[rows], jnp.int32).reshape(-1, *(1,) * held.ndim) == held[None]
+    own = jnp.broadcast_to(own, (len(rows), *block.unit.shape)).reshape(len(rows), -1)
+    return jnp.where(own, trace[:, units.slot[rows]], 0)
+
+
 # --- in a segment: one array per slot --------------------------------------------------------------------------------
 
 

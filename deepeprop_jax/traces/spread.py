@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,14 @@ from jax import lax
 
 from deepeprop_jax.jaxpr import thin
 from deepeprop_jax.traces.block import Block
+
+
+class Order(enum.Enum):
+    """How the entries of a leaf run through their units."""
+
+    OVER_AND_OVER = "over and over"
+    EACH_SEVERAL_TIMES = "each several times"
+    ANY = "any"
 
 
 def spread(values: jax.Array, unit: np.ndarray | None) -> jax.Array:
@@ -19,34 +29,34 @@ def spread(values: jax.Array, unit: np.ndarray | None) -> jax.Array:
     """
     if unit is None or unit.size == 0:
         raise ValueError("spread() needs the unit of each entry")
-    order, held = _order(unit), thin.core(thin.compact(unit))
-    if order == "any":
+    order, held = order_of(unit), thin.core(thin.compact(unit))
+    if order is Order.ANY:
         lead = values.shape[:-1]
         return jnp.broadcast_to(values[..., held], (*lead, *unit.shape)).reshape(*lead, unit.size)
-    start, distinct = _range(held)
+    start, distinct = range_of(held)
     used = lax.slice_in_dim(values, start, start + distinct, axis=values.ndim - 1)
     lead, repeats = used.shape[:-1], unit.size // distinct
-    if order == "over and over":
+    if order is Order.OVER_AND_OVER:
         wide = jnp.broadcast_to(used[..., None, :], (*lead, repeats, distinct))
     else:
         wide = jnp.broadcast_to(used[..., None], (*lead, distinct, repeats))
     return wide.reshape(*lead, unit.size)
 
 
-def _order(unit: np.ndarray) -> str:
-    """How entries run through their units: "over and over", "each several times" or "any"."""
+def order_of(unit: np.ndarray) -> Order:
+    """How entries run through their units."""
     held = thin.core(thin.compact(unit))
     changing = [axis for axis, size in enumerate(held.shape) if size > 1]
     still = [axis for axis, size in enumerate(unit.shape) if size > 1 and axis not in changing]
-    start, distinct = _range(held)
+    start, distinct = range_of(held)
     run, repeats = np.arange(start, start + distinct), held.size // distinct
     if np.array_equal(held.ravel(), np.tile(run, repeats)) and all(a < b for a in still for b in changing):
-        return "over and over"
+        return Order.OVER_AND_OVER
     several = np.array_equal(held.ravel(), np.repeat(run, repeats)) and all(a > b for a in still for b in changing)
-    return "each several times" if several else "any"
+    return Order.EACH_SEVERAL_TIMES if several else Order.ANY
 
 
-def _range(unit: np.ndarray) -> tuple[int, int]:
+def range_of(unit: np.ndarray) -> tuple[int, int]:
     """The first unit, and how many there are up to the last."""
     return int(unit.min()), int(unit.max()) - int(unit.min()) + 1
 
