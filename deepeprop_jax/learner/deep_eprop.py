@@ -24,13 +24,21 @@ from deepeprop_jax.learner.contract import (
     documented_by,
 )
 from deepeprop_jax.learner.planner import Planner
-from deepeprop_jax.learner.sequence import Stream, as_params, by_segments, choose_length, keep_examples, make_sequence
+from deepeprop_jax.learner.sequence import (
+    Stream,
+    as_params,
+    by_segments,
+    by_steps,
+    choose_length,
+    keep_examples,
+    make_sequence,
+)
 from deepeprop_jax.learner.sharded import over_batches
-from deepeprop_jax.learner.stepper import Stepper, own_copy
+from deepeprop_jax.learner.stepper import ByLattice, Stepper, own_copy
 from deepeprop_jax.network.arguments import as_arrays, as_avals, batch_size, check_same
 from deepeprop_jax.network.build import as_cell
 from deepeprop_jax.network.cell import Cell, PyTree, graph_of, remade
-from deepeprop_jax.segments.single_step import Factors, run_step
+from deepeprop_jax.segments.single_step import Factors
 from deepeprop_jax.traces.plan import Plan
 from deepeprop_jax.traces.state import select_traces, trace_shapes
 
@@ -130,11 +138,11 @@ class _Functions:
         params, state, x = vary_alike(given, state, x)
         stepper = self._stepper_for(params, state, x)
         traces = stepper.advance(state.pending, state.traces, once=False)
-        now = run_step(stepper.plan, params, state.carry, x)
+        carry_t, y_t, now = stepper.run(params, state.carry, x)
         update = stepper.update_of(now, given)
         pending = Pending(state.carry, own_copy(x), update, jnp.ones_like(state.pending.active))
-        new = checks.next_state(LearnerState(now.carry_end, traces, pending, state.initial_carry), state)
-        return _vary(new, params), vary_like(_at_its_step(now.outputs), params)
+        new = checks.next_state(LearnerState(carry_t, traces, pending, state.initial_carry), state)
+        return _vary(new, params), vary_like(y_t, params)
 
     @documented_by(Gradient)
     def gradient(self, params: PyTree, state: LearnerState, dy: PyTree) -> PyTree:
@@ -144,8 +152,8 @@ class _Functions:
         carry, x, update, active = state.pending
         if not isinstance(active, jax.core.Tracer) and not active.any():
             raise ValueError("No step is pending in this state. Call learner.step first, then learner.gradient.")
-        now = run_step(stepper.plan, stepper.params_of(params, update), carry, x)
-        dy = keep_examples(active, checks.check_cotangent(dy, _at_its_step(now.outputs)))
+        _, y_t, now = stepper.run(stepper.params_of(params, update), carry, x)
+        dy = keep_examples(active, checks.check_cotangent(dy, y_t))
         found = stepper.gradient(now, state.traces, dy)
         found = [[jnp.where(active.any(), leaf, jnp.nan) for leaf in leaves] for leaves in found]
         return summed_like(as_params(stepper.plan, found), given)
@@ -174,7 +182,10 @@ class _Functions:
             sequence = make_sequence(plan, loss_fn, has_aux, state.initial_carry, xs, targets, resets, valid)
             length = segment_length or choose_length(plan, state.pending.active.shape[0], steps).steps
             start = Stream(state.carry, stepper.advance(state.pending, state.traces, once=True))
-            result = by_segments(plan, params, start, sequence, length, within_segment == "exact")
+            if length == 1 and within_segment == "eprop" and isinstance(stepper, ByLattice):
+                result = by_steps(plan, params, start, sequence)
+            else:
+                result = by_segments(plan, params, start, sequence, length, within_segment == "exact")
             pending = state.pending._replace(active=jnp.zeros_like(state.pending.active), update=update)
             end = LearnerState(result.end.carry, result.end.traces, pending, state.initial_carry)
             loss = (result.loss, result.aux) if has_aux else result.loss
@@ -208,11 +219,6 @@ class _Functions:
 def _arrays(**named: PyTree) -> list[Any]:
     """The arguments with strongly typed arrays as leaves."""
     return [as_arrays(tree, what) for what, tree in named.items()]
-
-
-def _at_its_step(outputs: PyTree) -> PyTree:
-    """The outputs of a segment of one step."""
-    return jax.tree.map(lambda leaf: leaf[0], outputs)
 
 
 def _vary(state: LearnerState, *others: PyTree) -> LearnerState:

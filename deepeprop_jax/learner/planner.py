@@ -15,7 +15,6 @@ from deepeprop_jax.learner.stepper import Stepper, stepper_of
 from deepeprop_jax.learner.trainable import trained_leaves
 from deepeprop_jax.network.arguments import batch_size, check_nesting
 from deepeprop_jax.network.cell import Graph, PyTree
-from deepeprop_jax.segments.single_step import run_step
 from deepeprop_jax.traces.plan import Plan, make_plan
 
 
@@ -66,7 +65,7 @@ class Planner:
             stepper = self.stepper(params, carry, x)
 
             def update(params: PyTree, carry: PyTree, x: PyTree) -> PyTree:
-                return stepper.update_of(run_step(stepper.plan, params, carry, x), params)
+                return stepper.update_of(stepper.run(params, carry, x).step, params)
 
             self._updates[key] = jax.eval_shape(update, _avals(params), _avals(carry), _avals(x))
         return self._updates[key]

@@ -1,4 +1,4 @@
-"""Loss and gradient of a sequence: its segments, one after the other."""
+"""Loss and gradient of a sequence: its segments, one after the other, or its steps on the lattice."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy as np
 from jax import lax
 
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
+from deepeprop_jax.jaxpr.real_leaves import select_examples
+from deepeprop_jax.lattice import step as lattice
 from deepeprop_jax.learner import checks
 from deepeprop_jax.network.arguments import batch_size
 from deepeprop_jax.network.cell import PyTree, assemble
@@ -21,7 +23,7 @@ from deepeprop_jax.segments.network import Segment, prepare
 from deepeprop_jax.segments.through_time import Flags
 from deepeprop_jax.traces.block import Rows
 from deepeprop_jax.traces.plan import Plan
-from deepeprop_jax.traces.state import Traces, join_slots, split_slots, without_examples
+from deepeprop_jax.traces.state import Traces, join_slots, select_traces, split_slots, without_examples
 
 
 class Stream(NamedTuple):
@@ -178,6 +180,34 @@ def by_segments(
     aux = auxes[0] if len(auxes) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *auxes)
     traces = join_slots(plan, joint.unpack(plan, end.traces))
     return Result(loss, aux, grads, Stream(end.carry, traces))
+
+
+def by_steps(plan: Plan, params: PyTree, start: Stream, sequence: Sequence) -> Result:
+    """The recursion, one step of the lattice at a time."""
+    loss_and_dy = _loss_and_dy(sequence)
+
+    def body(sums: tuple[Stream, jax.Array, Any], inputs: Any) -> tuple[tuple[Stream, jax.Array, Any], PyTree]:
+        (carry_tm1, traces_tm1), loss, grads = sums
+        x, target, flags = inputs
+        if flags.resets is not None:
+            carry_tm1 = select_examples(flags.resets, sequence.initial_carry, carry_tm1)
+            nothing = jax.tree.map(jnp.zeros_like, traces_tm1)
+            traces_tm1 = select_traces(flags.resets, nothing, traces_tm1)
+        carry_t, y_t, moments = lattice.forward(plan, params, carry_tm1, x)
+        (value, aux), dy = loss_and_dy(y_t, target, flags.valid)
+        if flags.valid is not None:
+            dy = keep_examples(flags.valid, dy)
+        blocks = lattice.local_blocks(plan, moments)
+        found = lattice.gradient(plan, moments, blocks, traces_tm1, dy)
+        traces_t = lattice.update(plan, moments, blocks, traces_tm1)
+        if flags.valid is not None:
+            carry_t = select_examples(flags.valid, carry_t, carry_tm1)
+            traces_t = select_traces(flags.valid, traces_t, traces_tm1)
+        return (Stream(carry_t, traces_t), loss + value, jax.tree.map(jnp.add, grads, found)), aux
+
+    sums = (start, *vary_like((jnp.zeros((), sequence.loss_dtype), _zero_gradient(plan)), start))
+    (end, loss, grads), aux = lax.scan(body, sums, (sequence.xs, sequence.targets, sequence.flags))
+    return Result(loss, aux, grads, end)
 
 
 def _loss_and_dy(sequence: Sequence) -> Callable[..., tuple[tuple[jax.Array, PyTree], PyTree]]:

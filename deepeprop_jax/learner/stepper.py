@@ -1,6 +1,8 @@
 """How a single step moves the traces: chosen once, by the plan.
 
-Both kinds run the step as a segment of one. They differ in what waits for the next step, which moves the traces then.
+Own traces with local rows move in place, by factors that wait for the next step; traces of low rank by a segment of one
+step; all others on the lattice, where influences go up. What is taken where is what measured fastest: for two dense
+layers with all hops, a step on the lattice takes a third of the time of one as a segment.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
+from deepeprop_jax.lattice import step as lattice
 from deepeprop_jax.network.cell import PyTree
 from deepeprop_jax.segments import joint, single_step
 from deepeprop_jax.segments.advance import advance_traces
@@ -18,6 +21,19 @@ from deepeprop_jax.segments.gradient import segment_gradient
 from deepeprop_jax.segments.network import Segment
 from deepeprop_jax.traces.plan import Plan
 from deepeprop_jax.traces.state import Traces, join_slots, select_traces, split_slots
+
+
+class Ran(NamedTuple):
+    """A step that has run.
+
+    Attributes:
+      carry_t, y_t: the network's carry after it, and its output.
+      step: what the gradient and the update of the traces go on from.
+    """
+
+    carry_t: PyTree
+    y_t: PyTree
+    step: Any
 
 
 class Stepper(Protocol):
@@ -38,8 +54,16 @@ class Stepper(Protocol):
         """
         ...
 
-    def update_of(self, step: Segment, given: PyTree) -> PyTree:
-        """What waits after a step: all that its update of the traces needs beside its carry and input."""
+    def run(self, params: PyTree, carry: PyTree, x: PyTree) -> Ran:
+        """The network's step."""
+        ...
+
+    def update_of(self, step: Any, given: PyTree) -> PyTree:
+        """What waits after a step: all that its update of the traces needs beside its carry and input.
+
+        Args:
+          step: ``Ran.step``.
+        """
         ...
 
     def params_of(self, params: PyTree, update: PyTree) -> PyTree:
@@ -50,7 +74,7 @@ class Stepper(Protocol):
         """The traces with the step that waits; ``once`` before a sequence, those across nodes may come packed."""
         ...
 
-    def gradient(self, step: Segment, traces: Traces, dy: PyTree) -> list[list[jax.Array]]:
+    def gradient(self, step: Any, traces: Traces, dy: PyTree) -> list[list[jax.Array]]:
         """``inst + sum of lambda . S`` of a step, per node and real parameter leaf."""
         ...
 
@@ -59,6 +83,10 @@ class ByFactors(NamedTuple):
     """All traces are own ones with local rows: the factors of the update wait."""
 
     plan: Plan
+
+    def run(self, params: PyTree, carry: PyTree, x: PyTree) -> Ran:
+        """As a segment of one step."""
+        return _run_segment(self.plan, params, carry, x)
 
     def first_update(self, given: PyTree, params: PyTree, shapes: PyTree) -> PyTree:
         """Zeros."""
@@ -82,9 +110,13 @@ class ByFactors(NamedTuple):
 
 
 class BySegment(NamedTuple):
-    """Any traces: the parameters wait, and the step is run again as a segment."""
+    """Traces of low rank, and whatever else: the parameters wait, and the step is run again as a segment."""
 
     plan: Plan
+
+    def run(self, params: PyTree, carry: PyTree, x: PyTree) -> Ran:
+        """As a segment of one step."""
+        return _run_segment(self.plan, params, carry, x)
 
     def first_update(self, given: PyTree, params: PyTree, shapes: PyTree) -> PyTree:
         """Any parameters."""
@@ -112,9 +144,50 @@ class BySegment(NamedTuple):
         return segment_gradient(step, split_slots(self.plan, traces), every, exact=False)
 
 
+class ByLattice(NamedTuple):
+    """Dense rows and influences across nodes: the parameters wait, and the step is run again on the lattice."""
+
+    plan: Plan
+
+    def run(self, params: PyTree, carry: PyTree, x: PyTree) -> Ran:
+        """Node by node."""
+        return Ran(*lattice.forward(self.plan, params, carry, x))
+
+    def first_update(self, given: PyTree, params: PyTree, shapes: PyTree) -> PyTree:
+        """Any parameters."""
+        return own_copy(given)
+
+    def update_of(self, step: lattice.Moments, given: PyTree) -> PyTree:
+        """The parameters."""
+        return own_copy(given)
+
+    def params_of(self, params: PyTree, update: PyTree) -> PyTree:
+        """Those that wait."""
+        return update
+
+    def advance(self, pending: Any, traces: Traces, once: bool) -> Traces:
+        """Influences up, and right in time; before a sequence of many small nodes all rows at once, as it goes on."""
+        if once and joint.applies(self.plan, 1, pending.active.shape[0]):
+            return BySegment(self.plan).advance(pending, traces, once)
+        moments = lattice.forward(self.plan, pending.update, pending.carry, pending.x)[2]
+        moved = lattice.update(self.plan, moments, lattice.local_blocks(self.plan, moments), traces)
+        return select_traces(pending.active, moved, traces)
+
+    def gradient(self, step: lattice.Moments, traces: Traces, dy: PyTree) -> list[list[jax.Array]]:
+        """One reverse pass inside the step."""
+        return lattice.gradient(self.plan, step, lattice.local_blocks(self.plan, step), traces, dy)
+
+
 def stepper_of(plan: Plan) -> Stepper:
-    """The cheaper kind that the plan allows."""
-    return ByFactors(plan) if single_step.applies(plan) else BySegment(plan)
+    """The cheapest kind that the plan allows."""
+    if single_step.applies(plan):
+        return ByFactors(plan)
+    return BySegment(plan) if plan.rank is not None else ByLattice(plan)
+
+
+def _run_segment(plan: Plan, params: PyTree, carry: PyTree, x: PyTree) -> Ran:
+    step = single_step.run_step(plan, params, carry, x)
+    return Ran(step.carry_end, jax.tree.map(lambda leaf: leaf[0], step.outputs), step)
 
 
 def own_copy(tree: PyTree) -> PyTree:
