@@ -171,8 +171,8 @@ def inside(equation: Equation) -> Inside | None:
     """None for an equation that runs no program."""
     params = equation.params
     if equation.name == "scan":
-        bodies, first, count, before = [params["jaxpr"]], params["num_consts"], params["num_carry"], 0
-    elif equation.name == "while":
+        return _inside_scan(equation)
+    if equation.name == "while":
         bodies, first, before = [params["body_jaxpr"]], params["body_nconsts"], params["cond_nconsts"]
         count = len(equation.outputs)
     elif equation.name == "cond":
@@ -181,8 +181,21 @@ def inside(equation: Equation) -> Inside | None:
         return None
     programs = [_flat(body, CALLS | CUSTOM_RULES) for body in bodies]
     turns = range(count)
-    fixed = first if equation.name == "scan" else 0
-    return Inside(programs, [(first + i, i) for i in turns], [before + first + i for i in turns], fixed)
+    return Inside(programs, [(first + i, i) for i in turns], [before + first + i for i in turns], 0)
+
+
+def _inside_scan(equation: Equation) -> Inside:
+    """Its body takes what is fixed, what is carried and slices of the rest, in this order. The shapes tell how many: what
+    stands among the parameters differs from one JAX to another."""
+    body = _flat(equation.params["jaxpr"], CALLS | CUSTOM_RULES)
+
+    def same(outside: Sequence[Atom], inside: Sequence[Atom]) -> int:
+        return sum(len(shape_of(a)) == len(shape_of(b)) for a, b in zip(outside, inside, strict=True))
+
+    carried = same(equation.outputs, body.outputs)
+    fixed = same(equation.inputs, body.inputs) - carried
+    places = [fixed + i for i in range(carried)]
+    return Inside([body], list(zip(places, range(carried), strict=True)), places, fixed)
 
 
 def is_variable(atom: Atom) -> bool:

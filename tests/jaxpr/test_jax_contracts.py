@@ -177,3 +177,18 @@ def test_names_used_from_jax_extend():
     assert hasattr(jex.Primitive, "get_bind_params")
     program = jaxprs.trace(lambda x: x * 2.0, 1.0)
     assert not jaxprs.is_variable(program.equations[0].inputs[1])
+
+
+def test_what_a_scan_carries_is_told_by_shapes():
+    def function(weight, key, start, xs):
+        def body(carry, x):
+            h, count = carry
+            return (h * weight + x, count + 1), (h, x.sum())
+
+        return jax.lax.scan(body, (start, 0), xs)[1], key
+
+    program = jaxprs.trace(function, jnp.ones(2), jax.random.key(0), jnp.ones(2), jnp.ones((3, 2)))
+    (scan,) = [equation for equation in program.equations if equation.name == "scan"]
+    found = jaxprs.inside(scan)
+    assert found is not None
+    assert (found.fixed, found.carried, found.start) == (1, [(1, 0), (2, 1)], [1, 2])
