@@ -185,8 +185,10 @@ def inside(equation: Equation) -> Inside | None:
 
 
 def _inside_scan(equation: Equation) -> Inside:
-    """Its body takes what is fixed, what is carried and slices of the rest, in this order. The shapes tell how many: what
-    stands among the parameters differs from one JAX to another."""
+    """Its body takes what is fixed, what is carried and slices of the rest, in this order.
+
+    How many of each, the shapes tell: what stands among the parameters differs from one JAX to another.
+    """
     body = _flat(equation.params["jaxpr"], CALLS | CUSTOM_RULES)
 
     def same(outside: Sequence[Atom], inside: Sequence[Atom]) -> int:
