@@ -185,7 +185,7 @@ def analyse(
         plan = mode.plan(params, carry, x)
         learner, length = learner_with(mode, cell), choose_length(plan, batch)
         state = jax.eval_shape(learner.init, params, carry, x)
-        peak = _gradient_bytes(learner, params, state, x, length.steps or 1)
+        peak = _gradient_bytes(learner, params, state, x, length.steps)
         modes.append(ModeReport(is_exact, m, r, cost_of(plan, state.pending, batch, peak), length))
     return Analysis(nodes, tuple(modes), batch)
 

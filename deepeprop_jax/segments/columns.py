@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from deepeprop_jax.jaxpr.batched import Lifted, broadcast
-from deepeprop_jax.traces import dense, local, low_rank
+from deepeprop_jax.traces import local, low_rank
 from deepeprop_jax.traces.block import Block, Rows
+from deepeprop_jax.traces.kinds import advance, push
 from deepeprop_jax.traces.plan import Plan
 from deepeprop_jax.traces.state import Traces
 
@@ -35,10 +36,7 @@ def own_columns(
     for block, rows in _own_rows(plan, k, traces):
         if not set(block.leaves) <= set(leaves):
             continue
-        if block.kind is Rows.LOCAL:
-            part = local.push(node.units, block, matrix, rows)
-        else:
-            part = dense.advance(node.units, matrix, rows) if own_units else dense.push(matrix, rows)
+        part = (advance if own_units else push)(node, block, matrix, rows)
         start = 0
         for i in block.leaves:
             parts[i] = part[..., start : start + node.params.sizes[i]]

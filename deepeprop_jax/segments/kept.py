@@ -61,11 +61,12 @@ class Group(NamedTuple):
 
 
 def groups(plan: Plan, k: int, v: int | None = None) -> list[Group]:
-    """The layers of source k, each in one group.
+    """The layers of source k by what they see.
 
     Args:
-      v: only what the rows of this node's carry have to know: where one of them is kept, so is all on the way from it
-        into k, and within both; layers whose influence on v is not kept may be in any group.
+      v: None for the gradient, where each layer is in a group. Else only what the rows of this node's carry have to
+        know: where a layer's influence on one of them is kept, so is all on the way within v and within k, which are
+        whole spans then; layers without a kept influence on v are in no group.
     """
     if plan.hops in (None, 0) or plan.depth(k) == 1 or v == k:
         return [Group(list(range(plan.depth(k))), kept_by(plan, k))]
