@@ -20,7 +20,7 @@ FLOORS = (
     ("network", "jaxpr"),
     ("reference", "analysis", "cells"),
     ("traces",),
-    ("segments", "lattice"),
+    ("segments",),
     ("learner",),
     ("report",),
 )

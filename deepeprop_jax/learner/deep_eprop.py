@@ -28,13 +28,12 @@ from deepeprop_jax.learner.sequence import (
     Stream,
     as_params,
     by_segments,
-    by_steps,
     choose_length,
     keep_examples,
     make_sequence,
 )
 from deepeprop_jax.learner.sharded import over_batches
-from deepeprop_jax.learner.stepper import ByLattice, Stepper, own_copy
+from deepeprop_jax.learner.stepper import Stepper, own_copy
 from deepeprop_jax.network.arguments import as_arrays, as_avals, batch_size, check_same
 from deepeprop_jax.network.build import as_cell
 from deepeprop_jax.network.cell import Cell, PyTree, graph_of, remade
@@ -182,10 +181,7 @@ class _Functions:
             sequence = make_sequence(plan, loss_fn, has_aux, state.initial_carry, xs, targets, resets, valid)
             length = segment_length or choose_length(plan, state.pending.active.shape[0], steps).steps
             start = Stream(state.carry, stepper.advance(state.pending, state.traces, once=True))
-            if length == 1 and within_segment == "eprop" and isinstance(stepper, ByLattice):
-                result = by_steps(plan, params, start, sequence)
-            else:
-                result = by_segments(plan, params, start, sequence, length, within_segment == "exact")
+            result = by_segments(plan, params, start, sequence, length, within_segment == "exact")
             pending = state.pending._replace(active=jnp.zeros_like(state.pending.active), update=update)
             end = LearnerState(result.end.carry, result.end.traces, pending, state.initial_carry)
             loss = (result.loss, result.aux) if has_aux else result.loss

@@ -1,4 +1,4 @@
-"""Loss and gradient of a sequence: its segments, one after the other, or its steps on the lattice."""
+"""Loss and gradient of a sequence: its segments, one after the other."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import numpy as np
 from jax import lax
 
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
-from deepeprop_jax.jaxpr.real_leaves import select_examples
-from deepeprop_jax.lattice import step as lattice
 from deepeprop_jax.learner import checks
+from deepeprop_jax.learner.stepper import goes_up
 from deepeprop_jax.network.arguments import batch_size
 from deepeprop_jax.network.cell import PyTree, assemble
-from deepeprop_jax.segments import joint
+from deepeprop_jax.segments import joint, upward
 from deepeprop_jax.segments.advance import advance_traces
 from deepeprop_jax.segments.gradient import segment_gradient
 from deepeprop_jax.segments.network import Segment, prepare
@@ -131,9 +130,11 @@ def by_segments(
     length: int,
     exact: bool,
 ) -> Result:
-    """Segments of ``length`` steps, the last one shorter."""
+    """Segments of ``length`` steps, the last one shorter; in some plans single steps with influences going up."""
     ready = prepare(plan, params)
     loss_and_dy = jax.vmap(_loss_and_dy(sequence))
+    up = length == 1 and not exact and goes_up(plan)
+    together = not up and joint.applies(plan, length, jax.tree.leaves(sequence.xs)[0].shape[1])
 
     def run(sums: tuple[Stream, jax.Array, Any], inputs: Any) -> tuple[tuple[Stream, jax.Array, Any], PyTree]:
         stream, loss, grads = sums
@@ -145,14 +146,18 @@ def by_segments(
         traces = stream.traces
         if flags.resets is not None:  # by where, so that nothing of what a trace held can spread
             traces = without_examples(plan, flags.resets[0], traces)
-        found = segment_gradient(part, traces, dy, exact)
-        if flags.resets is not None:
-            traces = without_examples(plan, flags.resets.any(axis=0), traces)
-        new = Stream(part.carry_end, advance_traces(part.after_resets(), traces))
-        return (new, loss + values.sum(), jax.tree.map(jnp.add, grads, found)), aux
+        found = segment_gradient(part, split_slots(plan, traces) if up else traces, dy, exact)
+        if up:
+            moved = upward.update(part, traces)
+            new = moved if flags.valid is None else select_traces(flags.valid[0], moved, traces)
+        else:
+            if flags.resets is not None:
+                traces = without_examples(plan, flags.resets.any(axis=0), traces)
+            new = advance_traces(part.after_resets(), traces)
+        sums = (Stream(part.carry_end, new), loss + values.sum(), jax.tree.map(jnp.add, grads, found))
+        return sums, aux
 
-    together = joint.applies(plan, length, jax.tree.leaves(sequence.xs)[0].shape[1])
-    traces = split_slots(plan, start.traces)
+    traces = start.traces if up else split_slots(plan, start.traces)
     traces = joint.pack(plan, traces) if together else joint.unpack(plan, traces)
     begin = Stream(start.carry, vary_like(traces, start.carry))
     inputs = (sequence.xs, sequence.targets, sequence.flags)
@@ -178,36 +183,8 @@ def by_segments(
         auxes.append(aux)
     end, loss, grads = sums
     aux = auxes[0] if len(auxes) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *auxes)
-    traces = join_slots(plan, joint.unpack(plan, end.traces))
+    traces = end.traces if up else join_slots(plan, joint.unpack(plan, end.traces))
     return Result(loss, aux, grads, Stream(end.carry, traces))
-
-
-def by_steps(plan: Plan, params: PyTree, start: Stream, sequence: Sequence) -> Result:
-    """The recursion, one step of the lattice at a time."""
-    loss_and_dy = _loss_and_dy(sequence)
-
-    def body(sums: tuple[Stream, jax.Array, Any], inputs: Any) -> tuple[tuple[Stream, jax.Array, Any], PyTree]:
-        (carry_tm1, traces_tm1), loss, grads = sums
-        x, target, flags = inputs
-        if flags.resets is not None:
-            carry_tm1 = select_examples(flags.resets, sequence.initial_carry, carry_tm1)
-            nothing = jax.tree.map(jnp.zeros_like, traces_tm1)
-            traces_tm1 = select_traces(flags.resets, nothing, traces_tm1)
-        carry_t, y_t, moments = lattice.forward(plan, params, carry_tm1, x)
-        (value, aux), dy = loss_and_dy(y_t, target, flags.valid)
-        if flags.valid is not None:
-            dy = keep_examples(flags.valid, dy)
-        blocks = lattice.local_blocks(plan, moments)
-        found = lattice.gradient(plan, moments, blocks, traces_tm1, dy)
-        traces_t = lattice.update(plan, moments, blocks, traces_tm1)
-        if flags.valid is not None:
-            carry_t = select_examples(flags.valid, carry_t, carry_tm1)
-            traces_t = select_traces(flags.valid, traces_t, traces_tm1)
-        return (Stream(carry_t, traces_t), loss + value, jax.tree.map(jnp.add, grads, found)), aux
-
-    sums = (start, *vary_like((jnp.zeros((), sequence.loss_dtype), _zero_gradient(plan)), start))
-    (end, loss, grads), aux = lax.scan(body, sums, (sequence.xs, sequence.targets, sequence.flags))
-    return Result(loss, aux, grads, end)
 
 
 def _loss_and_dy(sequence: Sequence) -> Callable[..., tuple[tuple[jax.Array, PyTree], PyTree]]:

@@ -6,17 +6,13 @@ one per carry number (influence.py); a node with depth has both, for every layer
 
 from __future__ import annotations
 
-import jax.numpy as jnp
-
-from deepeprop_jax.jaxpr.batched import Lifted
-from deepeprop_jax.jaxpr.real_leaves import RealView
 from deepeprop_jax.segments import joint
+from deepeprop_jax.segments.cotangents import unit_vectors
 from deepeprop_jax.segments.depth import DeepSegment
 from deepeprop_jax.segments.depth_advance import advance_deep
 from deepeprop_jax.segments.influence import influence
 from deepeprop_jax.segments.network import Flow, Segment
 from deepeprop_jax.segments.own import advance_local, advance_low_rank
-from deepeprop_jax.segments.through_time import Leaves
 from deepeprop_jax.traces.block import Rows
 from deepeprop_jax.traces.state import Traces
 
@@ -41,15 +37,10 @@ def advance_traces(segment: Segment, traces: Traces) -> Traces:
         dense = [i for i, block in enumerate(blocks) if block.kind is Rows.DENSE]
         sources = [k for k in range(v) if plan.name(v, k) in traces]
         if dense or sources:
-            flow = Flow(segment, [], (v, _unit_vectors(node.carry)), rows=node.carry.size)
+            flow = Flow(segment, [], (v, unit_vectors(node.carry)), rows=node.carry.size)
             for i in dense:
                 own[i] = influence(segment, flow, v, v, blocks[i].leaves, traces)
             new |= {plan.name(v, k): influence(segment, flow, v, k, plan.trained[k], traces) for k in sources}
         if name in traces:
             new[name] = tuple(own)
     return new
-
-
-def _unit_vectors(view: RealView) -> Leaves:
-    parts = view.unflatten(jnp.eye(view.size))
-    return [Lifted(part.astype(dtype), "r") for part, dtype in zip(parts, view.dtypes, strict=True)]

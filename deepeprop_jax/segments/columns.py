@@ -1,25 +1,15 @@
-"""Rows of a carry, columns of parameters: what a flow finds, and what a node's own trace gives, as one array."""
+"""What a node's own trace gives to rows of a carry, as one array."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from deepeprop_jax.jaxpr.batched import Lifted, broadcast
 from deepeprop_jax.traces import local, low_rank
 from deepeprop_jax.traces.block import Block, Rows
 from deepeprop_jax.traces.kinds import advance, push
 from deepeprop_jax.traces.plan import Plan
 from deepeprop_jax.traces.state import Traces
-
-
-def rows_of(x: Lifted | None, size: int, sizes: dict[str, int], dtype: Any) -> jax.Array:
-    """(batch, rows, size)."""
-    if x is None:
-        return jnp.zeros((sizes["b"], sizes["r"], size), dtype)
-    return jnp.swapaxes(broadcast(x.flat(), "rb", sizes), 0, 1).astype(dtype)
 
 
 def own_columns(

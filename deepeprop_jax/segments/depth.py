@@ -16,9 +16,10 @@ from deepeprop_jax.analysis.vjp import parameter_values
 from deepeprop_jax.jaxpr.batched import Lifted, broadcast
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
 from deepeprop_jax.jaxpr.real_leaves import Parts, PyTree
+from deepeprop_jax.segments.cotangents import Leaves
 from deepeprop_jax.segments.forward import Run, leading_sizes, run_forward, with_inputs, without_cut_off_steps
 from deepeprop_jax.segments.node import NodeSegment
-from deepeprop_jax.segments.through_time import Flags, Leaves, Past
+from deepeprop_jax.segments.through_time import Flags, Past
 
 
 class DeepBack(NamedTuple):
@@ -99,10 +100,12 @@ class DeepSegment:
         start: Any,
         others: PyTree,
         top: jax.Array | None = None,
+        upward: bool = False,
     ) -> tuple[Any, Any]:
         """``lax.scan`` from the highest layer to the lowest: ``body(carry, layer, slice of others)``.
 
         Args:
+          upward: from the lowest to the highest instead.
           top: layers above it are not run, and give zeros; None for all.
         """
         node = self.node
@@ -121,7 +124,7 @@ class DeepSegment:
             return lax.cond(index <= top, lambda: run(carry, *layer), lambda: nothing)
 
         layers = (jnp.arange(self.depth), (self.params, self._inputs, self._runs, others))
-        return lax.scan(with_layer, start, layers, self.depth, reverse=True)
+        return lax.scan(with_layer, start, layers, self.depth, reverse=not upward)
 
     def back(
         self, recurrence: Past, output: Leaves, end: Any, sizes: dict[str, int], keep: str, climb: range

@@ -10,11 +10,11 @@ from deepeprop_jax.analysis.units import to_grid
 from deepeprop_jax.jaxpr.batched import Lifted
 from deepeprop_jax.network.cell import PyTree
 from deepeprop_jax.segments import joint
+from deepeprop_jax.segments.cotangents import Leaves
 from deepeprop_jax.segments.depth import DeepBack
 from deepeprop_jax.segments.kept import Kept, everything, groups, kept_by, nodes_of
 from deepeprop_jax.segments.network import Flow, Segment, start_of
 from deepeprop_jax.segments.node import Back, NodeSegment
-from deepeprop_jax.segments.through_time import Leaves
 from deepeprop_jax.traces import dense, local, low_rank
 from deepeprop_jax.traces.block import Rows, add_columns
 from deepeprop_jax.traces.depth import own_gradient_of_layers

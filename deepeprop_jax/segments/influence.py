@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepeprop_jax.segments.columns import own_columns, rows_of
+from deepeprop_jax.segments.columns import own_columns
+from deepeprop_jax.segments.cotangents import rows_of
 from deepeprop_jax.segments.depth import DeepBack
 from deepeprop_jax.segments.kept import Kept, groups, kept_by, nodes_of
 from deepeprop_jax.segments.network import Flow, Segment, start_of

@@ -12,11 +12,12 @@ from deepeprop_jax.analysis.vjp import parameter_values
 from deepeprop_jax.jaxpr.batched import Lifted, broadcast
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
 from deepeprop_jax.network.cell import parents
-from deepeprop_jax.segments.columns import own_columns, rows_of
+from deepeprop_jax.segments.columns import own_columns
+from deepeprop_jax.segments.cotangents import Leaves, rows_of, vector
 from deepeprop_jax.segments.forward import with_inputs
-from deepeprop_jax.segments.network import Segment, vector
+from deepeprop_jax.segments.network import Segment
 from deepeprop_jax.segments.node import NodeSegment
-from deepeprop_jax.segments.through_time import Leaves, Past
+from deepeprop_jax.segments.through_time import Past
 from deepeprop_jax.traces.plan import Plan
 from deepeprop_jax.traces.state import Traces
 

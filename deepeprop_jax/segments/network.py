@@ -23,11 +23,12 @@ from deepeprop_jax.jaxpr.batched import Lifted, Values, add, broadcast
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
 from deepeprop_jax.jaxpr.real_leaves import Parts, RealView
 from deepeprop_jax.network.cell import PyTree, assemble, connect, parents, select
+from deepeprop_jax.segments.cotangents import Leaves, vector
 from deepeprop_jax.segments.depth import DeepBack, DeepSegment
 from deepeprop_jax.segments.forward import run_forward, with_inputs
 from deepeprop_jax.segments.kept import Kept, nodes_of, within
 from deepeprop_jax.segments.node import Back, NodeSegment
-from deepeprop_jax.segments.through_time import Flags, Leaves, Past
+from deepeprop_jax.segments.through_time import Flags, Past
 from deepeprop_jax.segments.unit_vectors import back_units
 from deepeprop_jax.traces.block import Rows
 from deepeprop_jax.traces.plan import Plan
@@ -63,6 +64,7 @@ class Segment:
     Attributes:
       carry_end: the network's carry after it.
       outputs: its outputs, (C, batch, ...).
+      one_input, one_outputs: of one example at one step, the input and every node's output.
     """
 
     def __init__(self, ready: Prepared, carry: PyTree, initial: PyTree, xs: PyTree, flags: Flags):
@@ -91,7 +93,7 @@ class Segment:
         leaf = jax.tree.leaves(xs)[0]
         self.sizes = {"c": leaf.shape[0], "b": leaf.shape[1]}
         # What a wire carries beside real numbers, of one example: connect() wants it, no derivative depends on it.
-        self._x, self._outputs = jax.tree.map(lambda leaf: leaf[0, 0], (xs, outputs))
+        self.one_input, self.one_outputs = jax.tree.map(lambda leaf: leaf[0, 0], (xs, outputs))
 
     def after_resets(self) -> Segment:
         """The segment as its last carries, and so the traces, depend on it; without resets the segment itself."""
@@ -108,11 +110,11 @@ class Segment:
             return {wire: ct}
         views = {p: self.plan.nodes[p].output for p in sources}
         zeros = {p: [jnp.zeros(*leaf) for leaf in zip(views[p].shapes, views[p].dtypes, strict=True)] for p in sources}
-        zeros = vary_like(zeros, self._x, self._outputs)
+        zeros = vary_like(zeros, self.one_input, self.one_outputs)
 
         def carried(real: dict[int, list[jax.Array]]) -> list[jax.Array]:
-            outputs = {p: views[p].join(real[p], views[p].split(self._outputs[p]).other) for p in sources}
-            return view.split(connect(wire, self._x, outputs)).real
+            outputs = {p: views[p].join(real[p], views[p].split(self.one_outputs[p]).other) for p in sources}
+            return view.split(connect(wire, self.one_input, outputs)).real
 
         values, pull = jax.vjp(carried, zeros)
         axes = "".join(a for a in "crb" if any(c is not None and a in c.axes for c in ct))
@@ -221,13 +223,3 @@ def start_of(segment: Segment, p: int, back: Back | DeepBack, axes: str, sizes: 
         return vector(view, dtype, back.start, axes, sizes)
     leaves = [leaf.reshape(*leaf.shape[: 1 + len(axes)], -1).astype(dtype) for leaf in back.start]
     return jnp.concatenate(leaves, axis=-1)
-
-
-def vector(view: RealView, dtype: jnp.dtype, ct: Leaves, axes: str, sizes: dict[str, int]) -> jax.Array:
-    """A cotangent of a carry as one array (*axes, n)."""
-    parts = []
-    for leaf, size in zip(ct, view.sizes, strict=True):
-        lead = tuple(sizes[axis] for axis in axes)
-        flat = jnp.zeros((*lead, size), dtype) if leaf is None else broadcast(leaf.flat(), axes, sizes)
-        parts.append(flat.astype(dtype))
-    return jnp.concatenate(parts, axis=-1)

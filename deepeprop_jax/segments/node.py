@@ -22,15 +22,16 @@ from deepeprop_jax.analysis.units import from_grid
 from deepeprop_jax.analysis.vjp import Pull
 from deepeprop_jax.jaxpr import thin
 from deepeprop_jax.jaxpr.batched import Lifted, Rule, Values, add, broadcast, elementwise, pull, union
+from deepeprop_jax.jaxpr.computed_once import computed_once
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
 from deepeprop_jax.jaxpr.program import Atom, Variable, backward_slice, bind, is_variable
 from deepeprop_jax.jaxpr.real_leaves import Parts, float32_or_wider
+from deepeprop_jax.segments.cotangents import Leaves
 from deepeprop_jax.segments.forward import Run, leading_sizes, with_inputs, without_cut_off_steps
 from deepeprop_jax.segments.through_time import (
     Carry,
     Entering,
     Flags,
-    Leaves,
     Past,
     last_where_cut_off,
     pull_local,
@@ -242,7 +243,7 @@ class NodeSegment:
           upto: "input", or "carry" where the input's cotangent is not wanted.
         """
         sizes = self.sizes | {"r": rows}
-        dh_t, dh_tm1, du = self._through_output(output, sizes)
+        dh_t, dh_tm1, du = self.through_output(output, sizes)
         if not self.node.recurrent:
             return Back([], [], output, du)
         flow = Entering(dh_t, dh_tm1, end or [None] * len(dh_t))
@@ -255,7 +256,8 @@ class NodeSegment:
             ((start, steps),) = self._through_time(recurrence, [flow], sizes)
         return self._down(Back(start, steps, output, du), upto)
 
-    def _through_output(self, dy: Leaves, sizes: dict[str, int]) -> tuple[Leaves, Leaves, Leaves]:
+    def through_output(self, dy: Leaves, sizes: dict[str, int]) -> tuple[Leaves, Leaves, Leaves]:
+        """Cotangents of the new carry, the old carry and the input at every step, from those of the output."""
         counts = len(self.node.carry.shapes), len(self.node.carry.shapes), len(self.node.input.shapes)
         present = [d for d in dy if d is not None]
         if not present:
@@ -357,12 +359,15 @@ class NodeSegment:
         if self.node.recurrent:
             wanted = self.program.to_params
             deltas = self.linear_values(wanted, back.steps)
+            # Of one step no product sums over steps: each entry of a weight would compute its delta anew.
+            deltas = computed_once(deltas) if keep == "rb" and self.sizes["c"] == 1 else deltas
             found = sums(self.program.cuts, deltas, self.read, self.program.linear, keep)
         if "params" not in self.node.cut.output_uses or all(d is None for d in back.output):
             return found
-        return [add(a, b) for a, b in zip(found, self._output_parameters(back.output, keep, sizes), strict=True)]
+        return [add(a, b) for a, b in zip(found, self.output_parameters(back.output, keep, sizes), strict=True)]
 
-    def _output_parameters(self, dy: Leaves, keep: str, sizes: dict[str, int]) -> Leaves:
+    def output_parameters(self, dy: Leaves, keep: str, sizes: dict[str, int]) -> Leaves:
+        """Cotangents of the parameters that g reads, from those of the output; see ``parameters``."""
         axes = union("cb", *(d.axes for d in dy if d is not None))
         full = self._full(dy, axes, self.sizes | sizes)
         h_t, h_tm1, u = self.carry_t.real, self.carry_tm1.real, self.input.real

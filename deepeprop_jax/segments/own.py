@@ -15,9 +15,8 @@ import jax.numpy as jnp
 
 from deepeprop_jax.analysis.units import to_grid
 from deepeprop_jax.jaxpr.batched import Lifted, broadcast
-from deepeprop_jax.segments.network import vector
+from deepeprop_jax.segments.cotangents import Leaves, vector
 from deepeprop_jax.segments.node import NodeSegment
-from deepeprop_jax.segments.through_time import Leaves
 from deepeprop_jax.traces import low_rank
 from deepeprop_jax.traces.block import Block
 from deepeprop_jax.traces.local import advance_split

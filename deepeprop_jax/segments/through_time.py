@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from deepeprop_jax.jaxpr.batched import Lifted, add, broadcast, elementwise, scan_back, union
 from deepeprop_jax.jaxpr.mesh_axes import vary, varying_axes
 from deepeprop_jax.jaxpr.real_leaves import float32_or_wider
+from deepeprop_jax.segments.cotangents import Leaves
 
 
 class Past(enum.Enum):
@@ -23,10 +24,6 @@ class Past(enum.Enum):
     """Through its unit-local blocks D."""
     NONE = "none"
     """Not at all: only what the output owes to its own step."""
-
-
-Leaves = list[Lifted | None]
-"""Cotangents of some real leaves; None is a zero."""
 
 
 class Flags(NamedTuple):

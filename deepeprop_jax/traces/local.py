@@ -16,8 +16,7 @@ from jax import lax
 
 from deepeprop_jax.analysis.units import Units, to_grid
 from deepeprop_jax.jaxpr import thin
-from deepeprop_jax.jaxpr.mesh_axes import vary_like
-from deepeprop_jax.jaxpr.real_leaves import PyTree
+from deepeprop_jax.jaxpr.computed_once import fewest_parts
 from deepeprop_jax.traces.block import Block
 from deepeprop_jax.traces.spread import spread
 
@@ -161,28 +160,6 @@ def _by_parts(shape: tuple[int, int], axis: int, recurrence: jax.Array, addition
         return lax.dynamic_update_slice_in_dim(held, new, part * step, axis_of_parts, allow_negative_indices=False)
 
     return lax.fori_loop(0, parts, body, held).reshape(trace.shape)
-
-
-def computed_once(tree: PyTree) -> PyTree:
-    """The same arrays, stored: XLA computes a cheap expression anew in all that reads it, here for every entry of the
-    weights, but not what comes out of a loop."""
-
-    def body(part: jax.Array, stored: PyTree) -> PyTree:
-        def store(x: jax.Array, stored: jax.Array) -> jax.Array:
-            size = x.shape[-1] // fewest_parts(x.shape[-1])
-            start = part * size % x.shape[-1]
-            piece = lax.dynamic_slice_in_dim(x, start, size, axis=-1, allow_negative_indices=False)
-            return lax.dynamic_update_slice_in_dim(stored, piece, start, axis=-1, allow_negative_indices=False)
-
-        return jax.tree.map(store, tree, stored)
-
-    turns = max((fewest_parts(x.shape[-1]) for x in jax.tree.leaves(tree)), default=0)
-    return lax.fori_loop(0, turns, body, vary_like(jax.tree.map(jnp.zeros_like, tree), tree))
-
-
-def fewest_parts(size: int) -> int:
-    """The smallest number of equal parts that is more than one; a loop of one turn XLA would dissolve."""
-    return next((count for count in range(2, size + 1) if size % count == 0), 1)
 
 
 def _sum(terms: list[jax.Array]) -> jax.Array:

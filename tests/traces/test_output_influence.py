@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from deepeprop_jax import Cell, deep_eprop
-from deepeprop_jax.lattice.joint_rows import joint
-from deepeprop_jax.lattice.output_influence import Influence, Product, add_leaves
+from deepeprop_jax.jaxpr.computed_once import computed_once
 from deepeprop_jax.traces.block import Block, Rows
-from deepeprop_jax.traces.local import computed_once
+from deepeprop_jax.traces.joint_rows import joint
+from deepeprop_jax.traces.output_influence import Influence, Product, add_leaves
 
 BATCH = 2
 

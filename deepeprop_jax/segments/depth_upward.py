@@ -1,4 +1,4 @@
-"""``stack(cell, depth=L)``: the layer functions under one ``lax.scan`` over depth, so L does not enter the program.
+"""The traces of a ``stack(cell, depth=L)`` one step on, layer by layer upward, under one ``lax.scan``: see upward.py.
 
 The influences of all source layers stand one behind the other. Layer l keeps a trace of the min(l, ``band``) source
 layers below it. All kept pairs (l, k) lie one after the other, by l and then by k.
@@ -11,14 +11,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from deepeprop_jax.analysis.cell_parts import Reals
 from deepeprop_jax.analysis.node import Node
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
-from deepeprop_jax.jaxpr.real_leaves import Parts, PyTree
-from deepeprop_jax.lattice import layer as one
-from deepeprop_jax.lattice.layer import LayerGradient, Moment, Past, Wanted
-from deepeprop_jax.lattice.output_influence import Influence
+from deepeprop_jax.segments.depth import DeepSegment
+from deepeprop_jax.segments.node import NodeSegment
+from deepeprop_jax.segments.partials import (
+    KeptInfluence,
+    Partials,
+    Wanted,
+    cross_influence,
+    own_influence,
+    own_output,
+    partials,
+)
 from deepeprop_jax.traces.depth import DeepTraces, layer_of, place_of, with_layer
+from deepeprop_jax.traces.output_influence import Influence
 from deepeprop_jax.traces.plan import Plan
 
 
@@ -32,48 +39,17 @@ def wanted_of(plan: Plan, v: int) -> Wanted:
     return Wanted(
         own=plan.own[v],
         trained=plan.trained[v],
+        full=plan.full_jacobian(v),
         input=sources or climbing,
         output=bool(passed_on) or climbing,
         own_output=v in passed_on or plan.bands[v] > 0,
     )
 
 
-def _layers_first(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), tree)
-
-
-def forward(node: Node, params: PyTree, carry_tm1: PyTree, x: PyTree, depth: int) -> tuple[PyTree, PyTree, Moment]:
-    """``layer.forward`` through L layers; the moment's leaves have a leading axis L."""
-
-    def body(u: PyTree, layer: tuple[PyTree, PyTree]) -> tuple[PyTree, tuple[PyTree, Moment]]:
-        carry_t, y, moment = one.forward(node, layer[0], layer[1], u)
-        return y, (carry_t, moment)
-
-    y, (carry_t, moment) = jax.lax.scan(body, x, (params, _layers_first(carry_tm1)), length=depth)
-    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), carry_t), y, moment
-
-
-def local_blocks(node: Node, moment: Moment) -> jax.Array:
-    """D of every layer, (L, batch, K, K, units)."""
-    return jax.lax.map(lambda layer_moment: one.local_blocks(node, layer_moment), moment)
-
-
-def reverse(node: Node, moment: Moment, blocks: jax.Array | None, dy: Reals) -> LayerGradient:
-    """``layer.reverse`` from the top layer down; params and carry cotangents have a leading axis L."""
-
-    def body(dy: Reals, layer: tuple[Moment, jax.Array | None]) -> tuple[Reals, tuple[Reals, jax.Array | None]]:
-        gradient = one.reverse(node, layer[0], layer[1], dy)
-        return gradient.input, (gradient.params, gradient.carry)
-
-    du, (params, carry) = jax.lax.scan(body, dy, (moment, blocks), reverse=True)
-    return LayerGradient(params, carry, du)
-
-
-def update(
+def update_layers(
     plan: Plan,
     v: int,
-    moment: Moment,
-    blocks: jax.Array | None,
+    part: DeepSegment,
     own_tm1: DeepTraces,
     cross_tm1: dict[int, jax.Array],
     from_below: dict[int, Influence],
@@ -90,35 +66,37 @@ def update(
     """
     node, depth, columns, band = plan.nodes[v], plan.depth(v), plan.columns[v], plan.bands[v]
     wanted = wanted_of(plan, v)
-    batch = _batch_size(moment.input)
+    batch = part.sizes["b"]
     pairs = {k: plan.pairs[v, k] for k in cross_tm1}
     padded = {k: _pad_layers(trace, depth) for k, trace in cross_tm1.items()}
     inside = {k: u.multiplied_out(batch, node.input.size, plan.dtype) for k, u in from_below.items()}
     if wanted.own_output:
         inside[v] = jnp.zeros((depth, batch, node.input.size, columns), plan.dtype)
-    inside = vary_like(inside, moment)
+    inside = vary_like(inside, part.carry_end)
 
-    def body(passed: tuple[dict[int, jax.Array], jax.Array | None], layer):
+    def body(
+        passed: tuple[dict[int, jax.Array], jax.Array | None], layer: NodeSegment, held: Any
+    ) -> tuple[tuple[dict[int, jax.Array], jax.Array | None], Any]:
         below, band_t = passed
-        index, layer_moment, layer_blocks, layer_own, layer_cross = layer
-        partial = one.partials(node, layer_moment, layer_blocks, wanted, plan.dtype)
-        own_t = one.own_influence(node, partial, wanted.own, layer_own)
+        index, layer_own, layer_cross = held
+        partial = partials(layer, wanted, plan.dtype)
+        own_t = own_influence(node, partial, wanted.own, layer_own)
         above, cross_t = {}, {}
         for k, influence in below.items():
             if k == v:
                 continue
-            past = Past(layer_cross[k], _within_hops(plan, v, k, index)) if k in pairs else None
+            past = KeptInfluence(layer_cross[k], _within_hops(plan, v, k, index)) if k in pairs else None
             arriving = _influence(plan, k, influence)
-            cross_t[k], output = one.cross_influence(node, partial, past, arriving, wanted.output)
+            cross_t[k], output = cross_influence(node, partial, past, arriving, wanted.output)
             above[k] = influence if output is None else output.multiplied_out(batch, node.output.size, plan.dtype)
         if wanted.own_output:
-            own_y = one.own_output(node, partial, wanted, layer_own, own_t)
+            own_y = own_output(node, partial, wanted, layer_own, own_t)
             own_y = own_y.multiplied_out(batch, node.output.size, plan.dtype)
             above[v], band_t = _own_upward(node, partial, wanted, below[v], band_t, own_y, index, band)
         return (above, band_t), (own_t, {k: cross_t[k] for k in padded})
 
-    layers = (jnp.arange(depth), moment, blocks, own_tm1.own, padded)
-    (above, band_t), (own_t, cross_t) = jax.lax.scan(body, (inside, own_tm1.band), layers, length=depth)
+    held = (jnp.arange(depth), own_tm1.own, padded)
+    (above, band_t), (own_t, cross_t) = part.over_layers(body, (inside, own_tm1.band), held, upward=True)
     if v in above:
         above[v] = jnp.moveaxis(above[v], 0, 2).reshape(batch, node.output.size, depth * columns)
     above = {k: _influence(plan, k, y) for k, y in above.items() if (v, k) in plan.transmitted}
@@ -129,7 +107,16 @@ def _influence(plan: Plan, k: int, columns: jax.Array) -> Influence:
     return Influence(plan.nodes[k], plan.trained[k], whole=columns)
 
 
-def _own_upward(node, partial, wanted, below, band_tm1, own_y, index, band: int):
+def _own_upward(
+    node: Node,
+    partial: Partials,
+    wanted: Wanted,
+    below: jax.Array,
+    band_tm1: jax.Array | None,
+    own_y: jax.Array,
+    index: jax.Array,
+    band: int,
+) -> tuple[jax.Array, jax.Array | None]:
     """The influences of all layers of the node one layer up, to layer ``index``; kept ones also move right in time.
 
     Args:
@@ -142,9 +129,9 @@ def _own_upward(node, partial, wanted, below, band_tm1, own_y, index, band: int)
     """
     depth, batch = below.shape[:2]
 
-    def up(past: Past | None, columns_below: jax.Array) -> tuple[jax.Array | None, jax.Array]:
+    def up(past: KeptInfluence | None, columns_below: jax.Array) -> tuple[jax.Array | None, jax.Array]:
         arriving = Influence(node, wanted.trained, whole=columns_below)
-        trace_t, output = one.cross_influence(node, partial, past, arriving, True)
+        trace_t, output = cross_influence(node, partial, past, arriving, True)
         return trace_t, output.multiplied_out(batch, node.output.size, below.dtype)
 
     def above(u: jax.Array, s: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
@@ -154,7 +141,7 @@ def _own_upward(node, partial, wanted, below, band_tm1, own_y, index, band: int)
         return up(None, u)[1], s
 
     def kept(u: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return up(Past(s), u)[::-1]
+        return up(KeptInfluence(s), u)[::-1]
 
     def body(passed: tuple[jax.Array, jax.Array | None], k: jax.Array) -> tuple[Any, None]:
         below, held = passed
@@ -184,8 +171,3 @@ def _within_hops(plan: Plan, v: int, k: int, index: jax.Array) -> jax.Array | No
 
 def _pad_layers(trace: jax.Array, depth: int) -> jax.Array:
     return jnp.pad(trace, ((0, depth - trace.shape[0]), *((0, 0),) * (trace.ndim - 1)))
-
-
-def _batch_size(parts: Parts) -> int:
-    """Behind the leading axis L."""
-    return (parts.real + parts.other)[0].shape[1]
