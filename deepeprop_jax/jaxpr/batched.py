@@ -46,6 +46,10 @@ class Lifted:
         return self.map(lambda value: value.reshape(*value.shape[: len(self.axes)], -1))
 
 
+Leaves = list[Lifted | None]
+"""Values of some real leaves, such as their cotangents; None is a zero."""
+
+
 def union(*axes: str) -> str:
     """All axes that appear, in order."""
     return "".join(axis for axis in AXES if any(axis in given for given in axes))

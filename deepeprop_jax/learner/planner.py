@@ -15,7 +15,8 @@ from deepeprop_jax.learner.stepper import Stepper, stepper_of
 from deepeprop_jax.learner.trainable import trained_leaves
 from deepeprop_jax.network.arguments import batch_size, check_nesting
 from deepeprop_jax.network.cell import Graph, PyTree
-from deepeprop_jax.traces.plan import Plan, make_plan
+from deepeprop_jax.traces.make_plan import make_plan
+from deepeprop_jax.traces.plan import Plan
 
 
 class Planner:

@@ -12,7 +12,6 @@ from jax import lax
 
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
 from deepeprop_jax.learner import checks
-from deepeprop_jax.learner.stepper import goes_up
 from deepeprop_jax.network.arguments import batch_size
 from deepeprop_jax.network.cell import PyTree, assemble
 from deepeprop_jax.segments import joint, upward
@@ -21,8 +20,8 @@ from deepeprop_jax.segments.gradient import segment_gradient
 from deepeprop_jax.segments.network import Segment, prepare
 from deepeprop_jax.segments.through_time import Flags
 from deepeprop_jax.traces.block import Rows
-from deepeprop_jax.traces.plan import Plan
-from deepeprop_jax.traces.state import Traces, join_slots, select_traces, split_slots, without_examples
+from deepeprop_jax.traces.plan import Plan, Traces
+from deepeprop_jax.traces.state import join_slots, select_traces, split_slots, without_examples
 
 
 class Stream(NamedTuple):
@@ -133,7 +132,7 @@ def by_segments(
     """Segments of ``length`` steps, the last one shorter; in some plans single steps with influences going up."""
     ready = prepare(plan, params)
     loss_and_dy = jax.vmap(_loss_and_dy(sequence))
-    up = length == 1 and not exact and goes_up(plan)
+    up = length == 1 and not exact and upward.applies(plan)
     together = not up and joint.applies(plan, length, jax.tree.leaves(sequence.xs)[0].shape[1])
 
     def run(sums: tuple[Stream, jax.Array, Any], inputs: Any) -> tuple[tuple[Stream, jax.Array, Any], PyTree]:

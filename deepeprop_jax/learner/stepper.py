@@ -18,8 +18,8 @@ from deepeprop_jax.segments import joint, single_step, upward
 from deepeprop_jax.segments.advance import advance_traces
 from deepeprop_jax.segments.gradient import segment_gradient
 from deepeprop_jax.segments.network import Segment
-from deepeprop_jax.traces.plan import Plan
-from deepeprop_jax.traces.state import Traces, join_slots, select_traces, split_slots
+from deepeprop_jax.traces.plan import Plan, Traces
+from deepeprop_jax.traces.state import join_slots, select_traces, split_slots
 
 
 class Ran(NamedTuple):
@@ -135,7 +135,7 @@ class BySegment(NamedTuple):
         if once:
             traces = joint.pack(self.plan, traces)
         step = single_step.run_step(self.plan, pending.update, pending.carry, pending.x)
-        if goes_up(self.plan) and not once:
+        if upward.applies(self.plan) and not once:
             return select_traces(pending.active, upward.update(step, traces), traces)
         moved = advance_traces(step, split_slots(self.plan, traces))
         return select_traces(pending.active, join_slots(self.plan, moved), traces)
@@ -144,11 +144,6 @@ class BySegment(NamedTuple):
         """That of a segment of one step."""
         every = jax.tree.map(lambda leaf: leaf[None], dy)
         return segment_gradient(step, split_slots(self.plan, traces), every, exact=False)
-
-
-def goes_up(plan: Plan) -> bool:
-    """Whether single steps move their traces with influences going up."""
-    return plan.rank is None and not single_step.applies(plan)
 
 
 def stepper_of(plan: Plan) -> Stepper:

@@ -10,11 +10,12 @@ from deepeprop_jax.segments import joint
 from deepeprop_jax.segments.cotangents import unit_vectors
 from deepeprop_jax.segments.depth import DeepSegment
 from deepeprop_jax.segments.depth_advance import advance_deep
+from deepeprop_jax.segments.flow import Flow
 from deepeprop_jax.segments.influence import influence
-from deepeprop_jax.segments.network import Flow, Segment
+from deepeprop_jax.segments.network import Segment
 from deepeprop_jax.segments.own import advance_local, advance_low_rank
 from deepeprop_jax.traces.block import Rows
-from deepeprop_jax.traces.state import Traces
+from deepeprop_jax.traces.plan import Traces
 
 
 def advance_traces(segment: Segment, traces: Traces) -> Traces:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from deepeprop_jax.jaxpr.batched import Lifted, broadcast
+from deepeprop_jax.jaxpr.batched import Leaves, Lifted, broadcast
 from deepeprop_jax.jaxpr.real_leaves import RealView
-
-Leaves = list[Lifted | None]
-"""Cotangents of some real leaves; None is a zero."""
 
 
 def vector(view: RealView, dtype: jnp.dtype, ct: Leaves, axes: str, sizes: dict[str, int]) -> jax.Array:

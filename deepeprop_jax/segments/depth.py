@@ -13,13 +13,19 @@ from jax import lax
 
 from deepeprop_jax.analysis.node import Node
 from deepeprop_jax.analysis.vjp import parameter_values
-from deepeprop_jax.jaxpr.batched import Lifted, broadcast
+from deepeprop_jax.jaxpr.batched import Leaves, Lifted, broadcast
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
 from deepeprop_jax.jaxpr.real_leaves import Parts, PyTree
-from deepeprop_jax.segments.cotangents import Leaves
-from deepeprop_jax.segments.forward import Run, leading_sizes, run_forward, with_inputs, without_cut_off_steps
 from deepeprop_jax.segments.node import NodeSegment
-from deepeprop_jax.segments.through_time import Flags, Past
+from deepeprop_jax.segments.through_time import (
+    Flags,
+    Past,
+    Run,
+    leading_sizes,
+    run_forward,
+    with_inputs,
+    without_cut_off_steps,
+)
 
 
 class DeepBack(NamedTuple):

@@ -12,16 +12,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from deepeprop_jax.segments.depth import DeepSegment, unit_vectors
+from deepeprop_jax.segments.flow import Flow
 from deepeprop_jax.segments.influence import influence, influence_of_layers
 from deepeprop_jax.segments.kept import groups
-from deepeprop_jax.segments.network import Flow, Segment
+from deepeprop_jax.segments.network import Segment
 from deepeprop_jax.segments.node import NodeSegment
 from deepeprop_jax.segments.own import advance_local, advance_low_rank
 from deepeprop_jax.traces import local
 from deepeprop_jax.traces.block import Rows
 from deepeprop_jax.traces.depth import DeepTraces, columns_of, put_pairs
-from deepeprop_jax.traces.plan import Plan
-from deepeprop_jax.traces.state import Traces
+from deepeprop_jax.traces.plan import Plan, Traces
 
 
 def advance_deep(segment: Segment, v: int, part: DeepSegment, traces: Traces) -> Traces:

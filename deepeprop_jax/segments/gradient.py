@@ -6,21 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepeprop_jax.analysis.units import to_grid
-from deepeprop_jax.jaxpr.batched import Lifted
+from deepeprop_jax.jaxpr.batched import Leaves, Lifted
 from deepeprop_jax.network.cell import PyTree
 from deepeprop_jax.segments import joint
-from deepeprop_jax.segments.cotangents import Leaves
 from deepeprop_jax.segments.depth import DeepBack
+from deepeprop_jax.segments.flow import Flow, start_of
 from deepeprop_jax.segments.kept import Kept, everything, groups, kept_by, nodes_of
-from deepeprop_jax.segments.network import Flow, Segment, start_of
+from deepeprop_jax.segments.network import Segment
 from deepeprop_jax.segments.node import Back, NodeSegment
-from deepeprop_jax.traces import dense, local, low_rank
-from deepeprop_jax.traces.block import Rows, add_columns
-from deepeprop_jax.traces.depth import own_gradient_of_layers
-from deepeprop_jax.traces.plan import Plan
-from deepeprop_jax.traces.spread import over_leaf
-from deepeprop_jax.traces.state import Traces, cross_gradient, is_kept
+from deepeprop_jax.traces.block import add_columns
+from deepeprop_jax.traces.plan import Traces
+from deepeprop_jax.traces.products import add_own_gradient, cross_gradient, is_kept, own_gradient_of_layers
 
 
 def segment_gradient(segment: Segment, traces: Traces, dy: PyTree, exact: bool) -> list[list[jax.Array]]:
@@ -68,7 +64,7 @@ def _of_source(segment: Segment, flow: Flow, k: int, seen: Kept, traces: Traces)
         if v != k:
             columns = columns + cross_gradient(plan, v, k, start, traces)
         elif plan.graph.nodes[k].depth is None:
-            _add_own(plan, k, start, traces, grads)
+            add_own_gradient(plan, k, start, traces, grads)
         else:
             columns = columns + own_gradient_of_layers(plan, k, start, traces)
     if joint.name_of(plan, k) in traces:
@@ -87,19 +83,3 @@ def _inside(
     assert isinstance(part, NodeSegment)
     pairs = zip(zeros, part.parameters(back, "", sizes), strict=True)
     return [zero if x is None else x.value.astype(dtype) for zero, x in pairs]
-
-
-def _add_own(plan: Plan, k: int, start: jax.Array, traces: Traces, grads: list[jax.Array]) -> None:
-    """Add ``lambda^k_0 . S^{k,k}_start``."""
-    node, layout = plan.nodes[k], plan.low_rank[k]
-    if layout is not None:
-        parts = low_rank.contract(layout, traces[plan.low_rank_name(k)], to_grid(start, node.units))
-        for block, part in zip(layout.blocks, parts, strict=True):
-            add_columns(node.params, grads, block.leaves, part.ravel())
-    for block, trace in zip(plan.own[k], traces.get(plan.name(k, k), ()), strict=True):
-        if block.kind is Rows.LOCAL:
-            wide = over_leaf(to_grid(start, node.units), block, node.params.shapes[block.leaves[0]])
-            part = local.contract_split(wide, trace)
-        else:
-            part = dense.contract(start, trace)
-        add_columns(node.params, grads, block.leaves, part)

@@ -12,17 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepeprop_jax.segments.columns import own_columns
 from deepeprop_jax.segments.cotangents import rows_of
 from deepeprop_jax.segments.depth import DeepBack
+from deepeprop_jax.segments.flow import Flow, start_of
 from deepeprop_jax.segments.kept import Kept, groups, kept_by, nodes_of
-from deepeprop_jax.segments.network import Flow, Segment, start_of
+from deepeprop_jax.segments.network import Segment
 from deepeprop_jax.segments.node import Back, NodeSegment
 from deepeprop_jax.segments.own import recurrence
 from deepeprop_jax.traces import dense
-from deepeprop_jax.traces.depth import columns_of, own_gradient_of_layers, push_pairs
-from deepeprop_jax.traces.plan import Plan
-from deepeprop_jax.traces.state import Traces, cross_gradient, is_kept
+from deepeprop_jax.traces.depth import columns_of, push_pairs
+from deepeprop_jax.traces.plan import Plan, Traces
+from deepeprop_jax.traces.products import cross_gradient, is_kept, own_columns, own_gradient_of_layers
 
 
 def influence(segment: Segment, flow: Flow, v: int, k: int, leaves: tuple[int, ...], traces: Traces) -> jax.Array:

@@ -18,20 +18,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepeprop_jax.jaxpr.batched import Lifted, add, broadcast
+from deepeprop_jax.jaxpr.batched import Leaves, Lifted, add, broadcast
 from deepeprop_jax.network.cell import parents
-from deepeprop_jax.segments.columns import own_columns
-from deepeprop_jax.segments.cotangents import Leaves, rows_of
+from deepeprop_jax.segments.cotangents import rows_of
+from deepeprop_jax.segments.flow import Flow, start_of
 from deepeprop_jax.segments.kept import Kept, everything, kept_by, nodes_of, within
 from deepeprop_jax.segments.ladder import Ladder, climb_down, ladders
-from deepeprop_jax.segments.network import Flow, Segment, start_of
+from deepeprop_jax.segments.network import Segment
 from deepeprop_jax.segments.node import Back, NodeSegment
 from deepeprop_jax.segments.through_time import Past
 from deepeprop_jax.segments.unit_vectors import back_units
 from deepeprop_jax.traces import dense
 from deepeprop_jax.traces.block import Rows
-from deepeprop_jax.traces.plan import Plan
-from deepeprop_jax.traces.state import Traces
+from deepeprop_jax.traces.plan import Plan, Traces
+from deepeprop_jax.traces.products import own_columns
 
 _ROOM = 2**16
 """Bytes that one array of the cotangents of all rows may take; in larger ones, products with zeros take the time."""

@@ -9,17 +9,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from deepeprop_jax.analysis.vjp import parameter_values
-from deepeprop_jax.jaxpr.batched import Lifted, broadcast
+from deepeprop_jax.jaxpr.batched import Leaves, Lifted, broadcast
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
 from deepeprop_jax.network.cell import parents
-from deepeprop_jax.segments.columns import own_columns
-from deepeprop_jax.segments.cotangents import Leaves, rows_of, vector
-from deepeprop_jax.segments.forward import with_inputs
+from deepeprop_jax.segments.cotangents import rows_of, vector
 from deepeprop_jax.segments.network import Segment
 from deepeprop_jax.segments.node import NodeSegment
-from deepeprop_jax.segments.through_time import Past
-from deepeprop_jax.traces.plan import Plan
-from deepeprop_jax.traces.state import Traces
+from deepeprop_jax.segments.through_time import Past, with_inputs
+from deepeprop_jax.traces.plan import Plan, Traces
+from deepeprop_jax.traces.products import own_columns
 
 _FEWEST = 3
 """Nodes for which a loop is worth it."""

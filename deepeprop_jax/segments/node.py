@@ -21,23 +21,25 @@ from deepeprop_jax.analysis.outer_products import sums
 from deepeprop_jax.analysis.units import from_grid
 from deepeprop_jax.analysis.vjp import Pull
 from deepeprop_jax.jaxpr import thin
-from deepeprop_jax.jaxpr.batched import Lifted, Rule, Values, add, broadcast, elementwise, pull, union
+from deepeprop_jax.jaxpr.batched import Leaves, Lifted, Rule, Values, add, broadcast, elementwise, pull, union
 from deepeprop_jax.jaxpr.computed_once import computed_once
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
 from deepeprop_jax.jaxpr.program import Atom, Variable, backward_slice, bind, is_variable
 from deepeprop_jax.jaxpr.real_leaves import Parts, float32_or_wider
-from deepeprop_jax.segments.cotangents import Leaves
-from deepeprop_jax.segments.forward import Run, leading_sizes, with_inputs, without_cut_off_steps
 from deepeprop_jax.segments.through_time import (
     Carry,
     Entering,
     Flags,
     Past,
+    Run,
     last_where_cut_off,
+    leading_sizes,
     pull_local,
     through_time,
+    with_inputs,
+    without_cut_off_steps,
 )
-from deepeprop_jax.traces.spread import spread
+from deepeprop_jax.traces.block import spread
 
 
 class Back(NamedTuple):

@@ -14,13 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from deepeprop_jax.analysis.units import to_grid
-from deepeprop_jax.jaxpr.batched import Lifted, broadcast
-from deepeprop_jax.segments.cotangents import Leaves, vector
+from deepeprop_jax.jaxpr.batched import Leaves, Lifted, broadcast
+from deepeprop_jax.segments.cotangents import vector
 from deepeprop_jax.segments.node import NodeSegment
 from deepeprop_jax.traces import low_rank
-from deepeprop_jax.traces.block import Block
+from deepeprop_jax.traces.block import Block, over_leaf
 from deepeprop_jax.traces.local import advance_split
-from deepeprop_jax.traces.spread import over_leaf
 
 
 class SlotRow(NamedTuple):

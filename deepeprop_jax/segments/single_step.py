@@ -20,14 +20,14 @@ from deepeprop_jax.jaxpr.batched import Lifted, broadcast
 from deepeprop_jax.jaxpr.computed_once import computed_once
 from deepeprop_jax.jaxpr.program import is_variable
 from deepeprop_jax.network.cell import PyTree
+from deepeprop_jax.segments.flow import Flow, start_of
 from deepeprop_jax.segments.kept import kept_by
-from deepeprop_jax.segments.network import Flow, Segment, prepare, start_of
+from deepeprop_jax.segments.network import Segment, prepare
 from deepeprop_jax.segments.node import Back, NodeSegment
 from deepeprop_jax.segments.through_time import Flags
 from deepeprop_jax.traces.block import Rows
 from deepeprop_jax.traces.local import Outer, advance_in_place, contract
-from deepeprop_jax.traces.plan import Plan
-from deepeprop_jax.traces.state import Traces
+from deepeprop_jax.traces.plan import Plan, Traces
 
 
 class Factors(NamedTuple):

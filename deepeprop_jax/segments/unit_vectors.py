@@ -14,11 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepeprop_jax.analysis.units import Units, unit_numbers
-from deepeprop_jax.jaxpr.batched import Lifted, add, broadcast, elementwise, pull
+from deepeprop_jax.jaxpr.batched import Leaves, Lifted, add, broadcast, elementwise, pull
 from deepeprop_jax.jaxpr.program import Equation, Variable, dot_axes, is_variable, shape_of
-from deepeprop_jax.segments.cotangents import Leaves
 from deepeprop_jax.segments.node import Back, NodeSegment
-from deepeprop_jax.traces.spread import spread
+from deepeprop_jax.traces.block import spread
 
 
 def back_units(part: NodeSegment, upto: str) -> Back:

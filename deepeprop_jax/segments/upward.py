@@ -18,6 +18,7 @@ from deepeprop_jax.analysis.node import Node
 from deepeprop_jax.jaxpr.computed_once import computed_once
 from deepeprop_jax.jaxpr.real_leaves import PyTree, float32_or_wider
 from deepeprop_jax.network.cell import connect, parents
+from deepeprop_jax.segments import single_step
 from deepeprop_jax.segments.depth import DeepSegment
 from deepeprop_jax.segments.depth_upward import update_layers, wanted_of
 from deepeprop_jax.segments.network import Segment
@@ -34,7 +35,12 @@ from deepeprop_jax.traces.block import Rows
 from deepeprop_jax.traces.depth import DeepTraces
 from deepeprop_jax.traces.joint_rows import joint
 from deepeprop_jax.traces.output_influence import Influence
-from deepeprop_jax.traces.state import Traces
+from deepeprop_jax.traces.plan import Plan, Traces
+
+
+def applies(plan: Plan) -> bool:
+    """Whether single steps move their traces in this way."""
+    return plan.rank is None and not single_step.applies(plan)
 
 
 def update(step: Segment, traces_tm1: Traces) -> Traces:

@@ -6,19 +6,14 @@ layers below it. All kept pairs (l, k) lie one after the other, by l and then by
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from deepeprop_jax.analysis.node import Node
-from deepeprop_jax.analysis.units import to_grid
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
-from deepeprop_jax.traces import low_rank
-from deepeprop_jax.traces.block import add_columns
-from deepeprop_jax.traces.kinds import contract
-from deepeprop_jax.traces.plan import Plan
 
 
 class DeepTraces(NamedTuple):
@@ -99,30 +94,7 @@ def columns_of(node: Node, wanted: tuple[int, ...], columns: jax.Array, held: tu
     return jnp.concatenate([parts[i] for i in wanted], axis=-1)
 
 
-def own_gradient_of_layers(plan: Plan, k: int, cotangent: jax.Array, traces: dict[str, Any]) -> jax.Array:
-    """``lambda . S`` of all influences between a node's own layers, (L, columns).
-
-    Args:
-      cotangent: (L, batch, n); also of one layer alone, without a band.
-    """
-    node, depth = plan.nodes[k], cotangent.shape[0]
-    own = traces.get(plan.name(k, k), DeepTraces((), None))
-    grads = [jnp.zeros((depth, *shape), plan.dtype) for shape in node.params.shapes]
-    for block, trace in zip(plan.own[k], own.own, strict=True):
-        part = jax.vmap(lambda c, s, block=block: contract(node, block, c, s))(cotangent, trace)
-        add_columns(node.params, grads, block.leaves, part)
-    layout = plan.low_rank[k]
-    if layout is not None:
-        grid = to_grid(cotangent, node.units)
-        parts = jax.vmap(lambda s, c: low_rank.contract(layout, s, c))(traces[plan.low_rank_name(k)], grid)
-        for block, part in zip(layout.blocks, parts, strict=True):
-            add_columns(node.params, grads, block.leaves, part.reshape(depth, -1))
-    nothing = [jnp.zeros((depth, 0), plan.dtype)]
-    total = jnp.concatenate([grads[i].reshape(depth, -1) for i in plan.trained[k]] or nothing, axis=-1)
-    return total if own.band is None else total + _band_gradient(cotangent, own.band, plan.bands[k])
-
-
-def _band_gradient(cotangent: jax.Array, held: jax.Array, band: int) -> jax.Array:
+def band_gradient(cotangent: jax.Array, held: jax.Array, band: int) -> jax.Array:
     """``lambda . S`` of the kept influences between layers, as a gradient per source layer, (L, columns).
 
     Args:

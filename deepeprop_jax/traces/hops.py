@@ -8,22 +8,7 @@ import numpy as np
 
 from deepeprop_jax.analysis.node import Node
 from deepeprop_jax.network.cell import Graph, parents
-
-
-class KeptPair(NamedTuple):
-    """A kept influence S^{v,k} of node k's parameters on another node v's carry.
-
-    Attributes:
-      layers: how many layers of v keep it, counted from below (1 unless v is a ``stack(cell, depth=L)``).
-      sources: how many layers of k it is kept of, counted from above.
-      columns: trained parameter entries of those layers.
-      mask: (layers, sources) which combinations are within the hops; None for all.
-    """
-
-    layers: int
-    sources: int
-    columns: int
-    mask: np.ndarray | None
+from deepeprop_jax.traces.plan import KeptPair
 
 
 class Hops(NamedTuple):

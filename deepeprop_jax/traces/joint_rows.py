@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepeprop_jax.jaxpr import thin
-from deepeprop_jax.traces.block import Block, Rows
-from deepeprop_jax.traces.spread import Order, order_of, range_of
+from deepeprop_jax.traces.block import Block, Order, Rows, order_of, range_of
 
 
 class Joint(NamedTuple):

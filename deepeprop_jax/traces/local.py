@@ -17,8 +17,7 @@ from jax import lax
 from deepeprop_jax.analysis.units import Units, to_grid
 from deepeprop_jax.jaxpr import thin
 from deepeprop_jax.jaxpr.computed_once import fewest_parts
-from deepeprop_jax.traces.block import Block
-from deepeprop_jax.traces.spread import spread
+from deepeprop_jax.traces.block import Block, spread
 
 
 def contract(block: Block, shape: tuple[int, ...], cotangent: jax.Array, trace: jax.Array) -> jax.Array:

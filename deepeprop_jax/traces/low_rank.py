@@ -12,7 +12,6 @@ started from what was kept of S, keeps R of its directions: S_end ~ Q (Q^T A), w
 
 from __future__ import annotations
 
-import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -20,13 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepeprop_jax.analysis.node import Node
-from deepeprop_jax.analysis.outer_products import is_outer
-from deepeprop_jax.jaxpr import thin
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
-from deepeprop_jax.jaxpr.program import Atom, is_variable
-from deepeprop_jax.traces.block import Block
-from deepeprop_jax.traces.spread import spread
+from deepeprop_jax.jaxpr.program import Atom
+from deepeprop_jax.traces.block import Block, spread
 
 PROBES = 4
 """Random signs that S is multiplied with, exactly, to see what the product of low rank has lost."""
@@ -101,50 +96,6 @@ class Layout(NamedTuple):
         rows = self.slots * self.rows
         shapes = ((batch, self.rank, rows), (batch, self.rank, self.columns), (batch, PROBES, rows))
         return LowRank(*(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes))
-
-
-def layout_of(node: Node, own: tuple[Block, ...], rank: int) -> Layout | None:
-    """Find the leaves whose immediate influence is an outer product as it stands; None where there is none."""
-    cuts = node.program.cuts
-    number = {variable: i for i, variable in enumerate(cuts.variables)}
-    rows: dict[Atom, tuple[int, np.ndarray]] = {}  # per delta its number and units
-    columns: dict[Atom, int] = {}  # per z its size
-    found = []
-    for block in own:
-        output = cuts.outputs[block.leaves[0]]
-        product = cuts.products[number[output]] if is_variable(output) and output in number else None
-        if block.unit is None or product is None or not is_outer(product):
-            continue
-        rows_first = (product.side == 0) != product.swapped
-        unit = thin.compact(block.unit.reshape(node.params.shapes[block.leaves[0]]))
-        unit = unit if rows_first else unit.T
-        delta, z = product.equation.inputs[product.side], product.equation.inputs[1 - product.side]
-        known = rows.get(delta, (number[output], unit[:, 0]))
-        if thin.core(unit).shape[1] == 1 and np.array_equal(unit[:, 0], known[1]):
-            rows[delta] = known
-            columns[z] = unit.shape[1]
-            found.append((block, delta, z, rows_first))
-    if not found:
-        return None
-    widths = [unit.size for _, unit in rows.values()]
-    row_slices = dict(zip(rows, _slices(widths), strict=True))
-    column_slices = dict(zip(columns, _slices(list(columns.values())), strict=True))
-    return Layout(
-        rank,
-        tuple(block for block, *_ in found),
-        tuple(Place(row_slices[delta], column_slices[z], first) for _, delta, z, first in found),
-        tuple(index for index, _ in rows.values()),
-        tuple(columns),
-        tuple(widths),
-        tuple(columns.values()),
-        np.concatenate([unit for _, unit in rows.values()]),
-        node.units.slots,
-    )
-
-
-def _slices(widths: list[int]) -> list[slice]:
-    ends = np.cumsum([0, *widths])
-    return [slice(int(start), int(end)) for start, end in itertools.pairwise(ends)]
 
 
 def advance(layout: Layout, trace: LowRank, recurrence: jax.Array, deltas: jax.Array, factors: jax.Array) -> LowRank:

@@ -4,13 +4,33 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from deepeprop_jax.analysis.network import AnalysedNetwork
+import numpy as np
+
 from deepeprop_jax.analysis.node import Node
-from deepeprop_jax.jaxpr.real_leaves import RealView, float32_or_wider
+from deepeprop_jax.jaxpr.real_leaves import RealView
 from deepeprop_jax.network.cell import Graph, PyTree
-from deepeprop_jax.traces.block import Block, Rows
-from deepeprop_jax.traces.hops import Hops, KeptPair
-from deepeprop_jax.traces.low_rank import Layout, layout_of
+from deepeprop_jax.traces.block import Block
+from deepeprop_jax.traces.low_rank import Layout
+
+Traces = dict[str, Any]
+"""Per kept pair, ``"v <- k"``: the node's own traces (a tuple with one array per block, or ``DeepTraces``), or the
+influence across nodes as one array (batch, n, columns), with a leading axis of layers where v has depth."""
+
+
+class KeptPair(NamedTuple):
+    """A kept influence S^{v,k} of node k's parameters on another node v's carry.
+
+    Attributes:
+      layers: how many layers of v keep it, counted from below (1 unless v is a ``stack(cell, depth=L)``).
+      sources: how many layers of k it is kept of, counted from above.
+      columns: trained parameter entries of those layers.
+      mask: (layers, sources) which combinations are within the hops; None for all.
+    """
+
+    layers: int
+    sources: int
+    columns: int
+    mask: np.ndarray | None
 
 
 def needs_full_jacobian(node: Node, exact: bool) -> bool:
@@ -85,45 +105,3 @@ class Plan(NamedTuple):
     def trace_names(self, v: int) -> list[str]:
         """The keys of all that may be kept of influences on node v's carry."""
         return [*(self.name(v, k) for k in range(v + 1)), self.low_rank_name(v)]
-
-
-def make_plan(
-    network: AnalysedNetwork, trained: tuple[tuple[int, ...], ...], exact: bool, hops: int | None, rank: int | None
-) -> Plan:
-    """Decide which influences are kept, and how.
-
-    Args:
-      trained: per node, the indices of its trained real parameter leaves.
-      exact, hops, rank: as given to ``deep_eprop``.
-    """
-    graph, nodes = network.graph, network.nodes
-    columns = tuple(sum(n.params.sizes[i] for i in idx) for n, idx in zip(nodes, trained, strict=True))
-    dtype = float32_or_wider(*(dtype for node in nodes for dtype in node.params.dtypes + node.carry.dtypes))
-    blocks = [own_blocks(node, idx, exact) for node, idx in zip(nodes, trained, strict=True)]
-    layouts = [None if rank is None else layout_of(n, own, rank) for n, own in zip(nodes, blocks, strict=True)]
-    gone = [set() if layout is None else {block.leaves for block in layout.blocks} for layout in layouts]
-    own = tuple(tuple(b for b in bs if b.leaves not in leaves) for bs, leaves in zip(blocks, gone, strict=True))
-    reach = Hops(graph, nodes, columns, hops)
-    bands = tuple(reach.band(v) for v in range(len(nodes)))
-    pairs, transmitted = reach.pairs()
-    return Plan(
-        graph, nodes, exact, hops, rank, trained, columns, own, tuple(layouts), bands, pairs, transmitted, dtype,
-        network.output, network.output_avals,
-    )  # fmt: skip
-
-
-def own_blocks(node: Node, trained: tuple[int, ...], exact: bool) -> tuple[Block, ...]:
-    """One block per leaf that is local, one for all that are dense together."""
-    blocks, dense = [], []
-    for i in trained:
-        leaf = node.leaves[i]
-        if leaf.kind == "none" or node.params.sizes[i] == 0:
-            continue
-        if leaf.kind == "local" and not needs_full_jacobian(node, exact):
-            blocks.append(Block(Rows.LOCAL, (i,), leaf.unit, node.units.slots, node.params.sizes[i]))
-        else:
-            dense.append(i)
-    if dense:
-        columns = sum(node.params.sizes[i] for i in dense)
-        blocks.append(Block(Rows.DENSE, tuple(dense), None, node.carry.size, columns))
-    return tuple(blocks)

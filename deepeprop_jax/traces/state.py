@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from deepeprop_jax.traces import dense, local
+from deepeprop_jax.network.cell import PyTree
+from deepeprop_jax.traces import local
 from deepeprop_jax.traces.block import Rows
 from deepeprop_jax.traces.depth import DeepTraces, kept_pairs
-from deepeprop_jax.traces.plan import Plan
-
-Traces = dict[str, Any]
-"""Per kept pair, ``"v <- k"``: the node's own traces (a tuple with one array per block, or ``DeepTraces``), or the
-influence across nodes as one array (batch, n, columns), with a leading axis of layers where v has depth."""
+from deepeprop_jax.traces.plan import Plan, Traces
 
 
 def trace_shapes(plan: Plan, batch: int) -> Traces:
@@ -52,22 +47,6 @@ def select_traces(where: jax.Array, traces: Traces, others: Traces) -> Traces:
     return jax.tree.map(choose, traces, others)
 
 
-def is_kept(plan: Plan, v: int, k: int, traces: Traces) -> bool:
-    """Whether there is a trace of node k's parameters in node v, of any kind."""
-    return plan.name(v, k) in traces or (v == k and plan.low_rank[k] is not None)
-
-
-def cross_gradient(plan: Plan, v: int, k: int, cotangent: jax.Array, traces: Traces) -> jax.Array:
-    """lambda^v . S^{v,k} as (layers of k, columns); the cotangent (batch, n), or (L, batch, n) where v has depth."""
-    trace, pair = traces[plan.name(v, k)], plan.pairs[v, k]
-    if plan.graph.nodes[v].depth is None:
-        part = dense.contract(cotangent, trace)
-    else:
-        part = jnp.einsum("lbn,lbnp->p", cotangent[: pair.layers], trace)
-    missing = plan.all_columns(k) - pair.columns
-    return jnp.pad(part, (missing, 0)).reshape(plan.depth(k), plan.columns[k])
-
-
 def split_slots(plan: Plan, traces: Traces) -> Traces:
     """Own local traces as one array (batch, *leaf) per slot.
 
@@ -83,7 +62,7 @@ def split_slots(plan: Plan, traces: Traces) -> Traces:
     return split
 
 
-def _whole(plan: Plan, traces: Traces) -> dict[int, Any]:
+def _whole(plan: Plan, traces: Traces) -> dict[int, tuple[jax.Array, ...]]:
     """The own traces of nodes without depth; those with depth are held as they stand."""
     names = {v: plan.name(v, v) for v, vertex in enumerate(plan.graph.nodes) if vertex.depth is None}
     return {v: traces[name] for v, name in names.items() if name in traces}
@@ -103,7 +82,7 @@ def without_examples(plan: Plan, where: jax.Array, traces: Traces) -> Traces:
     deep = [plan.graph.nodes[v].depth is not None for v in range(len(plan.nodes))]
     layers_first = {name for v, d in enumerate(deep) if d for name in plan.trace_names(v)}
 
-    def without(name: str, trace: Any) -> Any:
+    def without(name: str, trace: PyTree) -> PyTree:
         front = (1,) if name in layers_first else ()
         return jax.tree.map(
             lambda t: jnp.where(where.reshape(*front, -1, *(1,) * (t.ndim - 1 - len(front))), 0, t), trace
