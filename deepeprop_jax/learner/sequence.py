@@ -145,7 +145,7 @@ def by_segments(
         traces = stream.traces
         if flags.resets is not None:  # by where, so that nothing of what a trace held can spread
             traces = without_examples(plan, flags.resets[0], traces)
-        found = segment_gradient(part, split_slots(plan, traces) if up else traces, dy, exact)
+        found = segment_gradient(part, traces, dy, exact, split=not up)
         if up:
             moved = upward.update(part, traces)
             new = moved if flags.valid is None else select_traces(flags.valid[0], moved, traces)

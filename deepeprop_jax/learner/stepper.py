@@ -105,7 +105,7 @@ class ByFactors(NamedTuple):
 
     def gradient(self, step: Segment, traces: Traces, dy: PyTree) -> list[list[jax.Array]]:
         """Each trace read once."""
-        return single_step.gradient(step, traces, dy)
+        return _gradient(step, traces, dy)
 
 
 class BySegment(NamedTuple):
@@ -142,8 +142,7 @@ class BySegment(NamedTuple):
 
     def gradient(self, step: Segment, traces: Traces, dy: PyTree) -> list[list[jax.Array]]:
         """That of a segment of one step."""
-        every = jax.tree.map(lambda leaf: leaf[None], dy)
-        return segment_gradient(step, split_slots(self.plan, traces), every, exact=False)
+        return _gradient(step, traces, dy)
 
 
 def stepper_of(plan: Plan) -> Stepper:
@@ -156,6 +155,10 @@ def stepper_of(plan: Plan) -> Stepper:
 def _run_segment(plan: Plan, params: PyTree, carry: PyTree, x: PyTree) -> Ran:
     step = single_step.run_step(plan, params, carry, x)
     return Ran(step.carry_end, jax.tree.map(lambda leaf: leaf[0], step.outputs), step)
+
+
+def _gradient(step: Segment, traces: Traces, dy: PyTree) -> list[list[jax.Array]]:
+    return segment_gradient(step, traces, jax.tree.map(lambda leaf: leaf[None], dy), split=False)
 
 
 def own_copy(tree: PyTree) -> PyTree:

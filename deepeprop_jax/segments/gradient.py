@@ -16,16 +16,19 @@ from deepeprop_jax.segments.network import Segment
 from deepeprop_jax.segments.node import Back, NodeSegment
 from deepeprop_jax.traces.block import add_columns
 from deepeprop_jax.traces.plan import Traces
-from deepeprop_jax.traces.products import add_own_gradient, cross_gradient, is_kept, own_gradient_of_layers
+from deepeprop_jax.traces.products import cross_gradient, is_kept, own_gradient, own_gradient_of_layers
 
 
-def segment_gradient(segment: Segment, traces: Traces, dy: PyTree, exact: bool) -> list[list[jax.Array]]:
+def segment_gradient(
+    segment: Segment, traces: Traces, dy: PyTree, exact: bool = False, split: bool = True
+) -> list[list[jax.Array]]:
     """``inside + sum over kept (v, k) of lambda^v_0 . S^{v,k}_start``, per node and real parameter leaf.
 
     Args:
       traces: at the segment's start.
       dy: cotangent of the outputs at every step, in ``jax.grad``'s convention.
       exact: whether credit inside the segment is exact.
+      split: whether own traces with local rows stand as ``state.split_slots`` gives them, or as in the state.
 
     Returns:
       In the traces' dtype, with a leading axis of layers where a node has depth.
@@ -36,9 +39,9 @@ def segment_gradient(segment: Segment, traces: Traces, dy: PyTree, exact: bool) 
     found = []
     for k in range(len(plan.nodes)):
         if exact:  # all layers of a source see the same
-            found.append(_of_source(segment, flow, k, everything(plan), traces))
+            found.append(_of_source(segment, flow, k, everything(plan), traces, split))
             continue
-        parts = [(layers, _of_source(segment, flow, k, kept, traces)) for layers, kept in groups(plan, k)]
+        parts = [(layers, _of_source(segment, flow, k, kept, traces, split)) for layers, kept in groups(plan, k)]
         if len(parts) == 1:
             found.append(parts[0][1])
         else:
@@ -47,7 +50,7 @@ def segment_gradient(segment: Segment, traces: Traces, dy: PyTree, exact: bool) 
     return found
 
 
-def _of_source(segment: Segment, flow: Flow, k: int, seen: Kept, traces: Traces) -> list[jax.Array]:
+def _of_source(segment: Segment, flow: Flow, k: int, seen: Kept, traces: Traces, split: bool) -> list[jax.Array]:
     """The gradient of node k, where its parameters see ``seen`` through time."""
     plan = segment.plan
     back = flow.through(k, seen)
@@ -64,7 +67,7 @@ def _of_source(segment: Segment, flow: Flow, k: int, seen: Kept, traces: Traces)
         if v != k:
             columns = columns + cross_gradient(plan, v, k, start, traces)
         elif plan.graph.nodes[k].depth is None:
-            add_own_gradient(plan, k, start, traces, grads)
+            grads = [a + b for a, b in zip(grads, own_gradient(plan, k, start, traces, split), strict=True)]
         else:
             columns = columns + own_gradient_of_layers(plan, k, start, traces)
     if joint.name_of(plan, k) in traces:

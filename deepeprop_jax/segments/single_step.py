@@ -17,16 +17,14 @@ import jax.numpy as jnp
 from deepeprop_jax.analysis.outer_products import is_outer
 from deepeprop_jax.analysis.units import to_grid
 from deepeprop_jax.jaxpr.batched import Lifted, broadcast
-from deepeprop_jax.jaxpr.computed_once import computed_once
 from deepeprop_jax.jaxpr.program import is_variable
 from deepeprop_jax.network.cell import PyTree
-from deepeprop_jax.segments.flow import Flow, start_of
-from deepeprop_jax.segments.kept import kept_by
+from deepeprop_jax.segments.flow import start_of
 from deepeprop_jax.segments.network import Segment, prepare
-from deepeprop_jax.segments.node import Back, NodeSegment
+from deepeprop_jax.segments.node import NodeSegment
 from deepeprop_jax.segments.through_time import Flags
 from deepeprop_jax.traces.block import Rows
-from deepeprop_jax.traces.local import Outer, advance_in_place, contract
+from deepeprop_jax.traces.local import Outer, advance_in_place
 from deepeprop_jax.traces.plan import Plan, Traces
 
 
@@ -80,34 +78,6 @@ def advance(plan: Plan, active: jax.Array, factors: list[Factors], traces: Trace
             own.append(advance_in_place(block, shape, recurrence, added, trace))
         new[name] = tuple(own)
     return new
-
-
-def gradient(step: Segment, traces: Traces, dy: PyTree) -> list[list[jax.Array]]:
-    """``inst + lambda_{t-1} . S_{t-1}`` per node and real parameter leaf, in the traces' dtype.
-
-    Args:
-      step: the last one.
-      traces: of the step before it.
-      dy: (batch, ...) cotangent of the outputs, in ``jax.grad``'s convention.
-    """
-    plan, sizes = step.plan, step.sizes
-    flow = Flow(step, [Lifted(leaf[None], "cb") for leaf in plan.output.split_cotangent(dy)])
-    found = []
-    for k, node in enumerate(plan.nodes):
-        back = flow.through(k, kept_by(plan, k))
-        grads = [jnp.zeros(shape, plan.dtype) for shape in node.params.shapes]
-        if isinstance(back, Back) and plan.trained[k]:
-            inside = _node(step, k).parameters(back, "", sizes)
-            for i in plan.trained[k]:
-                x = inside[i]
-                grads[i] = grads[i] if x is None else x.value.astype(plan.dtype)
-            if back.start and plan.name(k, k) in traces:
-                by_unit = computed_once(to_grid(start_of(step, k, back, "b", sizes), node.units))
-                for block, trace in zip(plan.own[k], traces[plan.name(k, k)], strict=True):
-                    (leaf,) = block.leaves
-                    grads[leaf] = grads[leaf] + contract(block, node.params.shapes[leaf], by_unit, trace)
-        found.append(grads)
-    return found
 
 
 # --- what moves a trace ----------------------------------------------------------------------------------------------

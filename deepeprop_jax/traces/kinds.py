@@ -6,17 +6,8 @@ import jax
 import numpy as np
 
 from deepeprop_jax.analysis.node import Node
-from deepeprop_jax.analysis.units import to_grid
 from deepeprop_jax.traces import dense, local
 from deepeprop_jax.traces.block import Block, Rows
-
-
-def contract(node: Node, block: Block, cotangent: jax.Array, trace: jax.Array) -> jax.Array:
-    """``lambda . S`` summed over the batch, (columns,), for a cotangent (batch, n)."""
-    if block.kind is Rows.DENSE:
-        return dense.contract(cotangent, trace)
-    shape = node.params.shapes[block.leaves[0]] if len(block.leaves) == 1 else (block.columns,)
-    return local.contract(block, shape, to_grid(cotangent, node.units), trace).ravel()
 
 
 def push(node: Node, block: Block, matrix: jax.Array, trace: jax.Array) -> jax.Array:

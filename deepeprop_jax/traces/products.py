@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from deepeprop_jax.analysis.units import to_grid
+from deepeprop_jax.jaxpr.computed_once import computed_once
 from deepeprop_jax.traces import dense, local, low_rank
 from deepeprop_jax.traces.block import Block, Rows, add_columns, over_leaf
 from deepeprop_jax.traces.depth import DeepTraces, band_gradient
-from deepeprop_jax.traces.kinds import advance, contract, push
+from deepeprop_jax.traces.kinds import advance, push
 from deepeprop_jax.traces.plan import Plan, Traces
 
 
@@ -29,20 +30,32 @@ def cross_gradient(plan: Plan, v: int, k: int, cotangent: jax.Array, traces: Tra
     return jnp.pad(part, (missing, 0)).reshape(plan.depth(k), plan.columns[k])
 
 
-def add_own_gradient(plan: Plan, k: int, start: jax.Array, traces: Traces, grads: list[jax.Array]) -> None:
-    """Add ``lambda . S`` of a node's own trace, as ``state.split_slots`` gives it, to the gradients of its leaves."""
+def own_gradient(plan: Plan, k: int, cotangent: jax.Array, traces: Traces, split: bool) -> list[jax.Array]:
+    """``lambda . S`` of the own trace of a node, or of one layer of it, per real parameter leaf.
+
+    Args:
+      cotangent: (batch, n).
+      split: whether local rows stand as ``state.split_slots`` gives them.
+    """
     node, layout = plan.nodes[k], plan.low_rank[k]
+    grads = [jnp.zeros(shape, plan.dtype) for shape in node.params.shapes]
+    by_unit = to_grid(cotangent, node.units)
     if layout is not None:
-        parts = low_rank.contract(layout, traces[plan.low_rank_name(k)], to_grid(start, node.units))
+        parts = low_rank.contract(layout, traces[plan.low_rank_name(k)], by_unit)
         for block, part in zip(layout.blocks, parts, strict=True):
             add_columns(node.params, grads, block.leaves, part.ravel())
+    by_unit = by_unit if split else computed_once(by_unit)
     for block, trace in zip(plan.own[k], traces.get(plan.name(k, k), ()), strict=True):
-        if block.kind is Rows.LOCAL:
-            wide = over_leaf(to_grid(start, node.units), block, node.params.shapes[block.leaves[0]])
-            part = local.contract_split(wide, trace)
+        if block.kind is Rows.DENSE:
+            part = dense.contract(cotangent, trace)
         else:
-            part = dense.contract(start, trace)
+            shape = node.params.shapes[block.leaves[0]]
+            if split:
+                part = local.contract_split(over_leaf(by_unit, block, shape), trace)
+            else:
+                part = local.contract(block, shape, by_unit, trace).ravel()
         add_columns(node.params, grads, block.leaves, part)
+    return grads
 
 
 def own_gradient_of_layers(plan: Plan, k: int, cotangent: jax.Array, traces: Traces) -> jax.Array:
@@ -51,18 +64,10 @@ def own_gradient_of_layers(plan: Plan, k: int, cotangent: jax.Array, traces: Tra
     Args:
       cotangent: (L, batch, n); also of one layer alone, without a band.
     """
-    node, depth = plan.nodes[k], cotangent.shape[0]
-    own = traces.get(plan.name(k, k), DeepTraces((), None))
-    grads = [jnp.zeros((depth, *shape), plan.dtype) for shape in node.params.shapes]
-    for block, trace in zip(plan.own[k], own.own, strict=True):
-        part = jax.vmap(lambda c, s, block=block: contract(node, block, c, s))(cotangent, trace)
-        add_columns(node.params, grads, block.leaves, part)
-    layout = plan.low_rank[k]
-    if layout is not None:
-        grid = to_grid(cotangent, node.units)
-        parts = jax.vmap(lambda s, c: low_rank.contract(layout, s, c))(traces[plan.low_rank_name(k)], grid)
-        for block, part in zip(layout.blocks, parts, strict=True):
-            add_columns(node.params, grads, block.leaves, part.reshape(depth, -1))
+    name, depth = plan.name(k, k), cotangent.shape[0]
+    own = traces.get(name, DeepTraces((), None))
+    held = {name: own.own} | {n: traces[n] for n in (plan.low_rank_name(k),) if n in traces}
+    grads = jax.vmap(lambda c, held: own_gradient(plan, k, c, held, split=False))(cotangent, held)
     nothing = [jnp.zeros((depth, 0), plan.dtype)]
     total = jnp.concatenate([grads[i].reshape(depth, -1) for i in plan.trained[k]] or nothing, axis=-1)
     return total if own.band is None else total + band_gradient(cotangent, own.band, plan.bands[k])
