@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -102,12 +102,12 @@ class DeepSegment:
 
     def over_layers(
         self,
-        body: Callable[[Any, NodeSegment, Any], tuple[Any, Any]],
-        start: Any,
+        body: Callable[[PyTree, NodeSegment, PyTree], tuple[PyTree, PyTree]],
+        start: PyTree,
         others: PyTree,
         top: jax.Array | None = None,
         upward: bool = False,
-    ) -> tuple[Any, Any]:
+    ) -> tuple[PyTree, PyTree]:
         """``lax.scan`` from the highest layer to the lowest: ``body(carry, layer, slice of others)``.
 
         Args:
@@ -116,12 +116,12 @@ class DeepSegment:
         """
         node = self.node
 
-        def run(carry: Any, params: Parts, u: Parts, layer_run: Run, other: Any) -> tuple[Any, Any]:
+        def run(carry: PyTree, params: Parts, u: Parts, layer_run: Run, other: PyTree) -> tuple[PyTree, PyTree]:
             values = with_inputs(node.program, parameter_values(node.program, params), u)
             part = NodeSegment(node, params, values, layer_run, u, self.flags, slots_wanted=False)
             return body(carry, part, other)
 
-        def with_layer(carry: Any, slices: tuple[jax.Array, Any]) -> tuple[Any, Any]:
+        def with_layer(carry: PyTree, slices: tuple[jax.Array, PyTree]) -> tuple[PyTree, PyTree]:
             index, layer = slices
             if top is None:
                 return run(carry, *layer)
@@ -133,14 +133,14 @@ class DeepSegment:
         return lax.scan(with_layer, start, layers, self.depth, reverse=not upward)
 
     def back(
-        self, recurrence: Past, output: Leaves, end: Any, sizes: dict[str, int], keep: str, climb: range
+        self, recurrence: Past, output: Leaves, end: LayerEnd | None, sizes: dict[str, int], keep: str, climb: range
     ) -> DeepBack:
         """Pull cotangents of the highest layer's output and of all last carries back through all layers and steps.
 
         Args:
           recurrence: as for ``NodeSegment.back``.
           output: per real leaf of the output, its cotangent at every step; empty for zero.
-          end: a ``LayerEnd``, where nothing arrives from above; empty for zero.
+          end: where nothing arrives from above; None for zero.
           sizes: of the axes.
           keep: the axes that the parameters' cotangents keep, "" or "rb".
           climb: the layers whose cotangents go down after they have gone through their time; the others hand down
@@ -156,7 +156,7 @@ class DeepSegment:
             full = [broadcast(zero if x is None else x, axes, sizes).astype(zero.value.dtype) for x, zero in pairs]
             return vary_like(full, self._runs)
 
-        def body(dy: list[jax.Array], part: NodeSegment, other: Any) -> tuple[list[jax.Array], Any]:
+        def body(dy: list[jax.Array], part: NodeSegment, other: PyTree) -> tuple[list[jax.Array], PyTree]:
             layer, end = other
             arrived: Leaves = [Lifted(leaf, axes) for leaf in dy]
             back = part.back(recurrence, arrived, [Lifted(leaf, "r") for leaf in end], sizes["r"])
@@ -179,7 +179,7 @@ class DeepSegment:
             flat = [leaf.reshape(*leaf.shape[:2], -1) for leaf in params] or [nothing]
             return below, (start, [], jnp.swapaxes(jnp.concatenate(flat, axis=-1), 0, 1))
 
-        leaves, top = (end.leaves, end.layer) if end else ([], None)
+        leaves, top = ([], None) if end is None else (end.leaves, end.layer)
         others = (jnp.arange(self.depth), leaves)
         bottom, (start, params, rows) = self.over_layers(body, full(output), others, top)
         return DeepBack(start, params, rows, [Lifted(leaf, axes) for leaf in bottom])

@@ -5,12 +5,13 @@ Unit vectors on one layer's last carry go down through all layers; of those abov
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from deepeprop_jax.jaxpr.real_leaves import PyTree
 from deepeprop_jax.segments.depth import DeepSegment, unit_vectors
 from deepeprop_jax.segments.flow import Flow
 from deepeprop_jax.segments.influence import influence, influence_of_layers
@@ -21,6 +22,7 @@ from deepeprop_jax.segments.own import advance_local, advance_low_rank
 from deepeprop_jax.traces import local
 from deepeprop_jax.traces.block import Rows
 from deepeprop_jax.traces.depth import DeepTraces, columns_of, put_pairs
+from deepeprop_jax.traces.low_rank import LowRank
 from deepeprop_jax.traces.plan import Plan, Traces
 
 
@@ -45,7 +47,9 @@ def advance_deep(segment: Segment, v: int, part: DeepSegment, traces: Traces) ->
     return new
 
 
-def _own(plan: Plan, v: int, part: DeepSegment, held: DeepTraces, traces: Traces) -> tuple[list[jax.Array], Any]:
+def _own(
+    plan: Plan, v: int, part: DeepSegment, held: DeepTraces, traces: Traces
+) -> tuple[list[jax.Array], LowRank | None]:
     """Local rows one segment on; dense ones as they are."""
     if not held.own and plan.low_rank_name(v) not in traces:
         return [], None
@@ -56,7 +60,7 @@ def _own(plan: Plan, v: int, part: DeepSegment, held: DeepTraces, traces: Traces
     if not rows and low_rank is None:
         return list(held.own), None
 
-    def body(_: None, layer: NodeSegment, own: tuple[list[jax.Array], Any]) -> tuple[None, Any]:
+    def body(_: None, layer: NodeSegment, own: PyTree) -> tuple[None, PyTree]:
         shapes = plan.nodes[v].params.shapes
         split = [local.split(b, shapes[b.leaves[0]], trace) for b, trace in zip(own_rows, own[0], strict=True)]
         moved = [local.join(rows) for rows in advance_local(layer, own_rows, split, plan.dtype)]

@@ -6,13 +6,12 @@ layers below it. All kept pairs (l, k) lie one after the other, by l and then by
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from deepeprop_jax.analysis.node import Node
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
+from deepeprop_jax.jaxpr.real_leaves import PyTree
 from deepeprop_jax.segments.depth import DeepSegment
 from deepeprop_jax.segments.node import NodeSegment
 from deepeprop_jax.segments.partials import (
@@ -75,8 +74,8 @@ def update_layers(
     inside = vary_like(inside, part.carry_end)
 
     def body(
-        passed: tuple[dict[int, jax.Array], jax.Array | None], layer: NodeSegment, held: Any
-    ) -> tuple[tuple[dict[int, jax.Array], jax.Array | None], Any]:
+        passed: tuple[dict[int, jax.Array], jax.Array | None], layer: NodeSegment, held: PyTree
+    ) -> tuple[tuple[dict[int, jax.Array], jax.Array | None], PyTree]:
         below, band_t = passed
         index, layer_own, layer_cross = held
         partial = partials(layer, wanted, plan.dtype)
@@ -107,6 +106,10 @@ def _influence(plan: Plan, k: int, columns: jax.Array) -> Influence:
     return Influence(plan.nodes[k], plan.trained[k], whole=columns)
 
 
+Passed = tuple[jax.Array, jax.Array | None]
+"""``below`` and ``band_tm1`` of ``_own_upward``, changed as far as it has come."""
+
+
 def _own_upward(
     node: Node,
     partial: Partials,
@@ -116,7 +119,7 @@ def _own_upward(
     own_y: jax.Array,
     index: jax.Array,
     band: int,
-) -> tuple[jax.Array, jax.Array | None]:
+) -> Passed:
     """The influences of all layers of the node one layer up, to layer ``index``; kept ones also move right in time.
 
     Args:
@@ -134,16 +137,18 @@ def _own_upward(
         trace_t, output = cross_influence(node, partial, past, arriving, True)
         return trace_t, output.multiplied_out(batch, node.output.size, below.dtype)
 
-    def above(u: jax.Array, s: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+    def above(u: jax.Array, s: jax.Array | None) -> Passed:
         return u, s
 
-    def too_far(u: jax.Array, s: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+    def too_far(u: jax.Array, s: jax.Array | None) -> Passed:
         return up(None, u)[1], s
 
     def kept(u: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array]:
         return up(KeptInfluence(s), u)[::-1]
 
-    def body(passed: tuple[jax.Array, jax.Array | None], k: jax.Array) -> tuple[Any, None]:
+    def body(
+        passed: tuple[jax.Array, jax.Array | None], k: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array | None], None]:
         below, held = passed
         u = layer_of(below, k)
         if held is None:

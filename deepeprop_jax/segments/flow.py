@@ -7,15 +7,13 @@ pass on what their output owes to its own step.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from deepeprop_jax.jaxpr.batched import Leaves, add
 from deepeprop_jax.network.cell import parents
 from deepeprop_jax.segments.cotangents import vector
-from deepeprop_jax.segments.depth import DeepBack, DeepSegment
+from deepeprop_jax.segments.depth import DeepBack, DeepSegment, LayerEnd
 from deepeprop_jax.segments.kept import Kept, nodes_of, within
 from deepeprop_jax.segments.network import Segment
 from deepeprop_jax.segments.node import Back
@@ -41,7 +39,7 @@ class Flow:
         self,
         segment: Segment,
         outputs: Leaves,
-        end: tuple[int, Any] | None = None,
+        end: tuple[int, Leaves | LayerEnd] | None = None,
         rows: int = 1,
         exact: bool = False,
     ):
@@ -76,8 +74,8 @@ class Flow:
         for w in self.children[v]:
             part = self._through(w, kept)[1].get(v, [])
             dy = [add(a, b) for a, b in zip(dy, part, strict=True)] if dy and part else dy or list(part)
-        end = self.end[1] if self.end is not None and self.end[0] == v else []
-        if not end and all(d is None for d in dy):
+        end = self.end[1] if self.end is not None and self.end[0] == v else None
+        if end is None and all(d is None for d in dy):
             return None, {}
         node, vertex = self.segment.nodes[v], self.plan.graph.nodes[v]
         recurrence = self.recurrence(v, kept)
@@ -86,11 +84,13 @@ class Flow:
         back: Back | DeepBack
         if isinstance(node, DeepSegment):
             keep = "" if self.end is None else "rb"
+            assert end is None or isinstance(end, LayerEnd)
             back = node.back(recurrence, dy, end, self.sizes, keep, self._climb(v, kept))
-        elif recurrence is Past.LOCAL and end:
+        elif recurrence is Past.LOCAL and end is not None:
             back = back_units(node, upto)
         else:
-            back = node.back(recurrence, dy, end, self.sizes["r"], upto)
+            assert not isinstance(end, LayerEnd)
+            back = node.back(recurrence, dy, end or [], self.sizes["r"], upto)
         below = self.segment.distribute(vertex.wire, self.plan.nodes[v].input, back.input, self.sizes) if wanted else {}
         return back, below
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jax import lax
 from deepeprop_jax.analysis.vjp import parameter_values
 from deepeprop_jax.jaxpr.batched import Leaves, Lifted, broadcast
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
-from deepeprop_jax.network.cell import parents
+from deepeprop_jax.network.cell import PyTree, parents
 from deepeprop_jax.segments.cotangents import rows_of, vector
 from deepeprop_jax.segments.network import Segment
 from deepeprop_jax.segments.node import NodeSegment
@@ -80,7 +80,7 @@ def climb_down(
     """
     plan, lowest = segment.plan, nodes[0]
     node, name = plan.nodes[lowest], plan.name(lowest, lowest)
-    parts: list[Any] = [segment.nodes[p] for p in nodes]
+    parts = [part for part in (segment.nodes[p] for p in nodes) if isinstance(part, NodeSegment)]
     flags = parts[0].flags
     recurrence = Past.FULL if plan.full_jacobian(lowest) else Past.LOCAL
 
@@ -90,7 +90,7 @@ def climb_down(
         wide = [broadcast(zero if x is None else x, "crb", sizes).astype(zero.value.dtype) for x, zero in pairs]
         return vary_like(wide, parts[0].run)
 
-    def body(dy: list[jax.Array], each: Any) -> tuple[list[jax.Array], tuple[jax.Array, jax.Array]]:
+    def body(dy: list[jax.Array], each: PyTree) -> tuple[list[jax.Array], tuple[jax.Array, jax.Array]]:
         params, u, run, end, own = each
         values = with_inputs(node.program, parameter_values(node.program, params), u)
         part = NodeSegment(node, params, values, run, u, flags, slots_wanted=False)

@@ -13,7 +13,7 @@ their output owes to its own step. With exact=False dF/dh stands for its unit-lo
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from deepeprop_jax.analysis.vjp import parameter_values
 from deepeprop_jax.jaxpr.batched import Leaves, Lifted, Values, broadcast
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
 from deepeprop_jax.jaxpr.real_leaves import Parts, RealView
-from deepeprop_jax.network.cell import PyTree, assemble, connect, parents, select
+from deepeprop_jax.network.cell import PyTree, Wire, assemble, connect, parents, select
 from deepeprop_jax.segments.depth import DeepSegment
 from deepeprop_jax.segments.node import NodeSegment
 from deepeprop_jax.segments.through_time import Flags, run_forward, with_inputs
@@ -97,7 +97,7 @@ class Segment:
         seen.nodes = [node.after_resets() for node in self.nodes]
         return seen
 
-    def distribute(self, wire: Any, view: RealView, ct: Leaves, sizes: dict[str, int]) -> dict[int, Leaves]:
+    def distribute(self, wire: Wire, view: RealView, ct: Leaves, sizes: dict[str, int]) -> dict[int, Leaves]:
         """The cotangent of what a wire carries, handed to the outputs that it is made of."""
         sources = parents(wire)
         if not sources or all(c is None for c in ct):

@@ -6,8 +6,8 @@ slot of the last carry (the node's own local trace), of unit vectors on it (dens
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from deepeprop_jax.jaxpr.batched import Leaves, Lifted, Rule, Values, add, broad
 from deepeprop_jax.jaxpr.computed_once import computed_once
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
 from deepeprop_jax.jaxpr.program import Atom, Variable, backward_slice, bind, is_variable
-from deepeprop_jax.jaxpr.real_leaves import Parts, float32_or_wider
+from deepeprop_jax.jaxpr.real_leaves import Parts, PyTree, float32_or_wider
 from deepeprop_jax.segments.through_time import (
     Carry,
     Entering,
@@ -92,7 +92,7 @@ class NodeSegment:
         self.values.known |= {v: Lifted(a, "cb") for v, a in zip(program.carry_other, run.carry_tm1.other, strict=True)}
         self.values.known |= {v: Lifted(a, "cb") for v, a in zip(program.stored, run.stored, strict=True)}
         self._run_output()
-        self._coefficients: dict[Any, dict[int, Lifted]] = {}
+        self._coefficients: dict[Atom, dict[int, Lifted]] = {}
         self._blocks: dict[tuple[int, int], Lifted] | None = None
         self._slots: list[tuple[Leaves, Leaves]] | None = None
         self._slots_wanted = slots_wanted
@@ -152,11 +152,11 @@ class NodeSegment:
         needed = backward_slice(linear, outputs)
         return pull(needed, seed, program.linear, self.read, outputs, rule)
 
-    def coefficients(self, variables: Sequence[Any]) -> list[dict[int, Lifted]]:
+    def coefficients(self, variables: Sequence[Atom]) -> list[dict[int, Lifted]]:
         """Per variable, for each carry leaf, d variable / d (that leaf's cotangent of its unit)."""
         missing = [v for v in variables if v not in self._coefficients and v not in self.program.cotangents]
         if missing:
-            found: dict[Any, dict[int, Lifted]] = {v: {} for v in missing}
+            found: dict[Atom, dict[int, Lifted]] = {v: {} for v in missing}
             for leaf in range(len(self.program.cotangents)):
                 for v, value in zip(missing, self._ones_pass(leaf, missing, bind), strict=True):
                     if value is not None:
@@ -214,11 +214,13 @@ class NodeSegment:
                 frontier[variable] = value.map(lambda x, v=variable: x.astype(v.aval.dtype))
         return frontier
 
-    def _evaluate(self, wanted: Pull, ct: Leaves, coefficients: list[dict[int, Lifted]], read: Any) -> Leaves:
+    def _evaluate(
+        self, wanted: Pull, ct: Leaves, coefficients: list[dict[int, Lifted]], read: Callable[[Atom], Lifted]
+    ) -> Leaves:
         frontier = self._frontier(wanted, ct, coefficients)
         return pull(wanted.equations, frontier, self.program.linear, read, wanted.outputs)
 
-    def _term(self, variable: Any, leaf: int, coefficient: Lifted, ct: Lifted | None) -> Lifted | None:
+    def _term(self, variable: Variable, leaf: int, coefficient: Lifted, ct: Lifted | None) -> Lifted | None:
         if ct is None:
             return None
         unit, size = self.program.unit[variable], self.node.carry.sizes[leaf]
@@ -346,7 +348,7 @@ class NodeSegment:
         names = list(dict.fromkeys(read))
         table = (self.coefficients(wanted.frontier), self.values.get(names))
 
-        def pull_full(ct: Leaves, now: Any) -> Leaves:
+        def pull_full(ct: Leaves, now: PyTree) -> Leaves:
             residual = dict(zip(names, now[1], strict=True))
             return self._evaluate(wanted, ct, now[0], lambda a: residual[a] if a in residual else self.values.read(a))
 

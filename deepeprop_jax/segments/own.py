@@ -44,6 +44,14 @@ def slot_rows(part: NodeSegment, dtype: jnp.dtype) -> list[SlotRow]:
     return rows
 
 
+def immediate(rows: list[SlotRow], block: Block, sizes: dict[str, int], dtype: jnp.dtype) -> jax.Array:
+    """What the steps of a segment add to a trace of one parameter leaf, (batch, K, |leaf|)."""
+    (leaf,) = block.leaves
+    found = (row.params[leaf] for row in rows)
+    flat = [Lifted(jnp.zeros(block.columns)) if x is None else x.flat() for x in found]
+    return jnp.stack([broadcast(x, "b", sizes).astype(dtype) for x in flat], axis=1)
+
+
 def recurrence(part: NodeSegment, dtype: jnp.dtype) -> jax.Array:
     """(batch, K, K, units) the product of all D of a segment."""
     units, view = part.node.units, part.node.carry

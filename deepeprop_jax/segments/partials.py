@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from deepeprop_jax.analysis.node import Node
-from deepeprop_jax.jaxpr.batched import Lifted, broadcast
+from deepeprop_jax.jaxpr.batched import Lifted
 from deepeprop_jax.jaxpr.computed_once import computed_once
 from deepeprop_jax.segments.cotangents import rows_of, unit_vectors, vector
 from deepeprop_jax.segments.node import NodeSegment
-from deepeprop_jax.segments.own import slot_rows
+from deepeprop_jax.segments.own import immediate, slot_rows
 from deepeprop_jax.segments.through_time import Past
 from deepeprop_jax.segments.unit_vectors import back_units
 from deepeprop_jax.traces.block import Block, Rows
@@ -103,10 +103,7 @@ def _of_carry(part: NodeSegment, wanted: Wanted, dtype: jnp.dtype) -> Partials:
         if block.kind is Rows.DENSE:
             own.append(jnp.concatenate([every[i] for i in block.leaves], axis=-1))
         else:
-            (leaf,) = block.leaves
-            zeros = Lifted(jnp.zeros(block.columns))
-            rows = [zeros if row.params[leaf] is None else row.params[leaf].flat() for row in slots]
-            own.append(jnp.stack([broadcast(row, "b", sizes).astype(dtype) for row in rows], axis=1))
+            own.append(immediate(slots, block, sizes, dtype))
     return Partials(carry=carry, own=tuple(own), input=inputs)
 
 

@@ -15,13 +15,12 @@ import jax
 import jax.numpy as jnp
 
 from deepeprop_jax.analysis.outer_products import is_outer
-from deepeprop_jax.analysis.units import to_grid
 from deepeprop_jax.jaxpr.batched import Lifted, broadcast
 from deepeprop_jax.jaxpr.program import is_variable
 from deepeprop_jax.network.cell import PyTree
-from deepeprop_jax.segments.flow import start_of
 from deepeprop_jax.segments.network import Segment, prepare
 from deepeprop_jax.segments.node import NodeSegment
+from deepeprop_jax.segments.own import immediate, slot_rows
 from deepeprop_jax.segments.through_time import Flags
 from deepeprop_jax.traces.block import Rows
 from deepeprop_jax.traces.local import Outer, advance_in_place
@@ -80,44 +79,27 @@ def advance(plan: Plan, active: jax.Array, factors: list[Factors], traces: Trace
     return new
 
 
-# --- what moves a trace ----------------------------------------------------------------------------------------------
-
-
 def factors_of(step: Segment) -> list[Factors]:
     """What a step adds to the traces and how it moves them, per node."""
-    return [_factors(step, v) for v in range(len(step.plan.nodes))]
-
-
-def _node(step: Segment, v: int) -> NodeSegment:
-    part = step.nodes[v]
-    assert isinstance(part, NodeSegment)  # see applies()
-    return part
+    plan = step.plan
+    # Not an array without entries where a node has no trace: checkpoints refuse those.
+    return [_factors(step, v) if plan.own[v] else Factors(None, []) for v in range(len(plan.nodes))]
 
 
 def _factors(step: Segment, v: int) -> Factors:
-    plan, part, sizes = step.plan, _node(step, v), step.sizes
-    node, program = plan.nodes[v], part.program
-    recurrence, deltas, whole = [], [], []
-    for slot in range(node.units.slots if plan.own[v] else 0):
-        back = part.back_slot(slot)
-        recurrence.append(to_grid(start_of(step, v, back, "b", sizes), node.units))
-        deltas.append(part.linear_values(program.to_params, back.steps))
-        whole.append(part.parameters(back, "b", sizes))
-    if not recurrence:
-        return Factors(None, [])  # not an array without entries: checkpoints refuse those
+    plan, part, sizes = step.plan, step.nodes[v], step.sizes
+    assert isinstance(part, NodeSegment)  # see applies()
+    program = part.program
+    rows = slot_rows(part, plan.dtype)
+    deltas = [part.linear_values(program.to_params, part.back_slot(slot).steps) for slot in range(len(rows))]
 
     def vector(x: Lifted) -> jax.Array:
         return broadcast(x, "cb", sizes)[0].astype(plan.dtype)
 
-    def flat(x: Lifted | None, size: int) -> jax.Array:
-        zeros = jnp.zeros((sizes["b"], size), plan.dtype)
-        return zeros if x is None else broadcast(x.flat(), "b", sizes).astype(plan.dtype)
-
     cut = {output: i for i, output in enumerate(program.cuts.variables)}
     additions: list[Outer | jax.Array] = []
     for block in plan.own[v]:
-        (leaf,) = block.leaves
-        output = program.cuts.outputs[leaf]
+        output = program.cuts.outputs[block.leaves[0]]
         found = cut.get(output) if is_variable(output) else None
         product = None if found is None else program.cuts.products[found]
         values = [] if found is None else [d[found] for d in deltas]
@@ -127,5 +109,5 @@ def _factors(step: Segment, v: int) -> Factors:
             first_is_linear = (product.side == 0) != product.swapped
             additions.append(Outer(linear, other) if first_is_linear else Outer(other, linear))
         else:
-            additions.append(jnp.stack([flat(row[leaf], node.params.sizes[leaf]) for row in whole], axis=1))
-    return Factors(jnp.stack(recurrence, axis=1), additions)
+            additions.append(immediate(rows, block, sizes, plan.dtype))
+    return Factors(jnp.stack([row.start for row in rows], axis=1), additions)

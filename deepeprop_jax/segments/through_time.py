@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from deepeprop_jax.analysis.vjp import VjpProgram
 from deepeprop_jax.jaxpr.batched import Leaves, Lifted, Values, add, broadcast, elementwise, scan_back, union
 from deepeprop_jax.jaxpr.mesh_axes import vary, varying_axes
-from deepeprop_jax.jaxpr.real_leaves import Parts, float32_or_wider, select_examples
+from deepeprop_jax.jaxpr.real_leaves import Parts, PyTree, float32_or_wider, select_examples
 
 
 class Flags(NamedTuple):
@@ -23,7 +24,7 @@ class Flags(NamedTuple):
     valid: jax.Array | None
 
 
-def last_where_cut_off(resets: jax.Array, values: Any) -> Any:
+def last_where_cut_off(resets: jax.Array, values: PyTree) -> PyTree:
     """(C, batch, ...) values, with those of the last step in place of all that lie before a later reset.
 
     Nothing of a step before a reset reaches what follows it: its cotangents are zeros. Of a carry that is not finite
@@ -91,7 +92,7 @@ def run_forward(program: VjpProgram, values: Values, start: Parts, initial: Part
     moving = {v: x.value for v, x in before.items() if "c" in x.axes}
     fixed = {v: x for v, x in values.known.items() if "c" not in x.axes}
 
-    def body(carry: Parts, slices: tuple[list[jax.Array], Flags]) -> tuple[Parts, Any]:
+    def body(carry: Parts, slices: tuple[list[jax.Array], Flags]) -> tuple[Parts, PyTree]:
         arrays, now = slices
         if now.resets is not None:
             carry = select_examples(now.resets, initial, carry)
@@ -160,12 +161,12 @@ class Carry(NamedTuple):
     """Shape and dtype of each real leaf of a carry, of one example."""
 
     shapes: list[tuple[int, ...]]
-    dtypes: list[Any]
+    dtypes: list[np.dtype]
 
 
 def through_time(
-    pull: Callable[[Leaves, Any], Leaves],
-    table: Any,
+    pull: Callable[[Leaves, PyTree], Leaves],
+    table: PyTree,
     reach: set[tuple[int, int]],
     flows: list[Entering],
     flags: Flags,
@@ -189,7 +190,7 @@ def through_time(
     read = _lifted((table, wide_flags))
     alive: list[list[int]] = []
     axes: list[str] = []
-    dtypes: list[list[Any]] = []
+    dtypes: list[list[np.dtype]] = []
     for flow in flows:
         given = [x for group in flow for x in group if x is not None]
         found = {i for i in leaves if any(group[i] is not None for group in flow)}
@@ -206,7 +207,7 @@ def through_time(
             return vary(jnp.zeros((*(sizes[a] for a in axes[f]), *carry.shapes[i]), dtypes[f][i]), varying)
         return vary(broadcast(x, axes[f], sizes).astype(dtypes[f][i]), varying)
 
-    def body(carried: list[list[jax.Array]], step: Any) -> tuple[list[list[jax.Array]], list[list[jax.Array]]]:
+    def body(carried: list[list[jax.Array]], step: PyTree) -> tuple[list[list[jax.Array]], list[list[jax.Array]]]:
         given, now_table, (resets, valid) = step
         before, totals = [], []
         for f, (arrays, (now, past)) in enumerate(zip(carried, given, strict=True)):
@@ -253,6 +254,6 @@ def _not(flag: Lifted) -> Lifted:
     return flag.map(jnp.logical_not)
 
 
-def _lifted(tree: Any) -> list[Lifted]:
+def _lifted(tree: PyTree) -> list[Lifted]:
     leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Lifted))
     return [x for x in leaves if isinstance(x, Lifted)]

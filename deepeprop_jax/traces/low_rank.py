@@ -12,7 +12,7 @@ started from what was kept of S, keeps R of its directions: S_end ~ Q (Q^T A), w
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from jax import lax
 
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
 from deepeprop_jax.jaxpr.program import Atom
+from deepeprop_jax.jaxpr.real_leaves import PyTree
 from deepeprop_jax.traces.block import Block, spread
 
 PROBES = 4
@@ -166,7 +167,7 @@ def multiplied_out(layout: Layout, trace: LowRank) -> list[jax.Array]:
     return found
 
 
-def trace_error(state: Any) -> dict[str, jax.Array]:
+def trace_error(state: PyTree) -> dict[str, jax.Array]:
     """What the traces of a learner with ``rank=R`` have lost, everything since their start included.
 
     Args:

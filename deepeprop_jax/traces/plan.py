@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from deepeprop_jax.network.cell import Graph, PyTree
 from deepeprop_jax.traces.block import Block
 from deepeprop_jax.traces.low_rank import Layout
 
-Traces = dict[str, Any]
+Traces = dict[str, PyTree]
 """Per kept pair, ``"v <- k"``: the node's own traces (a tuple with one array per block, or ``DeepTraces``), or the
 influence across nodes as one array (batch, n, columns), with a leading axis of layers where v has depth."""
 
@@ -69,7 +69,7 @@ class Plan(NamedTuple):
     bands: tuple[int, ...]
     pairs: dict[tuple[int, int], KeptPair]
     transmitted: frozenset[tuple[int, int]]
-    dtype: Any
+    dtype: np.dtype
     output: RealView
     output_avals: PyTree
 
