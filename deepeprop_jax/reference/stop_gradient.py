@@ -15,7 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepeprop_jax.network.cell import Cell, Graph, PyTree, Wire, assemble, connect, graph_of, parents, select
+from deepeprop_jax.network.cell import (
+    Cell,
+    Graph,
+    PyTree,
+    Wire,
+    assemble,
+    connect,
+    graph_of,
+    parents,
+    rewired,
+    select,
+)
 from deepeprop_jax.reference.backpropagation import (
     Apply,
     LossFn,
@@ -56,25 +67,19 @@ def unfold(network: Cell, pairs: Sequence[Pair]) -> tuple[list[Layer], Wire]:
         )
     layers: list[Layer] = []
     top: dict[int, int] = {}
+
+    def written(source: int | str) -> Wire:
+        return source if isinstance(source, str) else top[source]
+
     for vertex, (node, pair) in enumerate(zip(graph.nodes, pairs, strict=True)):
-        wire = _reindex(node.wire, top)
+        wire = rewired(node.wire, written)
         if node.depth is None:
             layers.append(Layer(node.name, pair, wire, vertex, None))
         for index in range(node.depth or 0):
             layers.append(Layer(f"{node.name}[{index}]", pair, wire, vertex, index))
             wire = len(layers) - 1
         top[vertex] = len(layers) - 1
-    return layers, _reindex(graph.output, top)
-
-
-def _reindex(wire: Wire, index: dict[int, int]) -> Wire:
-    if isinstance(wire, str):
-        return wire
-    if isinstance(wire, int):
-        return index[wire]
-    if isinstance(wire, dict):
-        return {name: _reindex(part, index) for name, part in wire.items()}
-    return tuple(_reindex(part, index) for part in wire)
+    return layers, rewired(graph.output, written)
 
 
 def part_of(tree: PyTree, graph: Graph, layer: Layer) -> PyTree:
@@ -235,12 +240,11 @@ def stop_gradient_oracle(
         (losses, ends), grads = lax.map(gradient, cases)
         per_set = jax.tree.map(lambda leaf: leaf.reshape(len(distinct), len(starts), *leaf.shape[1:]), grads)
         per_set = jax.tree.map(lambda leaf: leaf.sum(1) if is_differentiable(leaf) else leaf[:, 0], per_set)
-        kept = []
-        for node, vertex in enumerate(graph.nodes):
-            rows = np.array([row for layer, row in zip(layers, source_row, strict=True) if layer.vertex == node])
-            which = rows[0] if vertex.depth is None else (rows, np.arange(vertex.depth))
-            kept.append(jax.tree.map(lambda leaf, which=which: leaf[which], select(per_set, vertex.path)))
-        grads = jax.tree.unflatten(jax.tree.structure(params), jax.tree.leaves(assemble(graph, kept)))
+        own = [
+            part_of(jax.tree.map(lambda leaf, row=row: leaf[row], per_set), graph, layer)
+            for layer, row in zip(layers, source_row, strict=True)
+        ]
+        grads = whole_of(graph, layers, own, like=params)
         return (losses[: len(starts)].sum(), jax.tree.map(lambda leaf: leaf[0], ends)), grads
 
     return run
