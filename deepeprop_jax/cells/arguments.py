@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 
-def check_size(name: str, value: Any) -> None:
+def check_size(name: str, value: int) -> None:
     """A number of units is an integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} is a number of units: needed an integer >= 1, seen {value!r}.")
@@ -31,6 +30,6 @@ def input_size(cell: str, x: jax.Array) -> int:
     return x.shape[1]
 
 
-def zeros_carry(x: jax.Array, features: int, param_dtype: Any) -> jax.Array:
+def zeros_carry(x: jax.Array, features: int, param_dtype: DTypeLike) -> jax.Array:
     """A carry leaf of zeros (batch, features), in the dtype that the step computes in."""
     return jnp.zeros((x.shape[0], features), jnp.result_type(x.dtype, param_dtype))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from deepeprop_jax.cells.arguments import check_size, input_size, zeros_carry
 from deepeprop_jax.network.cell import Cell, PyTree, remade
@@ -19,7 +19,7 @@ def lru(
     r_min: float = 0.0,
     r_max: float = 1.0,
     max_phase: float = 2 * math.pi,
-    param_dtype: Any = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """LRU: a diagonal complex linear recurrence; element-wise in its carry, so deep e-prop is exact for it.
 
@@ -28,8 +28,7 @@ def lru(
 
     It is linear: put a non-linear feed-forward layer on top, as the paper does.
 
-    *Units*: one step is the unit of time; |λ| = exp(-exp(nu_log)) is the decay per step, exp(theta_log) the angle per
-    step in radians.
+    |λ| = exp(-exp(nu_log)) is the decay per step, exp(theta_log) the angle per step in radians.
 
     *Shapes*: all parameters are real: ``nu_log, theta_log, gamma_log`` (state_size,), ``B_re, B_im`` (state_size,
     inputs), ``C_re, C_im`` (features, state_size), ``D`` (features, inputs); carry h (state_size,), complex.
@@ -42,8 +41,7 @@ def lru(
     Args:
       features: number of outputs.
       state_size: number of complex units.
-      r_min: smallest initial |λ|.
-      r_max: largest initial |λ|.
+      r_min, r_max: smallest and largest initial |λ|.
       max_phase: largest initial phase, in radians.
       param_dtype: dtype of the parameters; the carry is of the complex dtype that belongs to it.
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
-from deepeprop_jax.network.cell import Graph, PyTree
+from deepeprop_jax.network.cell import Graph, Path, PyTree
+
+LeafPath = tuple[Hashable, ...]
 
 
-def path_name(path: Any) -> str:
+def path_name(path: LeafPath) -> str:
     """A pytree path as a/b/c."""
     return jax.tree_util.keystr(path, simple=True, separator="/") or "(the array itself)"
 
@@ -46,7 +48,7 @@ def check_leaves(tree: PyTree, what: str) -> None:
             )
 
 
-def strong(leaf: Any) -> jax.Array:
+def strong(leaf: ArrayLike) -> jax.Array:
     """The same number, as an array whose type says so."""
     if isinstance(leaf, jax.Array) and not jax.typeof(leaf).weak_type:
         return leaf
@@ -56,35 +58,28 @@ def strong(leaf: Any) -> jax.Array:
 def check_nesting(graph: Graph, tree: PyTree, what: str) -> None:
     """A network's params or carry must be nested as its nodes are."""
 
-    def visit(part: PyTree, prefix: tuple[int | str, ...]) -> None:
-        keys = list(
-            dict.fromkeys(v.path[len(prefix)] for v in graph.nodes if v.path[: len(prefix)] == prefix != v.path)
-        )
+    def visit(part: PyTree, path: Path) -> None:
+        keys, kind, seen = graph.keys_at(path), type(part).__name__, ""
         if not keys:
             return
-        where = f"{what} at '{'/'.join(map(str, prefix))}'" if prefix else what
         if isinstance(keys[0], int):
+            needed = f"a tuple of {len(keys)}, one entry per layer of the stack"
             if not isinstance(part, tuple) or len(part) != len(keys):
-                seen = f"a {type(part).__name__}" + (
-                    f" of {len(part)}" if isinstance(part, tuple | list | dict) else ""
-                )
-                raise ValueError(
-                    f"{where} must be a tuple of {len(keys)}, one entry per layer of the stack; seen {seen}. "
-                    f"Are these the {what} of another network?"
-                )
-        elif not isinstance(part, Mapping) or set(part) != set(keys):
-            seen = f"keys {sorted(map(str, part))}" if isinstance(part, Mapping) else f"a {type(part).__name__}"
-            raise ValueError(
-                f"{where} must be a dict with the nodes {sorted(keys)}; seen {seen}. "
-                f"Are these the {what} of another network?"
-            )
+                seen = f"a {kind} of {len(part)}" if isinstance(part, tuple | list | dict) else f"a {kind}"
+        else:
+            needed = f"a dict with the nodes {sorted(map(str, keys))}"
+            if not isinstance(part, Mapping) or set(part) != set(keys):
+                seen = f"keys {sorted(map(str, part))}" if isinstance(part, Mapping) else f"a {kind}"
+        if seen:
+            where = f"{what} at '{'/'.join(map(str, path))}'" if path else what
+            raise ValueError(f"{where} must be {needed}; seen {seen}. Are these the {what} of another network?")
         for key in keys:
-            visit(part[key], (*prefix, key))
+            visit(part[key], (*path, key))
 
     visit(tree, ())
 
 
-def leaf_avals(tree: PyTree) -> list[tuple[Any, jax.ShapeDtypeStruct]]:
+def leaf_avals(tree: PyTree) -> list[tuple[LeafPath, jax.ShapeDtypeStruct]]:
     """Path, shape and dtype of every leaf; numbers count as arrays."""
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     return [(path, jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))) for path, leaf in flat]
@@ -92,19 +87,17 @@ def leaf_avals(tree: PyTree) -> list[tuple[Any, jax.ShapeDtypeStruct]]:
 
 def batch_size(carry: PyTree, x: PyTree, x_name: str = "x") -> int:
     """The leading axis that all leaves of carry and x share."""
-    sizes: dict[str, tuple[int, ...]] = {}
-    for what, tree in (("carry", carry), (x_name, x)):
-        for path, aval in leaf_avals(tree):
-            sizes[f"{what} at '{path_name(path)}'"] = aval.shape
-    if not leaf_avals(x):
+    trees = ((x_name, x), ("carry", carry))
+    shapes = {f"{what} at '{path_name(path)}'": aval.shape for what, tree in trees for path, aval in leaf_avals(tree)}
+    if not jax.tree.leaves(x):
         raise ValueError(f"{x_name} has no arrays; the network's input needs a leading batch axis.")
-    for name, shape in sizes.items():
+    for name, shape in shapes.items():
         if not shape:
             raise ValueError(
                 f"{name} is a scalar; every leaf needs a leading batch axis. Add one with jnp.full((batch,), leaf)."
             )
-    first = next(iter(leaf_avals(x)))[1].shape[0]
-    for name, shape in sizes.items():
+    first = next(iter(shapes.values()))[0]
+    for name, shape in shapes.items():
         if shape[0] != first:
             raise ValueError(
                 f"All leaves of carry and {x_name} share one leading batch axis; seen {first} in {x_name} and shape "
@@ -118,11 +111,9 @@ def batch_size(carry: PyTree, x: PyTree, x_name: str = "x") -> int:
 
 def check_same(seen: PyTree, needed: PyTree, what: str, remedy: str) -> None:
     """Structure, shapes and dtypes must agree."""
-    structures = jax.tree.structure(seen), jax.tree.structure(needed)
-    if structures[0] != structures[1]:
-        raise ValueError(
-            f"{what} has another structure than needed: seen {structures[0]}, needed {structures[1]}. {remedy}"
-        )
+    a, b = jax.tree.structure(seen), jax.tree.structure(needed)
+    if a != b:
+        raise ValueError(f"{what} has another structure than needed: seen {a}, needed {b}. {remedy}")
     for (path, a), (_, b) in zip(leaf_avals(seen), leaf_avals(needed), strict=True):
         if (a.shape, a.dtype) != (b.shape, b.dtype):
             raise ValueError(
@@ -131,7 +122,7 @@ def check_same(seen: PyTree, needed: PyTree, what: str, remedy: str) -> None:
             )
 
 
-def warn_of_integers(node: str, params: PyTree, trainable: Sequence[Any]) -> None:
+def warn_of_integers(node: str, params: PyTree, trainable: Sequence[bool]) -> None:
     """Integer params are constants, with a zero gradient: said once where nothing shows that it is meant."""
     for (path, aval), flag in zip(leaf_avals(params), trainable, strict=True):
         if flag and jnp.issubdtype(aval.dtype, jnp.integer):
@@ -141,26 +132,3 @@ def warn_of_integers(node: str, params: PyTree, trainable: Sequence[Any]) -> Non
                 f"trainable=False for them, or keep them in the cell's closure.",
                 stacklevel=2,
             )
-
-
-def check_module_carry(name: str, initialise: Callable[[PyTree], PyTree], carry: PyTree, x: PyTree) -> None:
-    """A Flax cell's carry without the leading axis too many that broadcasting would hide: that of a whole sequence.
-
-    Args:
-      initialise: the module's own carry for an input of given shape; what it cannot tell is not checked.
-    """
-    shape = jax.tree.map(lambda leaf: (1, *jnp.shape(leaf)), x)
-    try:
-        needed = jax.eval_shape(lambda: initialise(shape))
-    except Exception:  # of a module that wants something else, and is free to
-        return
-    if not jax.tree.leaves(carry) or jax.tree.structure(carry) != jax.tree.structure(needed):
-        return
-    pairs = list(zip(leaf_avals(carry), leaf_avals(needed), strict=True))
-    if all(a.shape[1:] == b.shape[1:] and len(a.shape) == len(b.shape) for (_, a), (_, b) in pairs):
-        seen, wanted = pairs[0][0][1].shape, pairs[0][1][1].shape[1:]
-        raise ValueError(
-            f"{name} was given, for one example, a carry of shape {list(seen)} and x of shapes "
-            f"{jax.tree.map(lambda leaf: list(jnp.shape(leaf)), x)}; for such an x its carry is {list(wanted)}. Was "
-            f"the network initialised on a whole sequence? network.init takes ONE step of a batch, xs[0]."
-        )

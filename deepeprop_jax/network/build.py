@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from deepeprop_jax.network.cell import INPUT, Cell, Graph, PyTree, Vertex, Wire, connect, graph_of, parents, remade
+from deepeprop_jax.network.called import kind_of, refuse_other_libraries
+from deepeprop_jax.network.cell import INPUT, Cell, Graph, PyTree, Vertex, Wire, connect, remade, rewired
 from deepeprop_jax.network.linen import linen_cell
 from deepeprop_jax.network.nnx import check_nothing_is_shared, nnx_cell
-from deepeprop_jax.network.other_libraries import refuse_other_libraries
 from deepeprop_jax.network.plain_function import function_cell
 
+Parents = str | tuple[str, ...] | Mapping[str, str]
 
-def as_cell(network: Any) -> Cell:
+
+def as_cell(network: object) -> Cell:
     """Anything that ``deep_eprop``, ``stack`` and ``graph`` accept, as a ``Cell``.
 
     Args:
@@ -31,9 +33,9 @@ def as_cell(network: Any) -> Cell:
     """
     if isinstance(network, Cell):
         return network
-    if isinstance(network, nn.Module) or _is_class_of(network, nn.Module):
+    if issubclass(kind_of(network), nn.Module):
         return linen_cell(network)
-    if isinstance(network, nnx.Module) or _is_class_of(network, nnx.Module):
+    if issubclass(kind_of(network), nnx.Module):
         return nnx_cell(network)
     refuse_other_libraries(network)
     owner = getattr(network, "__self__", None)
@@ -45,53 +47,38 @@ def as_cell(network: Any) -> Cell:
         )
     if owner is not None:
         refuse_other_libraries(owner)
-    if inspect.isclass(network) or not callable(network):
-        name = network.__name__ if inspect.isclass(network) else type(network).__name__
-        what = f"the class {name}" if inspect.isclass(network) else f"an object of type {name}"
-        layers = " Layers in a list or tuple: stack(*layers)." if type(network) in (list, tuple) else ""
-        raise TypeError(
-            f"Seen {what}; needed a Cell, a Flax module instance such as nn.GRUCell(features=64), a function "
-            f"(params, carry, x) -> (carry, y), or an activation x -> y such as nn.relu.{layers}"
-        )
-    return function_cell(network)
+    if not inspect.isclass(network) and callable(network):
+        return function_cell(network)
+    name = kind_of(network).__name__
+    what = f"the class {name}" if inspect.isclass(network) else f"an object of type {name}"
+    layers = " Layers in a list or tuple: stack(*layers)." if type(network) in (list, tuple) else ""
+    raise TypeError(
+        f"Seen {what}; needed a Cell, a Flax module instance such as nn.GRUCell(features=64), a function "
+        f"(params, carry, x) -> (carry, y), or an activation x -> y such as nn.relu.{layers}"
+    )
 
 
-def _is_class_of(network: Any, kind: type) -> bool:
-    return inspect.isclass(network) and issubclass(network, kind)
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Name what was done where it fails."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
+def _init_node(name: str, cell: Cell, key: jax.Array, x: PyTree) -> tuple[PyTree, PyTree]:
+    shapes = jax.tree.map(jnp.shape, x)
+    with _named(f"Node '{name}' could not be initialised on an input of shape {shapes} (batch first)"):
+        return cell.init(key, x)
 
 
 def _output_like(name: str, cell: Cell, params: PyTree, carry: PyTree, x: PyTree) -> PyTree:
     """Zeros of the shape of a cell's batched output, to initialise the cells above it."""
-    apply = jax.vmap(cell.apply, in_axes=(None, 0, 0))
-    try:
-        _, y = jax.eval_shape(apply, params, carry, x)
-    except Exception as error:
-        raise ValueError(
-            f"Node '{name}' could not be applied to the input of shape {jax.tree.map(jnp.shape, x)} (batch first): "
-            f"{error}"
-        ) from error
+    shapes = jax.tree.map(jnp.shape, x)
+    with _named(f"Node '{name}' could not be applied to the input of shape {shapes} (batch first)"):
+        _, y = jax.eval_shape(jax.vmap(cell.apply, in_axes=(None, 0, 0)), params, carry, x)
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), y)
-
-
-def _init_node(name: str, cell: Cell, key: jax.Array, x: PyTree) -> tuple[PyTree, PyTree]:
-    try:
-        return cell.init(key, x)
-    except Exception as error:
-        raise ValueError(
-            f"Node '{name}' could not be initialised on an input of shape {jax.tree.map(jnp.shape, x)} (batch first): "
-            f"{error}"
-        ) from error
-
-
-def _shift(wire: Wire, source: Wire, offset: int) -> Wire:
-    """Re-root an inner network's wire: its external input becomes ``source``, its node i becomes ``offset + i``."""
-    if isinstance(wire, str):
-        return source
-    if isinstance(wire, int):
-        return offset + wire
-    if isinstance(wire, Mapping):
-        return {name: _shift(part, source, offset) for name, part in wire.items()}
-    return tuple(_shift(part, source, offset) for part in wire)
 
 
 def _splice(nodes: list[Vertex], key: int | str, cell: Cell, source: Wire) -> Wire:
@@ -100,13 +87,17 @@ def _splice(nodes: list[Vertex], key: int | str, cell: Cell, source: Wire) -> Wi
         nodes.append(Vertex(str(key), (key,), cell, source))
         return len(nodes) - 1
     offset = len(nodes)
+
+    def moved(wire: Wire) -> Wire:
+        return rewired(wire, lambda node: source if isinstance(node, str) else offset + node)
+
     for vertex in cell.graph.nodes:
         name = f"{key}/{vertex.name}" if vertex.path else str(key)
-        nodes.append(Vertex(name, (key, *vertex.path), vertex.cell, _shift(vertex.wire, source, offset), vertex.depth))
-    return _shift(cell.graph.output, source, offset)
+        nodes.append(vertex._replace(name=name, path=(key, *vertex.path), wire=moved(vertex.wire)))
+    return moved(cell.graph.output)
 
 
-def stack(*cells: Any, depth: int | None = None) -> Cell:
+def stack(*cells: object, depth: int | None = None) -> Cell:
     """A network of layers, each fed by the output of the one below.
 
     ``stack(a, b, c)`` takes cells, Flax modules, plain functions, activations and nested networks; params and carry are
@@ -163,7 +154,7 @@ def _deep(layers: list[Cell], depth: int) -> Cell:
         raise ValueError(
             f"stack(cell, depth=L) takes one cell and an integer L >= 1; seen {len(layers)} cells and depth={depth!r}."
         )
-    layer = layers[0]
+    (layer,) = layers
     if layer.graph is not None:
         raise ValueError(
             "stack(cell, depth=L) repeats one cell, and was given a network of cells. Write stack(*[network] * L)."
@@ -183,11 +174,10 @@ def _deep(layers: list[Cell], depth: int) -> Cell:
         y, carry_t = jax.lax.scan(layer_step, x, (params, carry), length=depth)
         return carry_t, y
 
-    cell = Cell(init, apply, Graph((vertex,), 0))
-    return remade(cell, stack, layer, depth=depth)
+    return remade(Cell(init, apply, Graph((vertex,), 0)), stack, layer, depth=depth)
 
 
-def graph(nodes: Mapping[str, tuple[Any, Any]], *, outputs: str | tuple[str, ...]) -> Cell:
+def graph(nodes: Mapping[str, tuple[object, Parents]], *, outputs: str | tuple[str, ...]) -> Cell:
     """A network as a directed acyclic graph: ``{name: (cell, parents)}``.
 
     ``parents`` is a name, a tuple of names (their outputs reach the cell concatenated on the last axis), or a dict
@@ -223,9 +213,9 @@ def graph(nodes: Mapping[str, tuple[Any, Any]], *, outputs: str | tuple[str, ...
         if unknown:
             raise ValueError(f"Node '{name}' names the unknown parent {unknown[0]!r}; known are {['input', *nodes]}.")
     out_names = (outputs,) if isinstance(outputs, str) else tuple(outputs)
-    unknown = [name for name in out_names if name not in nodes]
-    if unknown or not out_names:
+    if not out_names or any(name not in nodes for name in out_names):
         raise ValueError(f"outputs={outputs!r} must name one or several of the nodes {list(nodes)}.")
+    pick: Parents = outputs if isinstance(outputs, str) else {name: name for name in out_names}
 
     order = _topological_order({name: [p for p in _names(wire) if p != INPUT] for name, wire in wires.items()})
     vertices: list[Vertex] = []
@@ -233,48 +223,44 @@ def graph(nodes: Mapping[str, tuple[Any, Any]], *, outputs: str | tuple[str, ...
     for name in order:
         outs[name] = _splice(vertices, name, cells[name], _resolve(wires[name], outs))
     check_nothing_is_shared(vertices)
-    output = outs[outputs] if isinstance(outputs, str) else {name: outs[name] for name in out_names}
-    pick = outputs if isinstance(outputs, str) else {name: name for name in out_names}
+    places: dict[str, Wire] = {INPUT: INPUT, **{name: index for index, name in enumerate(order)}}
 
-    def named_connect(name: str, wire: Any, values: Mapping[str, PyTree]) -> PyTree:
-        index = {known: i for i, known in enumerate(values)}
-        try:
-            return connect(_resolve(wire, index), None, {index[known]: value for known, value in values.items()})
-        except ValueError as error:
-            raise ValueError(f"Node '{name}': {error}") from error
+    def joined(name: str, x: PyTree, values: list[PyTree]) -> PyTree:
+        with _named(f"Node '{name}'"):
+            return connect(_resolve(wires[name], places), x, values)
 
     def init(key: jax.Array, x: PyTree) -> tuple[PyTree, PyTree]:
-        params, carries, values = {}, {}, {INPUT: x}
+        params, carries = {}, {}
+        values: list[PyTree] = []
         for name, node_key in zip(order, jax.random.split(key, len(order)), strict=True):
-            u = named_connect(name, wires[name], values)
+            u = joined(name, x, values)
             params[name], carries[name] = _init_node(name, cells[name], node_key, u)
-            values[name] = _output_like(name, cells[name], params[name], carries[name], u)
+            values.append(_output_like(name, cells[name], params[name], carries[name], u))
         return params, carries
 
     def apply(params: PyTree, carry: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
-        new, values = {}, {INPUT: x}
+        new: dict[str, PyTree] = {}
+        values: list[PyTree] = []
         for name in order:
-            u = named_connect(name, wires[name], values)
-            new[name], values[name] = cells[name].apply(params[name], carry[name], u)
-        return new, named_connect("outputs", pick, values)
+            new[name], y = cells[name].apply(params[name], carry[name], joined(name, x, values))
+            values.append(y)
+        return new, connect(_resolve(pick, places), x, values)
 
     remaking = {name: (cells[name], wires[name]) for name in nodes}
-    return remade(Cell(init, apply, Graph(tuple(vertices), output)), graph, remaking, outputs=outputs)
+    return remade(Cell(init, apply, Graph(tuple(vertices), _resolve(pick, outs))), graph, remaking, outputs=outputs)
 
 
-def _names(spec: Any) -> tuple[str, ...]:
+def _names(spec: Parents) -> tuple[str, ...]:
     if isinstance(spec, str):
         return (spec,)
     return tuple(spec.values()) if isinstance(spec, Mapping) else tuple(spec)
 
 
-def _resolve(spec: Any, wires: Mapping[str, Wire]) -> Wire:
+def _resolve(spec: Parents, wires: Mapping[str, Wire]) -> Wire:
     """Replace names by wires; one parent in a tuple stands as it is."""
-    if isinstance(spec, str):
-        return wires[spec]
-    if isinstance(spec, Mapping):
-        return {name: wires[parent] for name, parent in spec.items()}
-    return tuple(wires[parent] for parent in spec) if len(spec) > 1 else wires[spec[0]]
+    if not isinstance(spec, str | Mapping) and len(spec) == 1:
+        return wires[spec[0]]
+    return rewired(spec, lambda name: wires[str(name)])
 
 
 def _topological_order(below: Mapping[str, list[str]]) -> list[str]:
@@ -290,6 +276,3 @@ def _topological_order(below: Mapping[str, list[str]]) -> list[str]:
         order.append(ready[0])
         del waiting[ready[0]]
     return order
-
-
-__all__ = ["as_cell", "graph", "graph_of", "parents", "stack"]

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 PyTree = Any
-Made = TypeVar("Made", bound=Any)
+Made = TypeVar("Made", bound=PyTree)
 Path = tuple[int | str, ...]
 
 INPUT = "input"
 """The name of the external input of a network."""
 
-Wire = Any
+Wire: TypeAlias = "str | int | tuple[Wire, ...] | Mapping[str, Wire]"
 """How a node's input is made of the outputs below it; one of
 
 * ``"input"``: the external input of the network,
@@ -56,6 +56,11 @@ class Graph(NamedTuple):
     def __hash__(self) -> int:
         return hash((self.nodes, _hashable(self.output)))
 
+    def keys_at(self, path: Path) -> list[int | str]:
+        """How the params (or carries) at a path are nested: by these keys; none where a node's own stand there."""
+        inside = [vertex.path for vertex in self.nodes if vertex.path[: len(path)] == path != vertex.path]
+        return list(dict.fromkeys(inner[len(path)] for inner in inside))
+
 
 class Cell(NamedTuple):
     """A recurrent cell (or a whole network of them) as two pure functions.
@@ -77,33 +82,42 @@ class Cell(NamedTuple):
     apply: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
     graph: Graph | None = None
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return reduced(self)
 
     def __copy__(self) -> Cell:
         return self
 
-    def __deepcopy__(self, memo: Any) -> Cell:
+    def __deepcopy__(self, memo: object) -> Cell:
         return self
 
 
-def remade(made: Made, factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Made:
+def remade(made: Made, factory: Callable[..., Made], *args: object, **kwargs: object) -> Made:
     """Let a tuple of closures, which cannot be pickled, be pickled as the call that made it."""
     made.init.made_by = made, functools.partial(factory, *args, **kwargs)
     return made
 
 
-def reduced(made: Any) -> tuple[Any, ...]:
+def reduced(made: Made) -> tuple[object, ...]:
     """For ``__reduce__``: the call that made it, or its fields."""
     original, call = getattr(made.init, "made_by", (None, None))
     return (call, ()) if original is made else (type(made), tuple(made))
 
 
-def _hashable(wire: Wire) -> Any:
+def _hashable(wire: Wire) -> Hashable:
     """A wire without dicts, the same for equal wires."""
     if isinstance(wire, Mapping):
         return frozenset((name, _hashable(part)) for name, part in wire.items())
     return tuple(map(_hashable, wire)) if isinstance(wire, tuple) else wire
+
+
+def rewired(wire: Wire, source: Callable[[int | str], Wire]) -> Wire:
+    """A wire with another source in the place of each."""
+    if isinstance(wire, str | int):
+        return source(wire)
+    if isinstance(wire, Mapping):
+        return {name: rewired(part, source) for name, part in wire.items()}
+    return tuple(rewired(part, source) for part in wire)
 
 
 def graph_of(cell: Cell) -> Graph:
@@ -123,7 +137,7 @@ def parents(wire: Wire) -> tuple[int, ...]:
     return tuple(dict.fromkeys(p for part in parts for p in parents(part)))
 
 
-def connect(wire: Wire, x: PyTree, outputs: Mapping[int, PyTree]) -> PyTree:
+def connect(wire: Wire, x: PyTree, outputs: Mapping[int, PyTree] | Sequence[PyTree]) -> PyTree:
     """The value that a wire carries: linear in the external input ``x`` and in the nodes' ``outputs``."""
     if isinstance(wire, str):
         return x
@@ -135,17 +149,17 @@ def connect(wire: Wire, x: PyTree, outputs: Mapping[int, PyTree]) -> PyTree:
     if len(values) == 1:
         return values[0]
     seen = [jax.tree.map(jnp.shape, value) for value in values]
+    remedy = "Give the parents as a dict {argument name: parent}"
     for value, shape in zip(values, seen, strict=True):
-        if len(jax.tree.leaves(value)) != 1 or jax.tree.structure(value) != jax.tree.structure(0):
+        if jax.tree.structure(value) != jax.tree.structure(0):
             raise ValueError(
                 f"Parents given as a tuple are concatenated, so each must give one array; seen outputs of shapes "
-                f"{seen}, of which {shape} is not one array. Give the parents as a dict {{argument name: parent}} "
-                f"instead."
+                f"{seen}, of which {shape} is not one array. {remedy} instead."
             )
     if any(len(shape) == 0 or shape[:-1] != seen[0][:-1] for shape in seen):
         raise ValueError(
             f"Parents given as a tuple are concatenated on the last axis, so all other axes must agree; seen shapes "
-            f"{seen}. Give the parents as a dict {{argument name: parent}}, or reshape in a feed-forward cell between."
+            f"{seen}. {remedy}, or reshape in a feed-forward cell between."
         )
     return jnp.concatenate(values, axis=-1)
 
@@ -161,12 +175,12 @@ def assemble(graph: Graph, values: list[PyTree]) -> PyTree:
     """The inverse of ``select`` over all nodes: nest per-node values as the user's network is nested."""
     by_path = {vertex.path: value for vertex, value in zip(graph.nodes, values, strict=True)}
 
-    def build(prefix: Path) -> PyTree:
-        if prefix in by_path:
-            return by_path[prefix]
-        keys = list(dict.fromkeys(p[len(prefix)] for p in by_path if p[: len(prefix)] == prefix))
+    def build(path: Path) -> PyTree:
+        keys = graph.keys_at(path)
+        if not keys:
+            return by_path[path]
         if isinstance(keys[0], int):
-            return tuple(build((*prefix, key)) for key in sorted(keys))
-        return {key: build((*prefix, key)) for key in keys}
+            return tuple(build((*path, index)) for index in range(len(keys)))
+        return {key: build((*path, key)) for key in keys}
 
     return build(())

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from deepeprop_jax.network.build import as_cell
 from deepeprop_jax.network.cell import Cell, Graph, PyTree, Vertex, assemble, graph_of, select
-from deepeprop_jax.network.nnx import NnxStep, own_params
+from deepeprop_jax.network.linen import linen_cell
+from deepeprop_jax.network.nnx import NnxStep, copied, nnx_cell, own_params
 
 Paths = Mapping[str, str | Sequence[str]]
+Shapes = dict[str, tuple[int, ...]]
 
 
-def params_from_linen(network: Any, params: PyTree, variables: PyTree, paths: Paths | None = None) -> PyTree:
+def params_from_linen(network: object, params: PyTree, variables: PyTree, paths: Paths | None = None) -> PyTree:
     """The parameters of a Linen model, e.g. of ``nn.RNN(nn.GRUCell(64))`` and a Dense, as those of a network of steps.
 
     *Shapes*: each Linen node's params ``{"params": tree}`` are that part of the model's parameters which has its
@@ -43,19 +43,17 @@ def params_from_linen(network: Any, params: PyTree, variables: PyTree, paths: Pa
     >>> bool((params[1]["params"]["kernel"] == variables["params"]["layers_1"]["kernel"]).all())
     True
     """
-    graph = _graph(network)
-    model = _model(variables)
+    graph, leaves = _graph(network, linen_cell), _leaves(_model(variables))
     values = [select(params, vertex.path) for vertex in graph.nodes]
-    for index, places in _places(graph, values, model, paths).items():
-        parts = [_at(model, place) for place in places]
+    for index, places in _places(graph, values, leaves, paths).items():
+        found = [_part(leaves, place) for place in places]
         if graph.nodes[index].depth is not None:
-            parts = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)]
-        like = values[index]["params"]
-        values[index] = {"params": jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(parts[0]))}
+            found = [jax.tree.map(lambda *layers: jnp.stack(layers), *found)]
+        values[index] = {"params": _with_leaves(values[index]["params"], found[0])}
     return assemble(graph, values)
 
 
-def params_to_linen(network: Any, params: PyTree, variables: PyTree, paths: Paths | None = None) -> PyTree:
+def params_to_linen(network: object, params: PyTree, variables: PyTree, paths: Paths | None = None) -> PyTree:
     """The variables of a Linen model with the parameters of a network of its steps in their places.
 
     The inverse of ``params_from_linen``, with the same arguments; what belongs to no node stays as it is.
@@ -66,21 +64,20 @@ def params_to_linen(network: Any, params: PyTree, variables: PyTree, paths: Path
     Raises:
       ValueError: as ``params_from_linen``.
     """
-    graph = _graph(network)
-    model = _model(variables)
+    graph, model = _graph(network, linen_cell), _model(variables)
+    leaves = _leaves(model)
     values = [select(params, vertex.path) for vertex in graph.nodes]
-    found: dict[tuple[str, ...], Any] = {}
-    for index, places in _places(graph, values, model, paths).items():
+    for index, places in _places(graph, values, leaves, paths).items():
+        deep = graph.nodes[index].depth is not None
         for layer, place in enumerate(places):
-            leaves = jax.tree.leaves(values[index]["params"])
-            if graph.nodes[index].depth is not None:
-                leaves = [leaf[layer] for leaf in leaves]
-            found[place] = jax.tree.unflatten(jax.tree.structure(_at(model, place)), leaves)
-    inside = _replaced(model, (), found)
-    return _with(variables, "params", inside) if "params" in variables else inside
+            for name, leaf in _leaves(values[index]["params"]).items():
+                own = jax.tree.map(lambda a, layer=layer: a[layer], leaf) if deep else leaf
+                leaves[_below(place, name)] = own
+    inside = _with_leaves(model, leaves)
+    return type(variables)({**variables, "params": inside}) if "params" in variables else inside
 
 
-def params_from_nnx(network: Any, params: PyTree) -> PyTree:
+def params_from_nnx(network: object, params: PyTree) -> PyTree:
     """``params`` with those of the NNX nodes read anew from the instances that the network was built of.
 
     ``network.init`` gives the parameters that they had when the network was built; this, those that they have now.
@@ -92,15 +89,14 @@ def params_from_nnx(network: Any, params: PyTree) -> PyTree:
     Raises:
       ValueError: the network holds no instance of an NNX module.
     """
-    graph = _graph(network)
-    steps = _instances(graph)
+    graph = _graph(network, nnx_cell)
     values = [select(params, vertex.path) for vertex in graph.nodes]
-    for index, step in steps.items():
-        values[index] = own_params(step.module)
+    for index, module in _instances(graph).items():
+        values[index] = own_params(module)
     return assemble(graph, values)
 
 
-def params_to_nnx(network: Any, params: PyTree) -> None:
+def params_to_nnx(network: object, params: PyTree) -> None:
     """Write the parameters of a network into the NNX instances that it was built of.
 
     A model that holds the instances is thereby updated: with ``stack(model.rnn.cell, model.head)``, ``model`` runs with
@@ -122,48 +118,46 @@ def params_to_nnx(network: Any, params: PyTree) -> None:
     >>> float(jnp.abs(high.kernel[...]).max())
     0.0
     """
-    graph = _graph(network)
+    graph = _graph(network, nnx_cell)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
         raise ValueError(
             "params_to_nnx writes values into modules. Return params from the jitted function and call it outside."
         )
     pairs = []
-    for index, step in _instances(graph).items():
+    for index, module in _instances(graph).items():
         vertex = graph.nodes[index]
-        new = select(params, vertex.path)
-        own = nnx.state(step.module, nnx.Param)
-        if _shapes(new) != _shapes(own):
+        new, own = select(params, vertex.path), nnx.state(module, nnx.Param)
+        seen, needed = ([jnp.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (new, own))
+        if jax.tree.structure(new) != jax.tree.structure(own) or seen != needed:
             raise ValueError(
-                f"The params of node '{vertex.name}' are not those of its module {step.name}: needed "
-                f"{_shapes(own)[1]}, seen {_shapes(new)[1]}. Give the params of this network."
+                f"The params of node '{vertex.name}' are not those of its module {type(module).__name__}: needed "
+                f"{needed}, seen {seen}. Give the params of this network."
             )
-        pairs.append((step.module, new))
+        pairs.append((module, new))
     for module, new in pairs:
-        # Copies: a caller may donate its params, and the module's would go with them.
-        nnx.update(module, jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), new))
+        nnx.update(module, copied(new))
 
 
-def _graph(network: Any) -> Graph:
-    of_learner = getattr(network, "network", None)  # which no Flax module or function of a user has as a ``Cell``
-    return graph_of(as_cell(of_learner if isinstance(of_learner, Cell) else network))
+def _graph(network: object, adapter: Callable[..., Cell]) -> Graph:
+    """The nodes of a network, of that of a learner, or of a module alone."""
+    of_learner = getattr(network, "network", None)  # which no Flax module of a user has as a ``Cell``
+    cell = of_learner if isinstance(of_learner, Cell) else network
+    return graph_of(cell if isinstance(cell, Cell) else adapter(cell))
 
 
-def _instances(graph: Graph) -> dict[int, NnxStep]:
+def _instances(graph: Graph) -> dict[int, nnx.Module]:
     applies = {index: vertex.cell.apply for index, vertex in enumerate(graph.nodes)}
-    steps = {i: step for i, step in applies.items() if isinstance(step, NnxStep) and step.module is not None}
-    if not steps:
+    modules = {index: step.module for index, step in applies.items() if isinstance(step, NnxStep)}
+    modules = {index: module for index, module in modules.items() if module is not None}
+    if not modules:
         raise ValueError(
             "The network holds no instance of an NNX module. Build it of instances, e.g. "
             "stack(nnx.GRUCell(5, 4, rngs=nnx.Rngs(0))); for a factory's module, nnx.update(module, params)."
         )
-    return steps
+    return modules
 
 
-def _shapes(tree: PyTree) -> tuple[Any, Any]:
-    return jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
-
-
-def _model(variables: PyTree) -> Mapping:
+def _model(variables: PyTree) -> Mapping[str, PyTree]:
     if not isinstance(variables, Mapping):
         raise ValueError(
             f"The variables of a Linen model are a dict {{'params': ...}}; seen {type(variables).__name__}."
@@ -171,113 +165,104 @@ def _model(variables: PyTree) -> Mapping:
     return variables.get("params", variables)
 
 
-def _at(model: Mapping, place: tuple[str, ...]) -> PyTree:
-    part: Any = model
-    for key in place:
-        if not isinstance(part, Mapping) or key not in part:
-            raise ValueError(f"The model has no parameters at '{'/'.join(place)}'; it has {_listed(model)}.")
-        part = part[key]
-    return part
+def _below(place: str, name: str) -> str:
+    return "/".join(filter(None, (place, name)))
 
 
-def _with(tree: Mapping, key: str, value: Any) -> Any:
-    return _of_type(tree, {**tree, key: value})
-
-
-def _replaced(tree: Any, place: tuple[str, ...], found: Mapping[tuple[str, ...], Any]) -> Any:
-    if place in found:
-        return found[place]
+def _leaves(tree: PyTree, place: str = "") -> dict[str, PyTree]:
+    """What nested dicts hold, by their keys as a/b/c: the same for a dict and a FrozenDict."""
     if not isinstance(tree, Mapping):
-        return tree
-    return _of_type(tree, {key: _replaced(part, (*place, key), found) for key, part in tree.items()})
+        return {place: tree}
+    below = (_leaves(part, _below(place, key)) for key, part in tree.items())
+    return {name: leaf for leaves in below for name, leaf in leaves.items()}
 
 
-def _of_type(tree: Any, items: dict) -> Any:
-    """A dict, or a FrozenDict, as ``tree`` is one."""
-    return type(tree)(items)
+def _with_leaves(tree: PyTree, leaves: Mapping[str, PyTree], place: str = "") -> PyTree:
+    """The inverse of ``_leaves``, in the structure of ``tree``."""
+    if not isinstance(tree, Mapping):
+        return leaves[place]
+    kind: Callable[[dict], PyTree] = type(tree)
+    return kind({key: _with_leaves(part, leaves, _below(place, key)) for key, part in tree.items()})
 
 
-def _parts(tree: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    if isinstance(tree, Mapping):
-        yield place, tree
-        for key, part in tree.items():
-            yield from _parts(part, (*place, key))
+def _part(leaves: Mapping[str, PyTree], place: str) -> dict[str, PyTree]:
+    """The leaves below a place, by their names there."""
+    start = f"{place}/" if place else ""
+    return {name.removeprefix(start): leaf for name, leaf in leaves.items() if name.startswith(start)}
 
 
-def _listed(model: Mapping) -> list[str]:
-    return ["/".join(place) for place, _ in _parts(model) if place]
+def _parts(leaves: Mapping[str, PyTree]) -> list[str]:
+    """The places that have leaves below, the whole model, "", first."""
+    ends = ((name, end) for name in leaves for end, letter in enumerate(name) if letter == "/")
+    return ["", *dict.fromkeys(name[:end] for name, end in ends)]
 
 
-def _named_shapes(tree: PyTree, lead: int = 0) -> dict[str, tuple[int, ...]]:
-    """Shapes by name: a FrozenDict and a dict of the same names are the same. ``lead`` axes in front are left out."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(str(getattr(key, "key", key)) for key in path): jnp.shape(leaf)[lead:] for path, leaf in leaves}
+def _shapes(leaves: Mapping[str, PyTree], lead: int = 0) -> Shapes:
+    """Shapes without the ``lead`` axes in front."""
+    return {name: jax.tree.map(lambda a: jnp.shape(a)[lead:], leaf) for name, leaf in sorted(leaves.items())}
 
 
 def _places(
-    graph: Graph, values: Sequence[PyTree], model: Mapping, paths: Paths | None
-) -> dict[int, tuple[tuple[str, ...], ...]]:
+    graph: Graph, values: Sequence[PyTree], leaves: Mapping[str, PyTree], paths: Paths | None
+) -> dict[int, list[str]]:
     """For each Linen node with parameters, the places of its layers in the model."""
     paths = {} if paths is None else paths
-    linen = {i: v for i, v in enumerate(values) if isinstance(v, Mapping) and set(v) == {"params"}}
-    unknown = sorted(set(paths) - {graph.nodes[i].name for i in linen})
-    if unknown or not linen:
+    needed = {
+        index: _shapes(_leaves(values[index]["params"]), int(vertex.depth is not None))
+        for index, vertex in enumerate(graph.nodes)
+        if isinstance(values[index], Mapping) and set(values[index]) == {"params"}
+    }
+    names = {index: graph.nodes[index].name for index in needed}
+    unknown = sorted(set(paths) - set(names.values()))
+    if unknown or not needed:
         raise ValueError(
-            f"paths names {unknown}; the network's Linen nodes with parameters are "
-            f"{[graph.nodes[i].name for i in linen]}."
+            f"paths names {unknown}; the network's Linen nodes with parameters are {list(names.values())}."
         )
-    needed = {i: _named_shapes(v["params"], int(graph.nodes[i].depth is not None)) for i, v in linen.items()}
-    found: dict[int, tuple[tuple[str, ...], ...]] = {}
-    for index in linen:
-        vertex = graph.nodes[index]
-        if vertex.name in paths:
-            found[index] = _given(vertex, paths[vertex.name], needed[index], model)
+    found = {
+        index: _given(graph.nodes[index], paths[name], needed[index], leaves)
+        for index, name in names.items()
+        if name in paths
+    }
     # The largest first: a Dense inside a GRU is no place for a Dense of its own.
-    for index in sorted(set(linen) - set(found), key=lambda i: -len(needed[i])):
+    for index in sorted(set(needed) - set(found), key=lambda index: -len(needed[index])):
         taken = [place for places in found.values() for place in places]
-        found[index] = (_only(graph.nodes[index], needed[index], model, taken),)
+        found[index] = [_only(graph.nodes[index], needed[index], leaves, taken)]
     every = [place for places in found.values() for place in places]
     for number, place in enumerate(every):
-        for other in every[number + 1 :]:
-            if _overlap(place, other):
-                raise ValueError(f"Two nodes are given the same part of the model, '{'/'.join(place)}'.")
+        if any(_overlap(place, other) for other in every[number + 1 :]):
+            raise ValueError(f"Two nodes are given the same part of the model, '{place}'.")
     return found
 
 
-def _overlap(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
-    return a[: len(b)] == b[: len(a)]
+def _overlap(a: str, b: str) -> bool:
+    return not a or not b or f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/")
 
 
-def _given(vertex: Vertex, given: str | Sequence[str], needed: dict, model: Mapping) -> tuple[tuple[str, ...], ...]:
-    names = [given] if isinstance(given, str) else list(given)
-    if len(names) != (vertex.depth or 1):
-        raise ValueError(f"Node '{vertex.name}' has {vertex.depth or 1} layers, and {len(names)} paths: {names}.")
-    places = tuple(tuple(key for key in name.split("/") if key) for name in names)
+def _given(vertex: Vertex, given: str | Sequence[str], needed: Shapes, leaves: Mapping[str, PyTree]) -> list[str]:
+    places = [place.strip("/") for place in ([given] if isinstance(given, str) else given)]
+    if len(places) != (vertex.depth or 1):
+        raise ValueError(f"Node '{vertex.name}' has {vertex.depth or 1} layers, and {len(places)} paths: {places}.")
     for place in places:
-        seen = _named_shapes(_at(model, place))
+        seen = _shapes(_part(leaves, place))
+        if not seen:
+            raise ValueError(f"The model has no parameters at '{place}'; it has {_parts(leaves)[1:]}.")
         if seen != needed:
-            raise ValueError(
-                f"Node '{vertex.name}' needs parameters {needed}; the model has, at '{'/'.join(place)}', {seen}."
-            )
+            raise ValueError(f"Node '{vertex.name}' needs parameters {needed}; the model has, at '{place}', {seen}.")
     return places
 
 
-def _only(vertex: Vertex, needed: dict, model: Mapping, taken: list[tuple[str, ...]]) -> tuple[str, ...]:
-    fitting = [
-        place
-        for place, part in _parts(model)
-        if _named_shapes(part) == needed and not any(_overlap(place, other) for other in taken)
-    ]
+def _only(vertex: Vertex, needed: Shapes, leaves: Mapping[str, PyTree], taken: list[str]) -> str:
+    free = [place for place in _parts(leaves) if not any(_overlap(place, other) for other in taken)]
+    fitting = [place for place in free if _shapes(_part(leaves, place)) == needed]
     if len(fitting) == 1 and vertex.depth is None:
         return fitting[0]
-    listed = ["/".join(place) for place in fitting]
     if fitting:
-        example = tuple(listed[: vertex.depth]) if vertex.depth is not None else listed[0]
+        example = tuple(fitting[: vertex.depth]) if vertex.depth is not None else fitting[0]
         raise ValueError(
-            f"Node '{vertex.name}' fits several parts of the model, {listed}. Say which: paths={{{vertex.name!r}: "
+            f"Node '{vertex.name}' fits several parts of the model, {fitting}. Say which: paths={{{vertex.name!r}: "
             f"{example!r}}}."
         )
     raise ValueError(
         f"Node '{vertex.name}' needs parameters {needed}, and no part of the model that is left has them. "
-        f"It has {_named_shapes(model)}."
+        f"It has {_shapes(leaves)}."
     )

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from flax import errors, nnx
 
-from deepeprop_jax.network.arguments import check_module_carry
+from deepeprop_jax.network.called import MUTABLE_REMEDY, PURE_REMEDY, check_call, check_carry, first_carry, kind_of
 from deepeprop_jax.network.cell import Cell, PyTree, remade
-from deepeprop_jax.network.module_call import check_call
 from deepeprop_jax.network.whole_model import refuse_whole_model, watched
-
-DROPOUT_REMEDY = (
-    "The output of a cell must be a function of (params, carry, x) alone, or its traces would belong to another "
-    "sample. Build the module with rate=0 or deterministic=True, or draw the mask outside and feed it in as part of x."
-)
-MUTABLE_REMEDY = (
-    "A cell has parameters and a carry, and nothing else that changes. Replace BatchNorm by LayerNorm or GroupNorm, "
-    "keep other state in the carry, and pass constants to the module as attributes."
-)
 
 
 def linen_cell(module: nn.Module) -> Cell:
@@ -54,7 +43,7 @@ def linen_cell(module: nn.Module) -> Cell:
         module that runs an RNN over an axis of one step's x is a ``Cell(init, apply)`` by hand.)
 
     >>> cell = linen_cell(nn.GRUCell(features=4))
-    >>> params, carry = cell.init(jax.random.key(0), jnp.zeros((3, 5)))
+    >>> params, carry = cell.init(jax.random.key(0), jax.numpy.zeros((3, 5)))
     >>> list(params), carry.shape
     (['params'], (3, 4))
     """
@@ -71,51 +60,37 @@ def linen_cell(module: nn.Module) -> Cell:
 @functools.lru_cache(maxsize=64)
 def _cell_of(module: nn.Module, kinds: tuple[type, ...]) -> Cell:
     """The cell; ``kinds`` tells apart modules whose attributes are equal but not of one type."""
-    recurrent = isinstance(module, nn.RNNCellBase)
+    name, recurrent = type(module).__name__, isinstance(module, nn.RNNCellBase)
 
     def init(key: jax.Array, x: PyTree) -> tuple[PyTree, PyTree]:
         params_key, carry_key = jax.random.split(key)
-        carry = _initialize_carry(module, carry_key, x) if recurrent else ()
+        carry = first_carry(name, lambda shape: module.initialize_carry(carry_key, shape), x) if recurrent else ()
         # apply sees one example, so the parameters are made for one: their shapes do not depend on the batch.
         carry_1, x_1 = jax.tree.map(lambda leaf: leaf[0], (carry, x))
-        with watched(module, x_1):
-            try:
-                variables = module.init({"params": params_key}, *((carry_1, x_1) if recurrent else (x_1,)))
-            except (errors.FlaxError, ValueError) as error:
-                raise _explained(module, error) from error
+        with _explained(module, x_1):
+            variables = module.init({"params": params_key}, *((carry_1, x_1) if recurrent else (x_1,)))
         # Linen draws dropout masks from the "params" stream in init; only apply shows that another stream is needed.
         jax.eval_shape(apply, variables, carry_1, x_1)
         return variables, carry
 
-    def initialise(shape: PyTree) -> PyTree:
-        return module.initialize_carry(jax.random.key(0), shape)
-
     def apply(params: PyTree, carry: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
-        _check_variables(module, params)
+        _check_variables(name, params)
         if recurrent:
-            check_module_carry(type(module).__name__, initialise, carry, x)
-        with watched(module, x):
-            try:
-                if recurrent:
-                    return module.apply(params, carry, x)
-                return (), module.apply(params, x)
-            except (errors.FlaxError, ValueError) as error:
-                raise _explained(module, error) from error
+            check_carry(name, lambda shape: module.initialize_carry(jax.random.key(0), shape), carry, x)
+        with _explained(module, x):
+            return module.apply(params, carry, x) if recurrent else ((), module.apply(params, x))
 
     return remade(Cell(init, apply), linen_cell, module)
 
 
-def _check_module(module: Any) -> None:
-    name = module.__name__ if inspect.isclass(module) else type(module).__name__
+def _check_module(module: nn.Module) -> None:
+    name = kind_of(module).__name__
     if inspect.isclass(module) and issubclass(module, nn.Module):
         raise TypeError(f"Seen the class {name}; needed an instance, such as {name}(...).")
     if isinstance(module, nnx.Module):
         raise TypeError(f"Seen the NNX module {name}; linen_cell takes Flax Linen modules. Use nnx_cell(module).")
     if not isinstance(module, nn.Module):
-        raise TypeError(
-            f"Seen an object of type {name}; needed an instance of a Flax Linen module, such as "
-            f"nn.GRUCell(features=64)."
-        )
+        raise TypeError(f"Seen an object of type {name}; needed an instance of a Linen module, such as nn.GRUCell(64).")
     if module.scope is not None:
         raise TypeError(
             f"Seen a bound {name}, which holds its variables; a cell takes them as an argument. With it as module, "
@@ -126,29 +101,15 @@ def _check_module(module: Any) -> None:
     check_call(module)
 
 
-def _initialize_carry(module: nn.RNNCellBase, key: jax.Array, x: PyTree) -> PyTree:
-    shape = jax.tree.map(jnp.shape, x)
-    carry = module.initialize_carry(key, shape)
-    batch = jax.tree.leaves(x)[0].shape[0]
-    for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
-        if jnp.ndim(leaf) == 0 or leaf.shape[0] != batch:
-            raise ValueError(
-                f"{type(module).__name__}.initialize_carry gave a carry{jax.tree_util.keystr(path)} of shape "
-                f"{jnp.shape(leaf)} for an input of shape {shape}; its leading axis must be the batch, of size {batch}."
-            )
-    return carry
-
-
-def _check_variables(module: nn.Module, variables: PyTree) -> None:
-    name = type(module).__name__
+def _check_variables(name: str, variables: PyTree) -> None:
     if not isinstance(variables, Mapping):
         raise ValueError(
             f"The params of {name} are a dict {{'params': ...}}, as its init gives it; seen {type(variables).__name__}."
         )
-    extra = sorted(key for key in variables if key != "params")
+    extra = {key: variables[key] for key in sorted(variables) if key != "params"}
     if not extra:
         return
-    leaves = jax.tree_util.tree_leaves_with_path({key: variables[key] for key in extra})
+    leaves = jax.tree_util.tree_leaves_with_path(extra)
     paths = ", ".join("/".join(str(getattr(key, "key", key)) for key in path) for path, _ in leaves) or ", ".join(extra)
     if "params" not in variables and "batch_stats" not in variables:
         raise ValueError(
@@ -159,22 +120,33 @@ def _check_variables(module: nn.Module, variables: PyTree) -> None:
     raise ValueError(f"{name} has {kind}: {paths}. {MUTABLE_REMEDY}")
 
 
-def _explained(module: nn.Module, error: Exception) -> ValueError:
-    """A Flax error as the user's mistake: the module's name, what Flax saw, and the remedy."""
-    name, seen = type(module).__name__, str(error)
-    if isinstance(error, errors.InvalidRngError):
-        return ValueError(f"{name} uses dropout, or other random numbers, inside a step: {seen}. {DROPOUT_REMEDY}")
-    foreign = errors.ScopeParamNotFoundError | errors.ScopeParamShapeError
-    if isinstance(error, foreign) or 'from collection "params"' in seen:
-        return ValueError(
-            f"The params do not belong to {name}, or its input has another shape than at init: {seen} "
-            f"Give the params that init made for this module and this input."
-        )
-    mutable = errors.ModifyScopeVariableError | errors.ScopeCollectionNotFound | errors.ScopeVariableNotFoundError
-    if isinstance(error, mutable):
-        return ValueError(f"{name} has variables outside the collection 'params' (BatchNorm?): {seen} {MUTABLE_REMEDY}")
-    if '"deterministic"' in seen:
-        return ValueError(f"{name} has an nn.Dropout that is not told whether to drop: {seen} {DROPOUT_REMEDY}")
-    if "use_running_average" in seen:
-        return ValueError(f"{name} has an nn.BatchNorm: {seen} {MUTABLE_REMEDY}")
-    return ValueError(f"{name}: {seen}")
+@contextlib.contextmanager
+def _explained(module: nn.Module, x: PyTree) -> Iterator[None]:
+    """Around a call on one example's ``x``: a whole model is refused, and a Flax error told as the user's mistake, with
+    the module's name, what Flax saw, and the remedy."""
+    name = type(module).__name__
+    with watched(module, x):
+        try:
+            yield
+        except (errors.FlaxError, ValueError) as error:
+            seen = str(error)
+            foreign = errors.ScopeParamNotFoundError | errors.ScopeParamShapeError
+            mutable = (
+                errors.ModifyScopeVariableError | errors.ScopeCollectionNotFound | errors.ScopeVariableNotFoundError
+            )
+            if isinstance(error, errors.InvalidRngError):
+                text = f"{name} uses dropout, or other random numbers, inside a step: {seen}. {PURE_REMEDY}"
+            elif isinstance(error, foreign) or 'from collection "params"' in seen:
+                text = (
+                    f"The params do not belong to {name}, or its input has another shape than at init: {seen} "
+                    f"Give the params that init made for this module and this input."
+                )
+            elif isinstance(error, mutable):
+                text = f"{name} has variables outside the collection 'params' (BatchNorm?): {seen} {MUTABLE_REMEDY}"
+            elif '"deterministic"' in seen:
+                text = f"{name} has an nn.Dropout that is not told whether to drop: {seen} {PURE_REMEDY}"
+            elif "use_running_average" in seen:
+                text = f"{name} has an nn.BatchNorm: {seen} {MUTABLE_REMEDY}"
+            else:
+                text = f"{name}: {seen}"
+            raise ValueError(text) from error

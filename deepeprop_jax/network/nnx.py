@@ -6,28 +6,28 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from deepeprop_jax.network.arguments import check_module_carry
+from deepeprop_jax.network.called import (
+    MUTABLE_REMEDY,
+    PURE_REMEDY,
+    Arguments,
+    arguments_of,
+    check_call,
+    check_carry,
+    first_carry,
+    kind_of,
+    refuse_other_libraries,
+)
 from deepeprop_jax.network.cell import Cell, PyTree, Vertex, remade
-from deepeprop_jax.network.module_call import check_call
-from deepeprop_jax.network.other_libraries import refuse_other_libraries
-from deepeprop_jax.network.plain_function import Arguments, arguments_of
 from deepeprop_jax.network.whole_model import refuse_whole_model
 
-DROPOUT_REMEDY = (
-    "The output of a cell must be a function of (params, carry, x) alone, or its traces would belong to another "
-    "sample. Build it with rate=0 or deterministic=True, or draw the mask outside and feed it in as part of x."
-)
-MUTABLE_REMEDY = (
-    "A cell has parameters (nnx.Param) and a carry, and nothing else that changes. Replace BatchNorm by LayerNorm or "
-    "GroupNorm, keep other state in the carry, and constants in a closure or as NumPy arrays."
-)
+Factory = Callable[[nnx.Rngs], nnx.Module]
+Place = tuple[int | str, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,26 +48,49 @@ class NnxStep:
     name: str
     module: nnx.Module | None
 
+    @classmethod
+    def of(cls, module: nnx.Module, instance: nnx.Module | None) -> NnxStep:
+        """That of a module, or of one without values, which may hold nothing but parameters that changes."""
+        _check_module(module)
+        graphdef, _, streams = nnx.split(module, nnx.Param, ...)
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), streams)
+        return cls(graphdef, shapes, isinstance(module, nnx.RNNCellBase), type(module).__name__, instance)
+
+    def merge(self, params: nnx.State) -> nnx.Module:
+        """The module with these parameters."""
+        return nnx.merge(self.graphdef, params, jax.tree.map(_constant, self.streams))
+
+    def start(self, key: jax.Array, params: nnx.State, x: PyTree) -> PyTree:
+        """Its carry for a batch x."""
+        if not self.recurrent:
+            return ()
+        module = self.merge(params)
+        return first_carry(self.name, lambda shape: module.initialize_carry(shape, nnx.Rngs(key)), x)
+
     def __call__(self, params: PyTree, carry: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
         if not isinstance(params, nnx.State):
             raise ValueError(
                 f"The params of {self.name} are an nnx.State, as init gives it; seen {type(params).__name__}."
             )
         try:
-            module = nnx.merge(self.graphdef, params, jax.tree.map(_constant, self.streams))
+            module = self.merge(params)
         except ValueError as error:
             raise ValueError(
                 f"The params do not belong to {self.name}: {error}. Give the params that init made for this module."
             ) from error
         if self.recurrent:
-            check_module_carry(self.name, lambda shape: module.initialize_carry(shape, nnx.Rngs(0)), carry, x)
-        before = _variables(module)
+            check_carry(self.name, lambda shape: module.initialize_carry(shape, nnx.Rngs(0)), carry, x)
+        before = {path: value for path, (_, value) in _variables(module).items()}
         carry_t, y_t = module(carry, x) if self.recurrent else ((), module(x))
-        _check_unchanged(before, module)
+        for path, (variable, value) in _variables(module).items():
+            if path not in before or value is not before[path]:
+                if isinstance(variable, nnx.RngState):
+                    raise ValueError(f"{self.name} draws random numbers{_at(path)} when it is called. {PURE_REMEDY}")
+                raise ValueError(f"{self.name} changes its variable{_at(path)} when it is called. {MUTABLE_REMEDY}")
         return carry_t, y_t
 
 
-def nnx_cell(factory: nnx.Module | Callable[[nnx.Rngs], nnx.Module]) -> Cell:
+def nnx_cell(factory: nnx.Module | Factory) -> Cell:
     """A Flax NNX module as a cell: any ``RNNCellBase``, or a feed-forward module.
 
     Recurrent:     carry_t, y_t = nnx.merge(graphdef, params)(carry_tm1, x_t)
@@ -86,9 +109,6 @@ def nnx_cell(factory: nnx.Module | Callable[[nnx.Rngs], nnx.Module]) -> Cell:
     Args:
       factory: an instance of a module, or ``factory(rngs) -> module``.
 
-    Returns:
-      The cell.
-
     Raises:
       TypeError: neither of the two, or a module that is called with something else than (carry, x) for an
         ``RNNCellBase``, and x for others.
@@ -105,45 +125,40 @@ def nnx_cell(factory: nnx.Module | Callable[[nnx.Rngs], nnx.Module]) -> Cell:
     _check_source(factory)
     if isinstance(factory, nnx.Module):
         return _instance_cell(factory)
-    abstract = nnx.eval_shape(lambda: _build(factory, jax.random.key(0)))
-    step = _step_of(abstract, None)
+    step = NnxStep.of(nnx.eval_shape(lambda: _build(factory, jax.random.key(0))), None)
 
     def init(key: jax.Array, x: PyTree) -> tuple[PyTree, PyTree]:
         params_key, carry_key = jax.random.split(key)
-        made = _build(factory, params_key)
-        carry = _initialize_carry(made, carry_key, x) if step.recurrent else ()
-        return nnx.split(made, nnx.Param, ...)[1], carry
+        params = nnx.split(_build(factory, params_key), nnx.Param, ...)[1]
+        return params, step.start(carry_key, params, x)
 
     return remade(Cell(init, step), nnx_cell, factory)
 
 
 def _instance_cell(module: nnx.Module, held: nnx.State | None = None) -> Cell:
-    step = _step_of(module, module)
+    step = NnxStep.of(module, module)
     held = own_params(module) if held is None else held
 
     def init(key: jax.Array, x: PyTree) -> tuple[PyTree, PyTree]:
-        # Copies again: a caller may donate what init gives.
-        params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), held)
-        if not step.recurrent:
-            return params, ()
-        merged = nnx.merge(step.graphdef, params, jax.tree.map(_constant, step.streams))
-        return params, _initialize_carry(merged, key, x)
+        params = copied(held)  # again: a caller may donate what init gives
+        return params, step.start(key, params, x)
 
     # Not nnx_cell(module): what init gives stays what it was, also where the instance has changed since.
     return remade(Cell(init, step), _instance_cell, module, held)
 
 
+def copied(params: nnx.State) -> nnx.State:
+    """Parameters in buffers of their own, which those who have the others may donate."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
+
+
 def own_params(module: nnx.Module) -> nnx.State:
     """Copies of a module's parameters; the variables of ``nnx.split`` are the module's own, and change with it."""
-    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), nnx.split(module, nnx.Param, ...)[1])
+    return copied(nnx.split(module, nnx.Param, ...)[1])
 
 
 def check_nothing_is_shared(vertices: Iterable[Vertex]) -> None:
-    """Refuse a network whose nodes hold the same NNX variables: as nodes they would be trained apart.
-
-    Raises:
-      ValueError: with the names of the two nodes.
-    """
+    """A ``ValueError`` for a network whose nodes hold the same NNX variables: as nodes they would be trained apart."""
     owners: dict[int, str] = {}
     for vertex in vertices:
         step = vertex.cell.apply
@@ -164,14 +179,7 @@ def check_nothing_is_shared(vertices: Iterable[Vertex]) -> None:
         owners |= dict.fromkeys(own, vertex.name)
 
 
-def _step_of(module: nnx.Module, instance: nnx.Module | None) -> NnxStep:
-    _check_module(module)
-    graphdef, _, streams = nnx.split(module, nnx.Param, ...)
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), streams)
-    return NnxStep(graphdef, shapes, isinstance(module, nnx.RNNCellBase), type(module).__name__, instance)
-
-
-def _build(factory: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> nnx.Module:
+def _build(factory: Factory, key: jax.Array) -> nnx.Module:
     try:
         module = factory(nnx.Rngs(key))
     except (TypeError, AttributeError) as error:
@@ -184,8 +192,8 @@ def _build(factory: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> nnx.Mod
     return module
 
 
-def _check_source(source: Any) -> None:
-    name = source.__name__ if inspect.isclass(source) else type(source).__name__
+def _check_source(source: nnx.Module | Factory) -> None:
+    name = kind_of(source).__name__
     if isinstance(source, nnx.bridge.ToNNX):
         raise TypeError("Seen a nnx.bridge.ToNNX; give the Linen module that it was made of, e.g. stack(nn.Dense(10)).")
     if isinstance(source, nnx.Module):
@@ -199,7 +207,7 @@ def _check_source(source: Any) -> None:
             f"Seen the class {name}; pass an instance, {name}(..., rngs=nnx.Rngs(0)), or a factory: "
             f"nnx_cell(lambda rngs: {name}(..., rngs=rngs))."
         )
-    if not inspect.isroutine(source) and not isinstance(source, functools.partial):
+    if not inspect.isroutine(source) and not isinstance(source, functools.partial | Cell):
         refuse_other_libraries(source)
     taken = arguments_of(source) if callable(source) else Arguments((), 0, ())
     if taken is not None and (len(taken.required) > 1 or taken.most == 0):
@@ -214,7 +222,7 @@ def _check_module(module: nnx.Module) -> None:
     check_call(module)
     for path, part in nnx.iter_modules(module):
         if isinstance(part, nnx.Dropout) and not part.deterministic and part.rate > 0:
-            raise ValueError(f"{name} has an active nnx.Dropout{_at(path)}. {DROPOUT_REMEDY}")
+            raise ValueError(f"{name} has an active nnx.Dropout{_at(path)}. {PURE_REMEDY}")
     for path, variable in nnx.to_flat_state(nnx.state(module)):
         if not isinstance(variable, nnx.Param | nnx.RngState):
             kind = f"a {type(variable).__name__}" if isinstance(variable, nnx.Variable) else "an array"
@@ -222,21 +230,8 @@ def _check_module(module: nnx.Module) -> None:
             raise ValueError(f"{name} has {kind}{_at(path)}. {MUTABLE_REMEDY}")
 
 
-def _at(path: tuple[Any, ...]) -> str:
+def _at(path: Place) -> str:
     return f" at {'/'.join(str(key) for key in path)}" if path else ""
-
-
-def _initialize_carry(module: nnx.RNNCellBase, key: jax.Array, x: PyTree) -> PyTree:
-    shape = jax.tree.map(jnp.shape, x)
-    carry = module.initialize_carry(shape, nnx.Rngs(key))
-    batch = jax.tree.leaves(x)[0].shape[0]
-    for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
-        if jnp.ndim(leaf) == 0 or leaf.shape[0] != batch:
-            raise ValueError(
-                f"{type(module).__name__}.initialize_carry gave a carry{jax.tree_util.keystr(path)} of shape "
-                f"{jnp.shape(leaf)} for an input of shape {shape}; its leading axis must be the batch, of size {batch}."
-            )
-    return carry
 
 
 def _constant(leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -246,17 +241,7 @@ def _constant(leaf: jax.ShapeDtypeStruct) -> jax.Array:
     return jnp.zeros(leaf.shape, leaf.dtype)
 
 
-def _variables(module: nnx.Module) -> dict[tuple[Any, ...], tuple[nnx.Variable, Any]]:
+def _variables(module: nnx.Module) -> dict[Place, tuple[nnx.Variable, jax.Array]]:
     """Every variable and its value by path, but ``nnx.Intermediate``, which is what ``sow`` leaves behind."""
     flat = nnx.to_flat_state(nnx.state(module))
     return {path: (v, v.get_raw_value()) for path, v in flat if not isinstance(v, nnx.Intermediate)}
-
-
-def _check_unchanged(before: dict[tuple[Any, ...], tuple[nnx.Variable, Any]], module: nnx.Module) -> None:
-    for path, (variable, value) in _variables(module).items():
-        if path in before and value is before[path][1]:
-            continue
-        name = type(module).__name__
-        if isinstance(variable, nnx.RngState):
-            raise ValueError(f"{name} draws random numbers{_at(path)} when it is called. {DROPOUT_REMEDY}")
-        raise ValueError(f"{name} changes its variable{_at(path)} when it is called. {MUTABLE_REMEDY}")

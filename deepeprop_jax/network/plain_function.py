@@ -4,42 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deepeprop_jax.network.called import Arguments, arguments_of
 from deepeprop_jax.network.cell import Cell, PyTree, remade
-
-
-class Arguments(NamedTuple):
-    """What a function takes.
-
-    Attributes:
-      required: names of the positional arguments without a default.
-      most: how many positional arguments it takes at most; None where it says ``*args``, any number.
-      keywords: names of the arguments that must be given by keyword.
-    """
-
-    required: tuple[str, ...]
-    most: int | None
-    keywords: tuple[str, ...]
-
-
-def arguments_of(function: Callable) -> Arguments | None:
-    """The arguments of a function; None where Python cannot tell."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return None
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    any_number = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    return Arguments(
-        tuple(p.name for p in positional if p.default is p.empty),
-        None if any_number else len(positional),
-        tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty),
-    )
 
 
 def function_cell(function: Callable) -> Cell:
@@ -62,57 +33,48 @@ def function_cell(function: Callable) -> Cell:
     if taken is not None:
         _check_count(name, taken)
     if taken is None or taken.most is None or len(taken.required) != 1:
-        return remade(Cell(_no_init(name), function), function_cell, function)
+
+        def init(key: jax.Array, x: PyTree) -> tuple[PyTree, PyTree]:
+            raise ValueError(
+                f"The plain function {name} brings no initialiser. Make its params and carry yourself and give them to "
+                f"learner.init(params, carry, x), or pass Cell(init, {name}) instead of {name}. (An activation is a "
+                f"function of one argument: lambda x: {name}(x).)"
+            )
+
+        return remade(Cell(init, function), function_cell, function)
     _check_no_arrays(name, function)
     cell = Cell(lambda key, x: ((), ()), lambda params, carry, x: ((), function(x)))
     return remade(cell, function_cell, function)
 
 
 def _check_count(name: str, taken: Arguments) -> None:
+    seen = ", ".join(taken.required)
     if taken.keywords:
         given = ", ".join(f"{keyword}=..." for keyword in taken.keywords)
         raise TypeError(
             f"The function {name} needs the keyword arguments {', '.join(taken.keywords)}, and a network is called "
             f"without. Bind them: functools.partial({name}, {given})."
         )
-    if taken.most is not None and not (len(taken.required) == 1 or len(taken.required) <= 3 <= taken.most):
-        raise TypeError(_wrong_count(name, taken.required))
-
-
-def _wrong_count(name: str, seen: tuple[str, ...]) -> str:
-    text = (
-        f"The function {name} takes {len(seen)} arguments ({', '.join(seen)}); needed a step (params, carry, x) -> "
-        f"(carry, y), or an activation x -> y, each for one example. "
-    )
+    if taken.most is None or len(taken.required) == 1 or len(taken.required) <= 3 <= taken.most:
+        return
     function = name if name.isidentifier() else "f"
-    if len(seen) == 2:
-        text += f"If it is (carry, x) -> (carry, y), write lambda params, carry, x: {function}(carry, x). "
-    return text + (
+    pair = f"If it is (carry, x) -> (carry, y), write lambda params, carry, x: {function}(carry, x). "
+    raise TypeError(
+        f"The function {name} takes {len(taken.required)} arguments ({seen}); needed a step (params, carry, x) -> "
+        f"(carry, y), or an activation x -> y, each for one example. {pair if len(taken.required) == 2 else ''}"
         f"Bind what is constant with functools.partial; several inputs are one x: lambda x: {function}(*x), or x of a "
         f"node with a dict of parents."
     )
 
 
 def _check_no_arrays(name: str, function: Callable) -> None:
-    if isinstance(function, jax.tree_util.Partial):
+    if isinstance(function, jax.tree_util.Partial) or inspect.isroutine(function):
         return
-    held = {} if inspect.isroutine(function) else getattr(function, "__dict__", {})
-    arrays = [key for key, value in held.items() if any(isinstance(a, jax.Array) for a in jax.tree.leaves(value))]
+    held = getattr(function, "__dict__", {}).items()
+    arrays = [key for key, value in held if any(isinstance(a, jax.Array) for a in jax.tree.leaves(value))]
     if arrays:
         raise TypeError(
             f"Seen an object of type {name} that is called with x alone and holds arrays ({', '.join(arrays)}), which "
             f"would be constants and never trained. Write Cell(init, apply), with them in params; if they are meant as "
             f"constants, lambda x: module(x)."
         )
-
-
-def _no_init(name: str) -> Callable:
-    def init(key: jax.Array, x: PyTree) -> tuple[PyTree, PyTree]:
-        del key, x
-        raise ValueError(
-            f"The plain function {name} brings no initialiser. Make its params and carry yourself and give them to "
-            f"learner.init(params, carry, x), or pass Cell(init, {name}) instead of {name}. (An activation is a "
-            f"function of one argument: lambda x: {name}(x).)"
-        )
-
-    return init

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from chex import ArrayTree
 from flax import nnx
 
 RNN = (nn.RNN, nnx.RNN)
@@ -18,56 +19,46 @@ CELL = (nn.RNNCellBase, nnx.RNNCellBase)
 SEQUENTIAL = (nn.Sequential, nnx.Sequential)
 MODULE = (nn.Module, nnx.Module)
 
+Place: TypeAlias = str
+"""The expression that gives a part of ``module``, as module.layers[0]."""
+Context: TypeAlias = "nn.module.InterceptorContext"
 
-def refuse_whole_model(module: Any) -> None:
+
+def refuse_whole_model(module: nn.Module | nnx.Module) -> None:
     """Raise a ``ValueError`` if a module holds an RNN, or a Sequential with a cell in it, with the lines to write.
 
     A Linen module that makes its parts when it is called shows them only there: ``watched``.
     """
-    found = next(_whole_parts(module, "module"), None)
-    if found is not None:
-        place, part = found
+    for place, part in _whole_parts(module, "module"):
         here = "" if place == "module" else f", which contains {type(part).__name__} at {place}"
-        raise ValueError(
-            _message(f"{type(module).__name__}{here}", part, list(dict.fromkeys(_steps(module, "module"))))
-        )
+        steps = list(dict.fromkeys(_steps(module, "module")))
+        raise ValueError(_message(f"{type(module).__name__}{here}", part, isinstance(part, SEQUENTIAL), steps))
 
 
-def _message(seen: str, part: Any, steps: list[str], note: str = "") -> str:
-    if isinstance(part, SEQUENTIAL):
+def _message(seen: str, part: nn.Module | nnx.Module, sequential: bool, steps: list[Place]) -> str:
+    why = "it runs over a whole sequence, and a network computes one step"
+    if sequential:
         why = "a Sequential calls a recurrent cell with its input alone, and a cell is called with (carry, x)"
-    else:
-        why = "it runs over a whole sequence, and a network computes one step"
-    lines = f"Seen {seen}: {why}. Build the network of the steps, with the module given as module:\n"
-    lines += f"    network = stack({', '.join(steps)})\n"
-    lines += (
-        "in the order in which the module calls them; functions between them, such as nn.relu, are layers of the stack "
-        "too. "
-    )
     if isinstance(part, nnx.Module):
-        lines += "The parameters come along, and params_to_nnx writes them back."
+        after = "The parameters come along, and params_to_nnx writes them back."
     else:
-        lines += "params_from_linen brings trained parameters over, params_to_linen back."
-    if not isinstance(part, SEQUENTIAL):
-        lines += " If the sequence lies inside one step's x, write a Cell(init, apply) by hand."
+        after = "params_from_linen brings trained parameters over, params_to_linen back."
+    if not sequential:
+        after += " If the sequence lies inside one step's x, write a Cell(init, apply) by hand."
     if isinstance(part, BIDIRECTIONAL) or getattr(part, "reverse", False):
-        lines += (
+        after += (
             " What runs backward in time needs the future: it has no online gradient, and only forward steps count."
         )
-    return lines + note
+    return (
+        f"Seen {seen}: {why}. Build the network of the steps, with the module given as module:\n"
+        f"    network = stack({', '.join(steps)})\n"
+        f"in the order in which the module calls them; functions between them, such as nn.relu, are layers of the "
+        f"stack too. {after}"
+    )
 
 
-def _children(module: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """The parts that a module holds in its attributes, also in lists and dicts, and the expressions that give them."""
-    if isinstance(module, nn.Module):
-        held = {f.name: getattr(module, f.name, None) for f in dataclasses.fields(module) if f.name != "parent"}
-    else:
-        held = {name: value for name, value in vars(module).items() if not name.startswith("_")}
-    for name, value in held.items():
-        yield from _held(value, f"{place}.{name}")
-
-
-def _held(value: Any, place: str) -> Iterator[tuple[str, Any]]:
+def _held(value: object, place: Place) -> Iterator[tuple[Place, Callable]]:
+    """The modules and functions in a value, also in lists and dicts."""
     if isinstance(value, list | tuple | nnx.List):
         for index, part in enumerate(value):
             yield from _held(part, f"{place}[{index}]")
@@ -78,55 +69,59 @@ def _held(value: Any, place: str) -> Iterator[tuple[str, Any]]:
         yield place, value
 
 
-def _whole_parts(module: Any, place: str) -> Iterator[tuple[str, Any]]:
+def _children(module: nn.Module | nnx.Module, place: Place) -> Iterator[tuple[Place, Callable]]:
+    """What a module holds in its attributes."""
+    if isinstance(module, nn.Module):
+        names = [field.name for field in dataclasses.fields(module) if field.name != "parent"]
+    else:
+        names = [name for name in vars(module) if not name.startswith("_")]
+    for name in names:
+        yield from _held(getattr(module, name, None), f"{place}.{name}")
+
+
+def _whole_parts(module: Callable, place: Place) -> Iterator[tuple[Place, nn.Module | nnx.Module]]:
     if isinstance(module, RNN + BIDIRECTIONAL):
         yield place, module
-        return
-    if not isinstance(module, MODULE):
-        return
-    for child_place, child in _children(module, place):
-        if isinstance(module, SEQUENTIAL) and isinstance(child, CELL):
-            yield place, module
-        yield from _whole_parts(child, child_place)
+    elif isinstance(module, MODULE):
+        for child_place, child in _children(module, place):
+            if isinstance(module, SEQUENTIAL) and isinstance(child, CELL):
+                yield place, module
+            yield from _whole_parts(child, child_place)
 
 
-def _steps(module: Any, place: str) -> Iterator[str]:
-    """The expressions of the steps that a module is made of, in the order in which it holds them."""
+def _steps(module: Callable, place: Place) -> Iterator[Place]:
+    """The steps that a module is made of, in the order in which it holds them."""
+    inside = [part for _, part in _whole_parts(module, place)]
     if isinstance(module, BIDIRECTIONAL):
         yield f"{place}.forward_rnn.cell"
     elif isinstance(module, RNN):
         yield f"{place}.cell"
-    elif next(_whole_parts(module, place), None) is None:
+    elif not inside:
         yield place
     else:
-        inside = [part.cell for _, part in _whole_parts(module, place) if isinstance(part, RNN)]
+        cells = [part.cell for part in inside if isinstance(part, RNN)]
         for child_place, child in _children(module, place):
-            if isinstance(module, SEQUENTIAL) or (isinstance(child, MODULE) and not any(child is c for c in inside)):
+            if isinstance(module, SEQUENTIAL) or (isinstance(child, MODULE) and not any(child is c for c in cells)):
                 yield from _steps(child, child_place)
 
 
 class _Inside(Exception):
-    """A Linen module calls an RNN, or a cell with its input alone."""
-
-    def __init__(self, part: nn.Module):
-        super().__init__(type(part).__name__)
-        self.part = part
+    """A Linen module calls an RNN, or a cell with its input alone: the one argument."""
 
 
-def _is_whole(context: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _is_whole(context: Context, args: tuple, kwargs: dict) -> bool:
     if context.method_name != "__call__":
         return False
-    if isinstance(context.module, nn.RNN | nn.Bidirectional):
-        return True
-    return isinstance(context.module, nn.RNNCellBase) and len(args) + len(kwargs) == 1
+    alone = isinstance(context.module, nn.RNNCellBase) and len(args) + len(kwargs) == 1
+    return alone or isinstance(context.module, nn.RNN | nn.Bidirectional)
 
 
 @contextlib.contextmanager
-def watched(module: nn.Module, x: Any) -> Iterator[None]:
+def watched(module: nn.Module, x: ArrayTree) -> Iterator[None]:
     """Around a call of a Linen module on one example's ``x``: raise a ``ValueError`` with the lines to write if the
     module turns out to call an RNN, or a cell as if it were a layer."""
 
-    def watch(call: Callable, args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
+    def watch(call: Callable, args: tuple, kwargs: dict, context: Context) -> ArrayTree:
         if _is_whole(context, args, kwargs):
             raise _Inside(context.module)
         return call(*args, **kwargs)
@@ -135,86 +130,82 @@ def watched(module: nn.Module, x: Any) -> Iterator[None]:
         with nn.intercept_methods(watch):
             yield
     except _Inside as inside:
-        part = inside.part
-        steps, complete = _called_steps(module, x)
-        note = "" if complete else " (Its layers after these could not be seen.)"
+        (part,) = inside.args
+        steps, note = _called_steps(module, x)
         seen = f"{type(module).__name__}, which calls {type(part).__name__}"
-        kind = nn.Sequential(()) if isinstance(part, nn.RNNCellBase) else part
-        raise ValueError(_message(seen, kind, steps, note)) from None
+        raise ValueError(_message(seen, part, isinstance(part, CELL), steps) + note) from None
 
 
-def _called_steps(module: nn.Module, x: Any) -> tuple[list[str], bool]:
-    """How to write the steps that a Linen module calls, each RNN replaced by one step of its cell; and whether that
-    went to the end of the module's call."""
-    tree: list[tuple[nn.Module, list]] = []
-    open_calls = [tree]
+class _Call:
+    """A module that was called, and those that it called."""
 
-    def watch(call: Callable, args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
+    def __init__(self, module: nn.Module):
+        self.module = module
+        self.inner: list[_Call] = []
+
+    def holds_cell(self) -> bool:
+        """Whether a cell is called in it, or in what it calls."""
+        return any(isinstance(call.module, nn.RNNCellBase) or call.holds_cell() for call in self.inner)
+
+    def steps(self) -> Iterator[nn.Module]:
+        """The modules to write: itself, or, where cells are called inside a module that is none, those inside."""
+        deep = not isinstance(self.module, nn.RNNCellBase) or any(call.holds_cell() for call in self.inner)
+        if deep and self.holds_cell():
+            for call in self.inner:
+                yield from call.steps()
+        else:
+            yield self.module
+
+
+def _called_steps(module: nn.Module, x: ArrayTree) -> tuple[list[str], str]:
+    """How to write the steps that a Linen module calls, each RNN replaced by one step of its cell; and a note where
+    that did not go to the end of the module's call."""
+    open_calls = [_Call(module)]
+
+    def watch(call: Callable, args: tuple, kwargs: dict, context: Context) -> ArrayTree:
         part = context.module
         if context.method_name != "__call__" or not part.path:
             return call(*args, **kwargs)
-        if not _is_whole(context, args, kwargs):
-            inner: list[tuple[nn.Module, list]] = []
-            open_calls[-1].append((part, inner))
-            open_calls.append(inner)
-            try:
+        whole = _is_whole(context, args, kwargs)
+        rnn = part.forward_rnn if isinstance(part, nn.Bidirectional) else part
+        step = rnn.cell if isinstance(rnn, nn.RNN) else rnn
+        made = _Call(step)
+        open_calls[-1].inner.append(made)
+        open_calls.append(_Call(step) if whole else made)  # what a cell calls is no step
+        try:
+            if not whole:
                 return call(*args, **kwargs)
-            finally:
-                open_calls.pop()
-        if isinstance(part, nn.Bidirectional):
-            part = part.forward_rnn
-        cell = part.cell if isinstance(part, nn.RNN) else part
-        open_calls[-1].append((cell, []))
-        open_calls.append([])
-        carry, y = cell(cell.initialize_carry(jax.random.key(0), jnp.shape(args[0])), args[0])
-        open_calls.pop()
-        return (carry, y) if getattr(part, "return_carry", False) or kwargs.get("return_carry") else y
+            carry, y = step(step.initialize_carry(jax.random.key(0), jnp.shape(args[0])), args[0])
+            return (carry, y) if getattr(rnn, "return_carry", False) or kwargs.get("return_carry") else y
+        finally:
+            open_calls.pop()
 
-    def run(x: Any) -> Any:
+    def run(x: ArrayTree) -> ArrayTree:
         with nn.intercept_methods(watch):
             return module.init(jax.random.key(0), x)
 
-    complete = True
+    calls, note = open_calls[0].inner, ""
     try:
         jax.eval_shape(run, x)
     except Exception:  # the model may need its sequence; what was called before tells what to write
-        complete = False
-    return [_written(part) for part in _flat(tree)], complete
+        note = " (Its layers after these could not be seen.)"
+    return [_written(step) for call in calls for step in call.steps()], note
 
 
-def _flat(tree: list[tuple[nn.Module, list]]) -> Iterator[nn.Module]:
-    for part, inner in tree:
-        deep = any(isinstance(below, nn.RNNCellBase) for below, _ in inner) and not isinstance(part, nn.RNNCellBase)
-        if deep or any(_holds_cell(rest) for _, rest in inner):
-            yield from _flat(inner)
-        else:
-            yield part
-
-
-def _holds_cell(tree: list[tuple[nn.Module, list]]) -> bool:
-    return any(isinstance(part, nn.RNNCellBase) or _holds_cell(inner) for part, inner in tree)
-
-
-def _written(module: Any) -> str:
-    """A module as the code that makes it; a value that has no short code is written as ``...``."""
-    kind = type(module)
+def _written(value: object) -> str:
+    """A module, or an attribute of one, as the code that makes it; ``...`` where that is not short."""
+    if not isinstance(value, nn.Module):
+        items = value if isinstance(value, tuple | list) else (value,)
+        if all(item is None or isinstance(item, bool | int | float | str) for item in items):
+            return repr(value)
+        name = getattr(value, "__name__", "")
+        return f"nn.{name}" if name and getattr(nn, name, None) is value else "..."
     given = []
-    for field in dataclasses.fields(kind):
-        value = getattr(module, field.name, None)
-        if not field.init or field.name in ("parent", "name") or value is field.default:
+    for field in dataclasses.fields(value):
+        own = getattr(value, field.name, None)
+        if not field.init or field.name in ("parent", "name") or own is field.default:
             continue
-        if field.default_factory is dataclasses.MISSING or value != field.default_factory():
-            given.append(f"{field.name}={_value(value)}")
-    name = f"nn.{kind.__name__}" if getattr(nn, kind.__name__, None) is kind else kind.__name__
-    return f"{name}({', '.join(given)})"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, nn.Module):
-        return _written(value)
-    name = getattr(value, "__name__", "")
-    if name and getattr(nn, name, None) is value:
-        return f"nn.{name}"
-    items = value if isinstance(value, tuple | list) else (value,)
-    plain = all(item is None or isinstance(item, bool | int | float | str) for item in items)
-    return repr(value) if plain else "..."
+        if field.default_factory is dataclasses.MISSING or own != field.default_factory():
+            given.append(f"{field.name}={_written(own)}")
+    name = type(value).__name__
+    return f"{'nn.' if getattr(nn, name, None) is type(value) else ''}{name}({', '.join(given)})"

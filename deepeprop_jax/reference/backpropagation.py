@@ -1,6 +1,7 @@
 """Independent references: backpropagation through time and its relatives, in plain JAX.
 
-Nothing here knows of traces. Every function returns
+Nothing here knows of traces. Every function takes ``network``, a cell or a network of cells, and ``loss_fn(y_t,
+target_t)``, one step's loss on the batched output, and returns
 
     run(params, carry, xs, targets, resets=None, valid=None) -> ((loss, final_carry), grads)
 
@@ -12,23 +13,23 @@ leaves get zeros.
 
 ``resets``: *before* the step those examples' carry returns to the ``carry`` given. ``valid``: where False, the carry is
 held and the output gets no cotangent; its value still enters a scalar loss.
-
-``stop_gradient.py`` holds the references of deep e-prop, ``paper.py`` the paper's recursion.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from deepeprop_jax.network.cell import Cell, PyTree
 
 LossFn = Callable[[PyTree, PyTree], jax.Array]
 Apply = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
+Run = Callable[..., tuple[tuple[jax.Array, PyTree], PyTree]]
 
 
 class Pair(NamedTuple):
@@ -51,20 +52,6 @@ class Pair(NamedTuple):
         return carry_t, self.output(params, carry_t, carry_tm1, x)
 
 
-class Run(Protocol):
-    """A loss over a whole sequence and its gradient; the arguments are described at the top of this file."""
-
-    def __call__(
-        self,
-        params: PyTree,
-        carry: PyTree,
-        xs: PyTree,
-        targets: PyTree,
-        resets: jax.Array | None = None,
-        valid: jax.Array | None = None,
-    ) -> tuple[tuple[jax.Array, PyTree], PyTree]: ...
-
-
 class _Steps(NamedTuple):
     """What one step reads, each with a leading time axis; None where absent."""
 
@@ -75,16 +62,44 @@ class _Steps(NamedTuple):
     cut: jax.Array | None = None
 
 
-def is_differentiable(leaf: Any) -> bool:
+def is_differentiable(leaf: ArrayLike) -> bool:
     """Whether a leaf is real or complex floating point; integers, booleans and PRNG keys are not."""
     return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+def real_leaves(tree: PyTree) -> list[jax.Array]:
+    """The differentiable leaves, a complex one as its real and its imaginary part."""
+    reals: list[jax.Array] = []
+    for leaf in filter(is_differentiable, jax.tree.leaves(tree)):
+        reals += [jnp.real(leaf), jnp.imag(leaf)] if jnp.iscomplexobj(leaf) else [jnp.asarray(leaf)]
+    return reals
 
 
-def where_example(mask: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+def with_real_leaves(tree: PyTree, reals: Sequence[jax.Array]) -> PyTree:
+    """The inverse of ``real_leaves``; leaves that are not differentiable come from ``tree``."""
+    values = iter(reals)
+
+    def rebuild(leaf: jax.Array) -> jax.Array:
+        if not is_differentiable(leaf):
+            return leaf
+        return lax.complex(next(values), next(values)) if jnp.iscomplexobj(leaf) else next(values)
+
+    return jax.tree.map(rebuild, tree)
+
+
+def as_gradient(reals: Sequence[jax.Array], params: PyTree) -> PyTree:
+    """Derivatives by ``real_leaves(params)`` as a pytree like params: dL/da - i dL/db for a complex leaf a + ib, as
+    ``jax.grad`` has it; zero for a leaf that is not differentiable, but for a PRNG key, which has no zero."""
+
+    def convert(leaf: jax.Array) -> jax.Array:
+        if is_differentiable(leaf):
+            return jnp.conj(leaf)
+        return leaf if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key) else jnp.zeros_like(leaf)
+
+    return jax.tree.map(convert, with_real_leaves(params, reals))
+
+
+def _where_example(mask: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     """``new`` for the examples in ``mask`` (batch,), ``old`` for the others."""
 
     def choose(new_leaf: jax.Array, old_leaf: jax.Array) -> jax.Array:
@@ -102,11 +117,11 @@ def _make_step(apply: Apply, loss_fn: LossFn, params: PyTree, initial: PyTree) -
             cut_carry = lax.stop_gradient(carry_tm1)
             carry_tm1 = jax.tree.map(lambda stop, go: jnp.where(at.cut, stop, go), cut_carry, carry_tm1)
         if at.reset is not None:
-            carry_tm1 = where_example(at.reset, initial, carry_tm1)
+            carry_tm1 = _where_example(at.reset, initial, carry_tm1)
         carry_t, y = batched(params, carry_tm1, at.x)
         if at.valid is not None:
-            carry_t = where_example(at.valid, carry_t, carry_tm1)
-            y = where_example(at.valid, y, lax.stop_gradient(y))
+            carry_t = _where_example(at.valid, carry_t, carry_tm1)
+            y = _where_example(at.valid, y, lax.stop_gradient(y))
         loss = loss_fn(y, at.target)
         if jnp.ndim(loss):  # one per example
             loss = (loss if at.valid is None else jnp.where(at.valid, loss, 0)).sum()
@@ -115,67 +130,35 @@ def _make_step(apply: Apply, loss_fn: LossFn, params: PyTree, initial: PyTree) -
     return step
 
 
-def split_params(params: PyTree) -> tuple[list[jax.Array], Callable[[list], PyTree], Callable[[list], PyTree]]:
-    """The differentiable leaves of params; how to rebuild params from them; how to rebuild a gradient from theirs."""
-    leaves, structure = jax.tree.flatten(params)
-    free = [index for index, leaf in enumerate(leaves) if is_differentiable(leaf)]
-
-    def rebuild(values: list, rest: list) -> PyTree:
-        full = list(rest)
-        for index, value in zip(free, values, strict=True):
-            full[index] = value
-        return jax.tree.unflatten(structure, full)
-
-    def gradient(values: list) -> PyTree:
-        return rebuild(values, [leaf if _is_key(leaf) else jnp.zeros_like(leaf) for leaf in leaves])
-
-    return [jnp.asarray(leaves[index]) for index in free], lambda values: rebuild(values, leaves), gradient
-
-
-def reverse_mode(apply: Apply, loss_fn: LossFn, loop: Callable | None = None) -> Run:
-    """``jax.value_and_grad`` of the summed loss of ``apply`` over a sequence.
-
-    Args:
-      apply: one step for one example.
-      loss_fn: one step's loss on the batched output.
-      loop: ``loop(step, carry, steps) -> (carry, summed loss)``; one ``lax.scan`` by default.
-    """
-    loop = loop or _scan
-
-    def run(params, carry, xs, targets, resets=None, valid=None):
-        free, rebuild, gradient = split_params(params)
-
-        def total(free: list) -> tuple[jax.Array, PyTree]:
-            step = _make_step(apply, loss_fn, rebuild(free), carry)
-            final_carry, loss = loop(step, carry, _Steps(xs, targets, resets, valid))
-            return loss, final_carry
-
-        (loss, final_carry), grads = jax.value_and_grad(total, has_aux=True)(free)
-        return (loss, final_carry), gradient(grads)
-
-    return run
+def _scan(step: Callable, carry: PyTree, steps: _Steps) -> tuple[PyTree, jax.Array]:
+    final_carry, losses = lax.scan(step, carry, steps)
+    return final_carry, losses.sum()
 
 
 def _length(steps: _Steps) -> int:
     return jax.tree.leaves(steps)[0].shape[0]
 
 
-def _scan(step: Callable, carry: PyTree, steps: _Steps) -> tuple[PyTree, jax.Array]:
-    final_carry, losses = lax.scan(step, carry, steps)
-    return final_carry, losses.sum()
+def reverse_mode(apply: Apply, loss_fn: LossFn, loop: Callable = _scan) -> Run:
+    """``jax.value_and_grad`` of the loss of ``apply``, one step for one example; ``loop(step, carry, steps) -> (carry,
+    summed loss)`` runs over the steps."""
+
+    def run(params, carry, xs, targets, resets=None, valid=None):
+        def total(reals: list[jax.Array]) -> tuple[jax.Array, PyTree]:
+            step = _make_step(apply, loss_fn, with_real_leaves(params, reals), carry)
+            final_carry, loss = loop(step, carry, _Steps(xs, targets, resets, valid))
+            return loss, final_carry
+
+        result, grads = jax.value_and_grad(total, has_aux=True)(real_leaves(params))
+        return result, as_gradient(grads, params)
+
+    return run
 
 
 def bptt(network: Cell, loss_fn: LossFn) -> Run:
     """Backpropagation through time: reverse mode through one ``lax.scan``.
 
     *Cost*: memory O(T · activations); time about three forward passes.
-
-    Args:
-      network: a cell or a network of cells.
-      loss_fn: ``loss_fn(y_t, target_t) -> scalar`` on the batched output of one step.
-
-    Returns:
-      ``run(params, carry, xs, targets, resets=None, valid=None) -> ((loss, final_carry), grads)``.
 
     >>> leaky = Cell(init=None, apply=lambda w, h, x: (w * h + x, w * h + x))
     >>> run = bptt(leaky, lambda y, target: jnp.sum(y * target))
@@ -191,13 +174,8 @@ def checkpointed_bptt(network: Cell, loss_fn: LossFn, segment_length: int) -> Ru
 
     *Cost*: memory O((T / segment_length) · carry + segment_length · activations); one more forward pass than ``bptt``.
 
-    Args:
-      network: a cell or a network of cells.
-      loss_fn: one step's loss on the batched output.
-      segment_length: steps per segment; T need not be a multiple of it.
-
     Raises:
-      ValueError: ``segment_length`` below 1.
+      ValueError: ``segment_length``, of which T need not be a multiple, below 1.
     """
     _check_positive("segment_length", segment_length)
 
@@ -219,11 +197,6 @@ def truncated_bptt(network: Cell, loss_fn: LossFn, k: int) -> Run:
 
     Step t starts a chunk where t is a multiple of k; its incoming carry is a constant. Equal to ``bptt`` where k >= T.
 
-    Args:
-      network: a cell or a network of cells.
-      loss_fn: one step's loss on the batched output.
-      k: steps per chunk.
-
     Raises:
       ValueError: ``k`` below 1.
     """
@@ -240,25 +213,16 @@ def forward_rtrl(network: Cell, loss_fn: LossFn) -> Run:
 
     *Cost*: memory O(|θ| · carry), constant in T; time |θ| forward passes. Cells with a ``jax.custom_vjp`` have no
     forward mode. Source: Williams and Zipser (1989).
-
-    Args:
-      network: a cell or a network of cells.
-      loss_fn: one step's loss on the batched output.
     """
 
     def run(params, carry, xs, targets, resets=None, valid=None):
-        free, rebuild, gradient = split_params(params)
-        reals = [(leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else (leaf,) for leaf in free]
-
-        def total(reals: list) -> tuple[jax.Array, PyTree]:
-            values = [lax.complex(*parts) if len(parts) == 2 else parts[0] for parts in reals]
-            step = _make_step(network.apply, loss_fn, rebuild(values), carry)
+        def total(reals: list[jax.Array]) -> tuple[jax.Array, tuple[jax.Array, PyTree]]:
+            step = _make_step(network.apply, loss_fn, with_real_leaves(params, reals), carry)
             final_carry, loss = _scan(step, carry, _Steps(xs, targets, resets, valid))
             return loss, (loss, final_carry)
 
-        grads, result = jax.jacfwd(total, has_aux=True)(reals)
-        # jax.grad's convention for a complex leaf z = a + ib: dL/da - i dL/db.
-        return result, gradient([lax.complex(g[0], -g[1]) if len(g) == 2 else g[0] for g in grads])
+        grads, result = jax.jacfwd(total, has_aux=True)(real_leaves(params))
+        return result, as_gradient(grads, params)
 
     return run
 

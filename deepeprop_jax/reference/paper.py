@@ -14,8 +14,8 @@ import numpy as np
 from jax import lax
 
 from deepeprop_jax.network.cell import Cell, PyTree, Wire, connect, graph_of, parents
-from deepeprop_jax.reference.backpropagation import LossFn, Pair, is_differentiable
-from deepeprop_jax.reference.stop_gradient import Layer, part_of, real_leaves, unfold, whole_of, with_real_leaves
+from deepeprop_jax.reference.backpropagation import LossFn, Pair, as_gradient, real_leaves, with_real_leaves
+from deepeprop_jax.reference.stop_gradient import Layer, part_of, unfold, whole_of
 
 Sensitivities = dict[tuple[str, str], jax.Array]
 
@@ -47,13 +47,16 @@ def to_real(tree: PyTree) -> jax.Array:
     return jnp.concatenate([jnp.ravel(leaf) for leaf in leaves]) if leaves else jnp.zeros(0)
 
 
+def _split(vector: jax.Array, like: PyTree) -> list[jax.Array]:
+    leaves = real_leaves(like)
+    ends = np.cumsum([leaf.size for leaf in leaves])
+    parts = zip(leaves, jnp.split(vector, ends[:-1]), strict=True) if leaves else ()
+    return [part.reshape(leaf.shape).astype(leaf.dtype) for leaf, part in parts]
+
+
 def from_real(vector: jax.Array, like: PyTree) -> PyTree:
     """The inverse of ``to_real``; leaves that are not differentiable come from ``like``."""
-    leaves, start = [], 0
-    for leaf in real_leaves(like):
-        leaves.append(vector[start : start + leaf.size].reshape(leaf.shape).astype(leaf.dtype))
-        start += leaf.size
-    return with_real_leaves(like, leaves)
+    return with_real_leaves(like, _split(vector, like))
 
 
 def unit_mask(carry: PyTree) -> np.ndarray:
@@ -118,16 +121,9 @@ def paper_recursion(network: Cell, pairs: Sequence[Pair], *, localise: bool = Fa
     *Cost*: memory O(T · batch · Σ n_v |θ^k|), as every step's sensitivities are returned. A cell with a
     ``jax.custom_vjp`` has no forward mode.
 
-    Args:
-      network: a cell or a network of cells.
-      pairs: F and g of each node, in the order of ``graph_of(network).nodes``; for a deep node those of one layer.
-      localise: replace ∂F/∂h by its unit-local blocks.
-
     Returns:
-      ``run(params, carry, xs, targets, loss_fn) -> Recursion``; shapes as for ``bptt``.
-
-    Raises:
-      ValueError: another number of pairs than of nodes.
+      ``run(params, carry, xs, targets, loss_fn) -> Recursion``; shapes as for ``bptt``, ``pairs`` as for
+      ``stop_gradient_oracle``.
     """
     graph = graph_of(network)
     layers, output = unfold(network, pairs)
@@ -187,7 +183,7 @@ def paper_recursion(network: Cell, pairs: Sequence[Pair], *, localise: bool = Fa
                 (jnp.einsum("tbi,tbip->p", dL_dy[v], Y[v, k]) for v in loss_nodes if k in sources[v]),
                 jnp.zeros_like(to_real(theta)),
             )
-            grads.append(_as_gradient(total, theta))
+            grads.append(as_gradient(_split(total, theta), theta))
         named = [{(layers[v].name, layers[k].name): value for (v, k), value in traces.items()} for traces in (S, Y)]
         return Recursion(losses.sum(), final_carry, whole_of(graph, layers, grads, like=params), *named)
 
@@ -201,12 +197,3 @@ def _sources(layers: Sequence[Layer]) -> list[list[int]]:
         below = {k for p in parents(layer.wire) for k in sources[p]}
         sources.append([*sorted(below), v])
     return sources
-
-
-def _as_gradient(real_gradient: jax.Array, theta: PyTree) -> PyTree:
-    """Real coordinates to the leaves of theta, as ``jax.grad`` has them: dL/da - i dL/db for a complex leaf a + ib."""
-
-    def convert(leaf: jax.Array) -> jax.Array:
-        return jnp.conj(leaf) if is_differentiable(leaf) else jnp.zeros_like(leaf)
-
-    return jax.tree.map(convert, from_real(real_gradient, theta))

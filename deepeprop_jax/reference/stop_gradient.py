@@ -1,8 +1,8 @@
 """The references of deep e-prop: reverse mode through networks whose derivatives are cut by ``stop_gradient``.
 
-Deep e-prop is *exactly* the gradient of a network of localised cells, and a finite ``hops`` is exactly a
-``stop_gradient`` on incoming carries. Both are written here in plain reverse mode, without traces and without any of
-the library's own analysis.
+Deep e-prop is *exactly* the gradient of a network of localised cells, a finite ``hops`` is exactly a ``stop_gradient``
+on incoming carries, and exact credit inside a segment is true cells inside it, localised ones before. All are written
+here in plain reverse mode, without traces and without any of the library's own analysis.
 """
 
 from __future__ import annotations
@@ -15,8 +15,28 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepeprop_jax.network.cell import Cell, Graph, PyTree, Vertex, Wire, assemble, connect, graph_of, parents, select
-from deepeprop_jax.reference.backpropagation import Apply, LossFn, Pair, Run, is_differentiable, reverse_mode
+from deepeprop_jax.network.cell import (
+    Cell,
+    Graph,
+    PyTree,
+    Wire,
+    assemble,
+    connect,
+    graph_of,
+    parents,
+    rewired,
+    select,
+)
+from deepeprop_jax.reference.backpropagation import (
+    Apply,
+    LossFn,
+    Pair,
+    Run,
+    is_differentiable,
+    real_leaves,
+    reverse_mode,
+    with_real_leaves,
+)
 
 
 class Layer(NamedTuple):
@@ -38,15 +58,8 @@ class Layer(NamedTuple):
 
 
 def unfold(network: Cell, pairs: Sequence[Pair]) -> tuple[list[Layer], Wire]:
-    """The nodes of a network with deep nodes written out, and the wire of the network's output.
-
-    Args:
-      network: a cell or a network of cells.
-      pairs: F and g of each node, in the order of ``graph_of(network).nodes``.
-
-    Raises:
-      ValueError: another number of pairs than of nodes.
-    """
+    """The nodes of a network with deep nodes written out, and the wire of the network's output; a ``ValueError`` for
+    another number of pairs than of nodes."""
     graph = graph_of(network)
     if len(pairs) != len(graph.nodes):
         raise ValueError(
@@ -54,25 +67,19 @@ def unfold(network: Cell, pairs: Sequence[Pair]) -> tuple[list[Layer], Wire]:
         )
     layers: list[Layer] = []
     top: dict[int, int] = {}
+
+    def written(source: int | str) -> Wire:
+        return source if isinstance(source, str) else top[source]
+
     for vertex, (node, pair) in enumerate(zip(graph.nodes, pairs, strict=True)):
-        wire = _reindex(node.wire, top)
+        wire = rewired(node.wire, written)
         if node.depth is None:
             layers.append(Layer(node.name, pair, wire, vertex, None))
         for index in range(node.depth or 0):
             layers.append(Layer(f"{node.name}[{index}]", pair, wire, vertex, index))
             wire = len(layers) - 1
         top[vertex] = len(layers) - 1
-    return layers, _reindex(graph.output, top)
-
-
-def _reindex(wire: Wire, index: dict[int, int]) -> Wire:
-    if isinstance(wire, str):
-        return wire
-    if isinstance(wire, int):
-        return index[wire]
-    if isinstance(wire, dict):
-        return {name: _reindex(part, index) for name, part in wire.items()}
-    return tuple(_reindex(part, index) for part in wire)
+    return layers, rewired(graph.output, written)
 
 
 def part_of(tree: PyTree, graph: Graph, layer: Layer) -> PyTree:
@@ -103,12 +110,6 @@ def localised(pair: Pair) -> Apply:
     j ≠ i.
 
     *Cost*: one ``jax.jacrev`` of F in its carry, O(n) backward passes per step.
-
-    Args:
-      pair: the cell as F and g.
-
-    Returns:
-      ``apply(params, carry_tm1, x) -> (carry_t, y)`` for one example.
     """
 
     def apply(params: PyTree, carry_tm1: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
@@ -124,26 +125,6 @@ def localised(pair: Pair) -> Apply:
         return carry_t, pair.output(params, carry_t, carry_tm1, x)
 
     return apply
-
-
-def real_leaves(tree: PyTree) -> list[jax.Array]:
-    """The differentiable leaves, a complex one as its real and its imaginary part."""
-    reals: list[jax.Array] = []
-    for leaf in filter(is_differentiable, jax.tree.leaves(tree)):
-        reals += [jnp.real(leaf), jnp.imag(leaf)] if jnp.iscomplexobj(leaf) else [jnp.asarray(leaf)]
-    return reals
-
-
-def with_real_leaves(tree: PyTree, reals: Sequence[jax.Array]) -> PyTree:
-    """The inverse of ``real_leaves``; leaves that are not differentiable come from ``tree``."""
-    values = iter(reals)
-
-    def rebuild(leaf: jax.Array) -> jax.Array:
-        if not is_differentiable(leaf):
-            return leaf
-        return lax.complex(next(values), next(values)) if jnp.iscomplexobj(leaf) else next(values)
-
-    return jax.tree.map(rebuild, tree)
 
 
 def _unit_local_blocks(pair: Pair, params: PyTree, carry: PyTree, x: PyTree) -> list[dict[int, jax.Array]]:
@@ -165,7 +146,7 @@ def _unit_local_blocks(pair: Pair, params: PyTree, carry: PyTree, x: PyTree) -> 
     return blocks
 
 
-def distances(layers: Sequence[Layer], recurrent: Sequence[bool]) -> np.ndarray:
+def _distances(layers: Sequence[Layer], recurrent: Sequence[bool]) -> np.ndarray:
     """``[k, v]``: recurrent nodes entered on the shortest path from k up to v, k itself not counted; inf: no path."""
     distance = np.full((len(layers), len(layers)), np.inf)
     for source in range(len(layers)):
@@ -177,7 +158,13 @@ def distances(layers: Sequence[Layer], recurrent: Sequence[bool]) -> np.ndarray:
 
 
 def stop_gradient_oracle(
-    network: Cell, loss_fn: LossFn, pairs: Sequence[Pair], *, localise: bool = True, hops: int | None = None
+    network: Cell,
+    loss_fn: LossFn,
+    pairs: Sequence[Pair],
+    *,
+    localise: bool = True,
+    hops: int | None = None,
+    segment_length: int | None = None,
 ) -> Run:
     """The gradient that deep e-prop, or RTRL cut at ``hops``, must give: reverse mode with ``stop_gradient``.
 
@@ -187,17 +174,16 @@ def stop_gradient_oracle(
     shortest path upward from k, k itself not counted; feed-forward nodes are free. A ``stack(cell, depth=L)`` counts as
     its L layers.
 
-    *Cost*: memory O(T); O(n) times the time of BPTT where ``localise``; one gradient per distinct set of stopped nodes.
+    With ``segment_length = C`` it is that of ``value_and_grad(..., segment_length=C, within_segment="exact")``: for
+    each segment of C steps (the last may be shorter) the loss of that segment alone, with the cells above before its
+    start and true cells inside it, where ``hops`` stops the carry that enters alone; the gradients are summed.
+
+    *Cost*: memory O(T); O(n) times the time of BPTT where ``localise``; one gradient per distinct set of stopped nodes,
+    and per segment one such pass and one of BPTT.
 
     Args:
-      network: a cell or a network of cells.
-      loss_fn: one step's loss on the batched output.
+      network, loss_fn: as for ``bptt``.
       pairs: F and g of each node, in the order of ``graph_of(network).nodes``; for a deep node those of one layer.
-      localise: replace each ∂F/∂h by its unit-local blocks.
-      hops: how far a parameter's temporal credit is carried; None: all the way.
-
-    Returns:
-      ``run(params, carry, xs, targets, resets=None, valid=None) -> ((loss, final_carry), grads)``.
 
     Raises:
       ValueError: another number of pairs than of nodes, or negative ``hops``.
@@ -209,47 +195,72 @@ def stop_gradient_oracle(
     cells = [localised(layer.pair) if localise else layer.pair.apply for layer in layers]
 
     def cut_apply(stopped: jax.Array) -> Apply:
-        """The network in which node v's incoming carry is a constant where ``stopped[v]``."""
+        """The network in which node v's incoming carry is a constant where ``stopped[v]``; but inside a segment all are
+        true cells, and the carry that enters it alone is a constant."""
 
         def apply(params: PyTree, carry: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
+            x, inside, entering = x
             new: list[PyTree] = []
             outputs: dict[int, PyTree] = {}
             for node, (layer, cell) in enumerate(zip(layers, cells, strict=True)):
+                stop = stopped[node] if inside is None else stopped[node] & (~inside | entering)
+                theta, u = part_of(params, graph, layer), connect(layer.wire, x, outputs)
                 carry_tm1 = part_of(carry, graph, layer)
-                carry_tm1 = jax.tree.map(
-                    lambda leaf, node=node: jnp.where(stopped[node], lax.stop_gradient(leaf), leaf), carry_tm1
-                )
-                carry_t, outputs[node] = cell(part_of(params, graph, layer), carry_tm1, connect(layer.wire, x, outputs))
-                new.append(carry_t)
+                carry_tm1 = _where(stop, lax.stop_gradient(carry_tm1), carry_tm1)
+                step = cell(theta, carry_tm1, u)
+                if inside is not None:
+                    step = _where(inside, layer.pair.apply(theta, carry_tm1, u), step)
+                new.append(step[0])
+                outputs[node] = step[1]
             return whole_of(graph, layers, new, like=carry), connect(output, x, outputs)
 
         return apply
 
-    def run(params, carry, xs, targets, resets=None, valid=None):
-        recurrent = [bool(real_leaves(select(carry, graph.nodes[layer.vertex].path))) for layer in layers]
-        far = distances(layers, recurrent) > (np.inf if hops is None else hops)
-        # Nodes that a source does not reach have no part in its gradient: stopping none of them merges equal sets.
-        far &= np.isfinite(distances(layers, recurrent))
-        distinct, source_row = np.unique(far, axis=0, return_inverse=True)
-        source_row = source_row.reshape(-1)
+    def counted_loss(y: PyTree, target: tuple[PyTree, jax.Array | None]) -> jax.Array:
+        loss = loss_fn(y, target[0])
+        return loss if target[1] is None else jnp.where(target[1], loss, 0)
 
-        def gradient(stopped: jax.Array) -> tuple[tuple[jax.Array, PyTree], PyTree]:
-            return reverse_mode(cut_apply(stopped), loss_fn)(params, carry, xs, targets, resets, valid)
+    def run(params, carry, xs, targets, resets=None, valid=None):
+        length, batch = jax.tree.leaves(xs)[0].shape[:2]
+        step, starts = jnp.arange(length), jnp.arange(0, length, segment_length or length)
+        distinct, source_row = _stopped_sets(graph, layers, carry, hops)
+
+        def gradient(case: tuple[jax.Array, jax.Array]) -> tuple[tuple[jax.Array, PyTree], PyTree]:
+            stopped, start = case
+            inside, entering, counted = None, None, None
+            if segment_length is not None:
+                flags = step[:, None] >= start, step[:, None] == start
+                inside, entering = (jnp.broadcast_to(flag, (length, batch)) for flag in flags)
+                counted = (step >= start) & (step < start + segment_length)
+            run_cut = reverse_mode(cut_apply(stopped), counted_loss)
+            return run_cut(params, carry, (xs, inside, entering), (targets, counted), resets, valid)
 
         # One compiled program for all sets; each holds the gradient of every node, of which its own sources' is kept.
-        results, grads = lax.map(gradient, jnp.asarray(distinct))
-        kept = []
-        for node, vertex in enumerate(graph.nodes):
-            rows = np.array([row for layer, row in zip(layers, source_row, strict=True) if layer.vertex == node])
-            kept.append(keep_rows(select(grads, vertex.path), vertex, rows))
-        grads = jax.tree.unflatten(jax.tree.structure(params), jax.tree.leaves(assemble(graph, kept)))
-        return jax.tree.map(lambda leaf: leaf[0], results), grads
+        cases = (jnp.repeat(jnp.asarray(distinct), len(starts), axis=0), jnp.tile(starts, len(distinct)))
+        (losses, ends), grads = lax.map(gradient, cases)
+        per_set = jax.tree.map(lambda leaf: leaf.reshape(len(distinct), len(starts), *leaf.shape[1:]), grads)
+        per_set = jax.tree.map(lambda leaf: leaf.sum(1) if is_differentiable(leaf) else leaf[:, 0], per_set)
+        own = [
+            part_of(jax.tree.map(lambda leaf, row=row: leaf[row], per_set), graph, layer)
+            for layer, row in zip(layers, source_row, strict=True)
+        ]
+        grads = whole_of(graph, layers, own, like=params)
+        return (losses[: len(starts)].sum(), jax.tree.map(lambda leaf: leaf[0], ends)), grads
 
     return run
 
 
-def keep_rows(grads: PyTree, vertex: Vertex, rows: np.ndarray) -> PyTree:
-    """Of gradients stacked over the distinct sets, the one of each source's own set."""
-    if vertex.depth is None:
-        return jax.tree.map(lambda leaf: leaf[rows[0]], grads)
-    return jax.tree.map(lambda leaf: leaf[rows, np.arange(vertex.depth)], grads)
+def _where(condition: jax.Array, yes: PyTree, no: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+
+def _stopped_sets(
+    graph: Graph, layers: Sequence[Layer], carry: PyTree, hops: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct sets of nodes stopped for a source, (sets, nodes) bool, and each source's row in them."""
+    recurrent = [bool(real_leaves(select(carry, graph.nodes[layer.vertex].path))) for layer in layers]
+    distance = _distances(layers, recurrent)
+    # Nodes that a source does not reach have no part in its gradient: stopping none of them merges equal sets.
+    far = (distance > (np.inf if hops is None else hops)) & np.isfinite(distance)
+    distinct, source_row = np.unique(far, axis=0, return_inverse=True)
+    return distinct, source_row.reshape(-1)
