@@ -264,3 +264,16 @@ def _stopped_sets(
     far = (distance > (np.inf if hops is None else hops)) & np.isfinite(distance)
     distinct, source_row = np.unique(far, axis=0, return_inverse=True)
     return distinct, source_row.reshape(-1)
+
+
+def segment_oracle(
+    network: Cell,
+    loss_fn: LossFn,
+    pairs: Sequence[Pair],
+    *,
+    segment_length: int,
+    localise: bool = True,
+    hops: int | None = None,
+) -> Run:
+    """``stop_gradient_oracle`` with exact credit inside segments; see there."""
+    return stop_gradient_oracle(network, loss_fn, pairs, localise=localise, hops=hops, segment_length=segment_length)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from deepeprop_jax import deep_eprop, hoisted_bptt
-from deepeprop_jax.reference import bptt, stop_gradient_oracle
+from deepeprop_jax.reference import bptt, segment_oracle, stop_gradient_oracle
 from deepeprop_jax.segments.through_time import Flags
 from tests.gradients import FLOAT64, SAME, assert_same_gradient, relative_errors
 from tests.zoo import problem, start
@@ -77,7 +77,7 @@ def check_exact_inside(name: str, hops: int | None, lengths: tuple[int, ...]) ->
     p, learner, state = setup(name, False, hops)
     for length in lengths:
         run = jax.jit(learner.value_and_grad(p.loss_fn, segment_length=length, within_segment="exact"))
-        oracle = jax.jit(stop_gradient_oracle(p.network, p.loss_fn, p.pairs, segment_length=length, hops=hops))
+        oracle = jax.jit(segment_oracle(p.network, p.loss_fn, p.pairs, segment_length=length, hops=hops))
         (loss, _), grads = run(p.params, state, p.xs, p.targets)
         (needed_loss, _), needed = oracle(p.params, p.carry, p.xs, p.targets)
         assert jnp.allclose(loss, needed_loss, rtol=FLOAT64)
