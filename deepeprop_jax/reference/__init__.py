@@ -1,8 +1,8 @@
 """Independent references, in plain JAX: nothing here knows of traces, and nothing here is used by the learner.
 
 * ``bptt``, ``checkpointed_bptt``, ``truncated_bptt``, ``forward_rtrl``: gradients through the whole sequence.
-* ``stop_gradient_oracle``, ``segment_oracle``, ``localised``: what deep e-prop, hops and exact credit inside segments are, as BPTT with
-  ``stop_gradient`` put in.
+* ``stop_gradient_oracle``, ``segment_oracle``, ``localised``: what deep e-prop, hops and exact credit inside segments
+  are, as BPTT with ``stop_gradient`` put in.
 * ``paper_recursion``: the paper's equations 7 to 11, typed literally, for small networks.
 """
 
