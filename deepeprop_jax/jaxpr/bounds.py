@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from deepeprop_jax.jaxpr.primitives import FINITE, FINITE_ABOVE
-from deepeprop_jax.jaxpr.program import Atom, Equation, Literal, Program, backward_slice, dependents, is_variable
+from deepeprop_jax.jaxpr.program import Atom, Equation, Literal, Program, backward_slice, dependents, is_in
 
 
 def has_finite_slope(vjp: Program) -> bool:
-    """Whether a VJP gives finite cotangents for every finite input; where that is not proven, False.
-
-    Args:
-      vjp: of element-wise functions.
-    """
+    """Whether a VJP of element-wise functions is proven to give finite cotangents for every finite input."""
     equations = backward_slice(vjp.equations, vjp.outputs)
     moving = dependents(equations, vjp.inputs)
     bounds = {variable: _smallest(value) for variable, value in vjp.constants.items()}
@@ -29,7 +24,7 @@ def has_finite_slope(vjp: Program) -> bool:
 
     for equation in equations:
         lows = [bound(atom) for atom in equation.inputs]
-        moves = [is_variable(atom) and atom in moving for atom in equation.inputs]
+        moves = [is_in(atom, moving) for atom in equation.inputs]
         if any(moves) and not _is_finite(equation, lows, moves):
             return False
         for output in equation.outputs:
@@ -42,7 +37,7 @@ def _is_finite(equation: Equation, lows: list[float], moves: list[bool]) -> bool
     if name == "div":
         return not moves[1] or lows[1] > 0
     if name == "integer_pow":
-        return equation.params["y"] >= 0 or lows[0] > 0
+        return equation.exponent >= 0 or lows[0] > 0
     return name in FINITE or (name in FINITE_ABOVE and lows[0] > FINITE_ABOVE[name])
 
 
@@ -54,8 +49,9 @@ def _bound(equation: Equation, lows: list[float]) -> float:
     if name in ("abs", "exp", "logistic"):
         return max(lows[0], 0.0) if name == "abs" else 0.0
     above = max(low, 0.0)
-    if name == "square" or (name == "integer_pow" and equation.params["y"] in (2, 4)):
-        return above * above * (1.0 if equation.params.get("y", 2) == 2 else above * above)  # inf where ** would raise
+    power = 2 if name == "square" else equation.exponent if name == "integer_pow" else None
+    if power in (2, 4):
+        return above * above * (1.0 if power == 2 else above * above)  # inf where ** would raise
     if name == "mul":
         same = equation.inputs[0] is equation.inputs[1]
         return above * above if same else lows[0] * lows[1] if low >= 0 else -math.inf
@@ -73,7 +69,7 @@ def _bound(equation: Equation, lows: list[float]) -> float:
     return low if name in kept else -math.inf
 
 
-def _smallest(value: Any) -> float:
+def _smallest(value: jax.Array) -> float:
     """Of a constant; of what is only known later, minus infinity."""
     real = jnp.issubdtype(getattr(value, "dtype", type(value)), jnp.floating)
     if isinstance(value, jax.core.Tracer) or not real or not np.size(value):

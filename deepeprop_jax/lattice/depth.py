@@ -11,8 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from deepeprop_jax.analysis.cell_parts import Reals
-from deepeprop_jax.analysis.node import Node
+from deepeprop_jax.analysis.node import Node, Reals
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
 from deepeprop_jax.jaxpr.real_leaves import Parts, PyTree
 from deepeprop_jax.lattice import layer as one

@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepeprop_jax.analysis.cell_parts import Reals
-from deepeprop_jax.analysis.local_blocks import blocks_of
-from deepeprop_jax.analysis.node import Node
+from deepeprop_jax.analysis.computed import blocks_of
+from deepeprop_jax.analysis.node import Node, Reals
 from deepeprop_jax.analysis.units import from_grid, to_grid
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
 from deepeprop_jax.jaxpr.real_leaves import Parts, PyTree, RealView, float32_or_wider

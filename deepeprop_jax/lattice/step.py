@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from deepeprop_jax.analysis.cell_parts import Reals
-from deepeprop_jax.analysis.node import Node
+from deepeprop_jax.analysis.node import Node, Reals
 from deepeprop_jax.jaxpr.real_leaves import RealView, float32_or_wider
 from deepeprop_jax.lattice import depth as deep
 from deepeprop_jax.lattice import layer as one

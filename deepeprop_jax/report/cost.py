@@ -8,8 +8,9 @@ import jax
 import numpy as np
 
 from deepeprop_jax.analysis.node import Node
-from deepeprop_jax.jaxpr.program import Equation, dot_axes, shape_of, trace
+from deepeprop_jax.jaxpr.program import Equation, dot_axes, shape_of
 from deepeprop_jax.jaxpr.real_leaves import RealView
+from deepeprop_jax.jaxpr.trace import trace
 from deepeprop_jax.network.cell import parents
 from deepeprop_jax.traces.block import Rows
 from deepeprop_jax.traces.depth import kept_pairs

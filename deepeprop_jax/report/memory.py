@@ -21,10 +21,10 @@ from deepeprop_jax.jaxpr.program import (
     Variable,
     backward_slice,
     dot_axes,
-    inside,
     is_variable,
     shape_of,
 )
+from deepeprop_jax.jaxpr.trace import inside
 
 _NOT_ALONE = VIEWS | {"broadcast_in_dim", "iota", "rev", "slice", "transpose"}
 """Left in a loop, unless for something that is taken out of it."""

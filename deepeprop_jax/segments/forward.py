@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from deepeprop_jax.analysis.vjp import VjpProgram
+from deepeprop_jax.analysis.node import VjpProgram
 from deepeprop_jax.jaxpr.batched import Lifted, Values, broadcast
 from deepeprop_jax.jaxpr.real_leaves import Parts, select_examples
 from deepeprop_jax.segments.through_time import Flags, last_where_cut_off

@@ -21,7 +21,6 @@ import numpy as np
 from jax import lax
 
 from deepeprop_jax.analysis.node import Node
-from deepeprop_jax.analysis.outer_products import is_outer
 from deepeprop_jax.jaxpr import thin
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
 from deepeprop_jax.jaxpr.program import Atom, is_variable
@@ -113,7 +112,7 @@ def layout_of(node: Node, own: tuple[Block, ...], rank: int) -> Layout | None:
     for block in own:
         output = cuts.outputs[block.leaves[0]]
         product = cuts.products[number[output]] if is_variable(output) and output in number else None
-        if block.unit is None or product is None or not is_outer(product):
+        if block.unit is None or product is None or not product.is_outer:
             continue
         rows_first = (product.side == 0) != product.swapped
         unit = thin.compact(block.unit.reshape(node.params.shapes[block.leaves[0]]))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from deepeprop_jax.analysis.network import AnalysedNetwork
-from deepeprop_jax.analysis.node import Node
+from deepeprop_jax.analysis.node import AnalysedNetwork, Node, Reach
 from deepeprop_jax.jaxpr.real_leaves import RealView, float32_or_wider
 from deepeprop_jax.network.cell import Graph, PyTree
 from deepeprop_jax.traces.block import Block, Rows
@@ -117,9 +116,9 @@ def own_blocks(node: Node, trained: tuple[int, ...], exact: bool) -> tuple[Block
     blocks, dense = [], []
     for i in trained:
         leaf = node.leaves[i]
-        if leaf.kind == "none" or node.params.sizes[i] == 0:
+        if leaf.reach is Reach.NONE or node.params.sizes[i] == 0:
             continue
-        if leaf.kind == "local" and not needs_full_jacobian(node, exact):
+        if leaf.reach is Reach.LOCAL and not needs_full_jacobian(node, exact):
             blocks.append(Block(Rows.LOCAL, (i,), leaf.unit, node.units.slots, node.params.sizes[i]))
         else:
             dense.append(i)
