@@ -122,16 +122,15 @@ def _sum(x: Lifted, keep: str) -> Lifted:
 def _summed_product(product: Product, lhs: Lifted, rhs: Lifted, keep: str) -> Lifted:
     """The dot of two values, summed over their common axes that are not in ``keep``: those are contracted too."""
     equation = product.equation
-    axes = dot_axes(equation)
+    left, right = dot_axes(equation)
     letters = iter("defghijklmnopqstuvwxyz")
     names = [[""] * len(shape_of(atom)) for atom in equation.inputs]
-    for left, right in ((axes.lhs_batch, axes.rhs_batch), (axes.lhs_contract, axes.rhs_contract)):
-        for i, j in zip(left, right, strict=True):
-            names[0][i] = names[1][j] = next(letters)
-    for side, free in enumerate((axes.lhs_free, axes.rhs_free)):
-        for i in free:
-            names[side][i] = next(letters)
-    out = [names[0][i] for i in axes.lhs_batch + axes.lhs_free] + [names[1][i] for i in axes.rhs_free]
+    for i, j in zip(left.batch + left.contract, right.batch + right.contract, strict=True):
+        names[0][i] = names[1][j] = next(letters)
+    for name, side in zip(names, (left, right), strict=True):
+        for i in side.free:
+            name[i] = next(letters)
+    out = [names[0][i] for i in left.batch + left.free] + [names[1][i] for i in right.free]
     kept = "".join(axis for axis in union(lhs.axes, rhs.axes) if axis in keep)
     pairs = zip((lhs, rhs), names, strict=True)
     operands = [(x.axes + "".join(name), x.value) for x, name in pairs]

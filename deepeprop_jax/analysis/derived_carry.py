@@ -60,15 +60,8 @@ class Derived(NamedTuple):
 def derived_leaves(program: Program, carry_atoms: Sequence[Atom], view: RealView) -> list[Derived]:
     """Which real leaves of a cell's new carry are unit-local functions of its other real leaves of their shape.
 
-    Constants may enter, and integers and keys of the new carry; parameters, input and old carry may not.
-
-    Args:
-      program: the cell's, for one example.
-      carry_atoms: the leaves of the new carry in it.
-      view: of the carry.
-
-    Returns:
-      In an order in which no leaf is computed from one before it, so that they are to be computed from last to first.
+    Constants may enter, and integers and keys of the new carry; parameters, input and old carry may not. In the order
+    of what is returned no leaf is computed from one before it: they are to be computed from last to first.
     """
     found: list[Derived] = []
     made_of = {i: atom for i, atom in enumerate(carry_atoms) if is_variable(atom)}
@@ -110,7 +103,7 @@ def _evaluate(
 
 
 def _is_local(vjp: Program, shape: tuple[int, ...]) -> bool:
-    """Whether an entry of Z depends on the same entry of its sources alone: the labels of its VJP say so."""
+    """Whether labels say that an entry of Z depends on the same entry of its sources alone."""
     units = np.arange(int(np.prod(shape))).reshape(shape)
     flow = depends_on(vjp.equations, {vjp.inputs[-1]: Labels.of(units)})
     return flow.within(vjp.outputs, [units] * len(vjp.outputs))
@@ -121,12 +114,9 @@ def through_sources(
 ) -> list[T]:
     """The leaves of a carry as they are, where those that are derived move as Z does when the others leave ``point``.
 
-    Where a slope of Z is not finite it counts as 0.
-
-    Args:
-      leaves: of the carry.
-      point: the same values, but not what F or g is differentiated by. Whoever differentiates once more, by what the
-        whole carry depends on, moves both: then a derived leaf moves with its own value, and the slopes with ``point``.
+    Where a slope of Z is not finite it counts as 0. ``point`` has the same values, but is not what F or g is
+    differentiated by. Whoever differentiates once more, by what the whole carry depends on, moves both: then a derived
+    leaf moves with its own value, and the slopes with ``point``.
     """
     leaves, point = list(leaves), list(point)
     for d in reversed(derived):  # each is read only after what it is derived from

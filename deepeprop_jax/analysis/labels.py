@@ -20,7 +20,7 @@ import numpy as np
 from deepeprop_jax.jaxpr import thin
 from deepeprop_jax.jaxpr.batched import bind
 from deepeprop_jax.jaxpr.primitives import LINEAR_ELEMENTWISE
-from deepeprop_jax.jaxpr.program import Atom, Equation, Rule, Variable, dependents, dot_axes, is_in, shape_of
+from deepeprop_jax.jaxpr.program import Atom, DotAxes, Equation, Rule, Variable, dependents, dot_axes, is_in, shape_of
 from deepeprop_jax.jaxpr.rearrange import is_structural, rearrange
 
 _NO_LOW = 2**30
@@ -152,7 +152,7 @@ def depends_on(
             labels = inputs[side]
             if target is not None and target.pure and labels is not None and labels.pure and inputs[1 - side] is None:
                 units = [np.where(label.empty, -1, label.low) for label in (labels, target)]
-                flow.local_dots[id(equation)] = local_dot(equation, side, *units)
+                flow.local_dots[id(equation)] = _local_dot(equation, side, *units)
                 outputs = [target]
         blamed = [flow.culprits[atom] for atom in equation.inputs if is_in(atom, flow.culprits)]
         for variable, label in zip(equation.outputs, outputs, strict=True):
@@ -176,20 +176,19 @@ def _forward(
         moved = (rearrange(equation, part) for part in zip(*labels, strict=True))
         return list(itertools.starmap(Labels, zip(*moved, strict=True)))
     if equation.name == "dot_general":
-        axes = dot_axes(equation)
-        lhs = labels[0].reduce(axes.lhs_contract).map(_ordered(axes.lhs_batch, axes.lhs_free))
-        rhs = labels[1].reduce(axes.rhs_contract).map(_ordered(axes.rhs_batch, axes.rhs_free))
-        batch, lhs_free, rhs_free = len(axes.lhs_batch), len(axes.lhs_free), len(axes.rhs_free)
+        sides = dot_axes(equation)
+        lhs, rhs = (x.reduce(side.contract).map(_ordered(side)) for x, side in zip(labels, sides, strict=True))
+        batch, lhs_free, rhs_free = len(sides[0].batch), len(sides[0].free), len(sides[1].free)
         lhs = lhs.map(lambda x: x.reshape(x.shape + (1,) * rhs_free))
         rhs = rhs.map(lambda x: x.reshape(x.shape[:batch] + (1,) * lhs_free + x.shape[batch:]))
         return [lhs.join(rhs)]
     return _everywhere(labels, shapes)
 
 
-def _ordered(batch: list[int], free: list[int]) -> Callable[[np.ndarray], np.ndarray]:
+def _ordered(side: DotAxes) -> Callable[[np.ndarray], np.ndarray]:
     """Bring the axes left over by a contraction into the order (batch, free)."""
-    left = sorted(batch + free)
-    return lambda x: x.transpose([left.index(axis) for axis in batch + free])
+    wanted = side.batch + side.free
+    return lambda x: x.transpose([sorted(wanted).index(axis) for axis in wanted])
 
 
 # --- what an input feeds, and the recurrence cut to its unit-local entries -------------------------------------------
@@ -233,14 +232,12 @@ def _backward(equation: Equation, outputs: Sequence[Labels | None]) -> list[Labe
     if equation.name == "reduce_sum":
         return [labels[0].map(lambda x: np.broadcast_to(np.expand_dims(x, equation.axes), shapes[0]))]
     if equation.name == "dot_general":
-        axes = dot_axes(equation)
-        batch, lhs_free, rhs_free = len(axes.lhs_batch), len(axes.lhs_free), len(axes.rhs_free)
-        lhs = labels[0].reduce(range(batch + lhs_free, batch + lhs_free + rhs_free))
-        rhs = labels[0].reduce(range(batch, batch + lhs_free))
-        return [
-            lhs.map(_spread(axes.lhs_batch + axes.lhs_free + axes.lhs_contract, batch + lhs_free, shapes[0])),
-            rhs.map(_spread(axes.rhs_batch + axes.rhs_free + axes.rhs_contract, batch + rhs_free, shapes[1])),
-        ]
+        sides = dot_axes(equation)
+        start = len(sides[0].batch)
+        middle, end = start + len(sides[0].free), labels[0].low.ndim
+        kept = labels[0].reduce(range(middle, end)), labels[0].reduce(range(start, middle))
+        triples = zip(kept, sides, shapes, strict=True)
+        return [label.map(functools.partial(_spread, side, shape)) for label, side, shape in triples]
     return _everywhere(labels, shapes)
 
 
@@ -258,11 +255,11 @@ def _moved_back(equation: Equation, labels: Sequence[Labels], shapes: Sequence[t
     return [Labels(low[number], high[number]) for number in numbers]
 
 
-def _spread(order: list[int], kept: int, shape: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:
-    """Repeat labels of the first ``kept`` axes in ``order`` along the others, then undo the order."""
-    ordered = tuple(shape[axis] for axis in order)
-    filled = ordered[:kept] + (1,) * (len(order) - kept)
-    return lambda x: np.broadcast_to(x.reshape(filled), ordered).transpose(np.argsort(order))
+def _spread(side: DotAxes, shape: tuple[int, ...], x: np.ndarray) -> np.ndarray:
+    """Repeat labels of batch and free axes along the contracted ones, each where the operand has it."""
+    order = side.batch + side.free + side.contract
+    filled = x.reshape(x.shape + (1,) * len(side.contract))
+    return np.broadcast_to(filled, [shape[axis] for axis in order]).transpose(np.argsort(order))
 
 
 # --- a matrix product cut to the entries that stay inside one unit ---------------------------------------------------
@@ -301,18 +298,16 @@ def _take(array: jax.Array, positions: np.ndarray) -> jax.Array:
     return flat[positions]
 
 
-def local_dot(equation: Equation, side: int, units: np.ndarray, fed: np.ndarray) -> LocalDot:
-    """Keep the products whose labelled factor depends on the very unit that the output element feeds.
+def _local_dot(equation: Equation, side: int, units: np.ndarray, fed: np.ndarray) -> LocalDot:
+    """Keep the products whose labelled factor, the operand ``side``, depends on the unit that the output element feeds.
 
     Args:
-      side: the labelled operand.
-      units: in its shape, the unit that each element depends on; -1 for none.
+      units: in the labelled operand's shape, the unit that each element depends on; -1 for none.
       fed: in the output's shape, the unit that each element feeds; -1 for none.
 
     Cost: of the size of the labelled operand and of the output, not of the other operand, which may be a weight.
     """
-    axes = dot_axes(equation)
-    groups = [(axes.lhs_batch, axes.lhs_free, axes.lhs_contract), (axes.rhs_batch, axes.rhs_free, axes.rhs_contract)]
+    groups = dot_axes(equation)
     # Per operand the flat positions that those along its batch, free and contracted axes add up to.
     places = [
         [_places(shape_of(atom), part) for part in group] for atom, group in zip(equation.inputs, groups, strict=True)
@@ -342,8 +337,5 @@ def local_dot(equation: Equation, side: int, units: np.ndarray, fed: np.ndarray)
 
 def _places(shape: tuple[int, ...], axes: list[int]) -> np.ndarray:
     """What the indices along some axes, in that order, add to an element's flat position."""
-    strides = [int(np.prod(shape[axis + 1 :], dtype=int)) for axis in axes]
-    return sum(
-        (index * stride for index, stride in zip(np.indices([shape[a] for a in axes]), strides, strict=True)),
-        start=np.zeros([shape[a] for a in axes], int),
-    ).ravel()
+    steps = [np.arange(shape[axis]) * int(np.prod(shape[axis + 1 :], dtype=int)) for axis in axes]
+    return functools.reduce(np.add.outer, steps, np.array(0)).ravel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Hashable
 
 import jax
@@ -21,14 +22,11 @@ from deepeprop_jax.network.cell import Graph, PyTree, Vertex, Wire, connect, par
 def analyse_network(
     graph: Graph, params: PyTree, carry: PyTree, x: PyTree, known: dict[Hashable, Node]
 ) -> AnalysedNetwork:
-    """Analyse every node.
+    """Analyse every node, or name the one that does not fit its params, carry or input in a ``ValueError``.
 
     Args:
       params, carry, x: shapes and dtypes, of one example where there is a batch axis.
       known: nodes that were analysed before, in any mode; takes those of this graph.
-
-    Raises:
-      ValueError: a node that does not fit its params, carry or input; named.
     """
     nodes: list[Node] = []
     outputs: dict[int, PyTree] = {}
@@ -76,9 +74,6 @@ def _analyse_node(
     name: str, apply: Callable, params: PyTree, carry: PyTree, x: PyTree, y: PyTree, external: bool
 ) -> Node:
     """Find F, g, the program of a step and its VJP, and in it which rows each parameter has and how units mix.
-
-    Args:
-      external: whether x is made of the network's input alone, and needs no derivative.
 
     Cost: one trace of the cell and one of its VJP, and labels of the size of the program's arrays, without the axes
     along which a label does not change: for most weights, one of two; no values are computed.
@@ -147,6 +142,12 @@ def describe(tree: PyTree) -> str:
     return str(jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree)).replace("'", "")
 
 
+def _are_alike(a: PyTree, b: PyTree) -> bool:
+    """Whether structures, shapes and dtypes are the same."""
+    kinds = ([(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)] for tree in (a, b))
+    return jax.tree.structure(a) == jax.tree.structure(b) and operator.eq(*kinds)
+
+
 def _check_cell(vertex: Vertex, params: PyTree, carry: PyTree, u: PyTree) -> PyTree:
     """Shapes of the node's output; the cell must give back a carry like the one it got."""
     try:
@@ -162,20 +163,14 @@ def _check_cell(vertex: Vertex, params: PyTree, carry: PyTree, u: PyTree) -> PyT
     if not isinstance(result, tuple) or len(result) != 2:
         raise ValueError(f"Node '{vertex.name}': a cell returns (carry, y); seen {type(result).__name__}.")
     carry_t, y = result
-    if jax.tree.structure(carry_t) != jax.tree.structure(carry) or any(
-        (new.shape, new.dtype) != (old.shape, old.dtype)
-        for new, old in zip(jax.tree.leaves(carry_t), jax.tree.leaves(carry), strict=False)
-    ):
+    if not _are_alike(carry_t, carry):
         raise ValueError(
             f"Node '{vertex.name}' must return a carry of the structure, shapes and dtypes that it was given: given "
             f"{describe(carry)}, returned {describe(carry_t)}. Give an initial carry of the returned kind, or cast "
             f"inside the cell. A cell returns (carry, y), in this order, for ONE step of one example, and is "
             f"initialised on ONE step of a batch, xs[0]."
         )
-    if vertex.depth is not None and (
-        jax.tree.structure(y) != jax.tree.structure(u)
-        or [(a.shape, a.dtype) for a in jax.tree.leaves(y)] != [(a.shape, a.dtype) for a in jax.tree.leaves(u)]
-    ):
+    if vertex.depth is not None and not _are_alike(y, u):
         raise ValueError(
             f"Node '{vertex.name}' has depth={vertex.depth}: each layer feeds the next, so its output must be shaped "
             f"as its input; seen input {describe(u)} and output {describe(y)}. Put a projection before it."

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from deepeprop_jax.analysis.units import Units
-from deepeprop_jax.jaxpr.program import Atom, Equation, Program, Rule, Variable, dot_axes, shape_of
+from deepeprop_jax.jaxpr.program import Atom, Equation, Program, Rule, Variable, dot_axes
 from deepeprop_jax.jaxpr.real_leaves import Parts, PyTree, RealView
 from deepeprop_jax.network.cell import Graph
 
@@ -82,9 +82,7 @@ class Product(NamedTuple):
     @property
     def is_outer(self) -> bool:
         """Whether it is one of two vectors, with an entry for every pair of theirs."""
-        axes = dot_axes(self.equation)
-        vectors = all(len(shape_of(atom)) == 1 for atom in self.equation.inputs)
-        return vectors and not axes.lhs_contract and not axes.lhs_batch
+        return all(axes == ([], [0], []) for axes in dot_axes(self.equation))
 
 
 class Cuts(NamedTuple):

@@ -148,8 +148,8 @@ def _transpose_weights(pull: Pull, varying: set[Variable]) -> tuple[Pull, dict[V
     equations = []
     for e in pull.equations:
         weight = e.inputs[-1]
-        is_weight = e.name == "dot_general" and not is_in(weight, varying) and len(shape_of(weight)) == 2
-        if is_weight and is_variable(weight) and dot_axes(e)[:4] == ([0], [1], [], []):
+        is_weight = e.name == "dot_general" and is_variable(weight) and weight not in varying
+        if is_weight and dot_axes(e)[0].contract == [0] and dot_axes(e)[1] == ([], [0], [1]):
             if weight not in of:
                 of[weight] = Variable(jax.ShapeDtypeStruct(weight.aval.shape[::-1], weight.aval.dtype))
             e = transposed_weight(e, of[weight])

@@ -173,10 +173,8 @@ def pull(
     """Run equations that are linear in a cotangent; None is a zero, and nothing is computed for it.
 
     Args:
-      equations: in order.
       cotangents: the linear variables that are known.
-      linear: all variables that depend on the cotangent.
-      read: the value of any other atom.
+      linear: all variables that depend on the cotangent; ``read`` gives the value of any other atom.
     """
     found: dict[Variable, Lifted] = dict(cotangents)
 

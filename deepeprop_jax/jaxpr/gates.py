@@ -46,17 +46,9 @@ def unconcatenate(program: Program) -> Program:
     A value is computed in pieces if nothing reads it whole, the pieces read are few and do not overlap, and its
     equation is element-wise, a broadcast, reshape, squeeze, transpose, concatenate, stack or ``dot_general``; else it
     stays whole, and slices are taken of it. So nothing is computed twice. Strided slices and every other primitive
-    (custom derivative rules, loops, branches) read their operands whole and are never looked into.
-
-    Args:
-      program: any flat program; best that of a cell before its VJP is taken, so that the VJP's matrix products are
-        those of the single gates too.
-
-    Returns:
-      A program with the same inputs, constants and outputs, and the same values and derivatives to rounding, without
-      equations that no output needs.
-
-    Cost: one pass backward and one forward over the equations; no values are computed.
+    (custom derivative rules, loops, branches) read their operands whole and are never looked into. Inputs, constants
+    and outputs stay; equations that no output needs go. Best done before a VJP is taken, whose matrix products are then
+    those of the single gates too.
     """
     wanted, pieces = _plan(program)
     equations: list[Equation] = []
@@ -236,11 +228,10 @@ def _transpose(equation: Equation, window: Window) -> Parts:
 
 
 def _dot_general(equation: Equation, window: Window) -> Parts:
-    axes = dot_axes(equation)
+    lhs, rhs = dot_axes(equation)
     left, right = map(list, map(_all, equation.inputs))
-    pairs = zip(axes.lhs_batch, axes.rhs_batch, strict=True)
-    places = [[(left, i), (right, j)] for i, j in pairs]
-    places += [[(left, i)] for i in axes.lhs_free] + [[(right, j)] for j in axes.rhs_free]
+    places = [[(left, i), (right, j)] for i, j in zip(lhs.batch, rhs.batch, strict=True)]
+    places += [[(left, i)] for i in lhs.free] + [[(right, j)] for j in rhs.free]
     for part, place in zip(window, places, strict=True):
         for operand, axis in place:
             operand[axis] = part

@@ -1,7 +1,7 @@
 """The one table of JAX's primitives: by name, what the rewriting and the analysis of programs rely on.
 
 A primitive that is in none of these is looked into by nobody: it takes the dense, correct path. How units go through
-one stands in ``analysis/labels.py``, how a gate is cut in ``gates.py``.
+one stands in ``rearrange.py`` and ``analysis/labels.py``, how a gate is cut in ``gates.py``.
 ``tests/jaxpr/test_jax_contracts.py`` names what a new JAX brings or moves.
 """
 

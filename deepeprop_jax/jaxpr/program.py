@@ -171,22 +171,21 @@ def dependents(equations: Sequence[Equation], sources: Iterable[Variable]) -> se
 
 
 class DotAxes(NamedTuple):
-    """Which axes of the two operands of a ``dot_general`` are contracted, batched and free."""
+    """The axes of one operand of a ``dot_general``."""
 
-    lhs_contract: list[int]
-    rhs_contract: list[int]
-    lhs_batch: list[int]
-    rhs_batch: list[int]
-    lhs_free: list[int]
-    rhs_free: list[int]
+    batch: list[int]
+    free: list[int]
+    contract: list[int]
 
 
-def dot_axes(equation: Equation) -> DotAxes:
-    """The axes of a ``dot_general`` equation; its output is ordered (batch, lhs free, rhs free)."""
-    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = equation.params["dimension_numbers"]
-    used = ({*lhs_contract, *lhs_batch}, {*rhs_contract, *rhs_batch})
-    free = ([i for i in range(len(shape_of(x))) if i not in u] for x, u in zip(equation.inputs, used, strict=True))
-    return DotAxes(list(lhs_contract), list(rhs_contract), list(lhs_batch), list(rhs_batch), *free)
+def dot_axes(equation: Equation) -> tuple[DotAxes, DotAxes]:
+    """The axes of a ``dot_general``'s two operands; its output is ordered (batch, lhs free, rhs free)."""
+    contracts, batches = equation.params["dimension_numbers"]
+    found = []
+    for atom, contract, batch in zip(equation.inputs, contracts, batches, strict=True):
+        free = [axis for axis in range(len(shape_of(atom))) if axis not in (*contract, *batch)]
+        found.append(DotAxes(list(batch), free, list(contract)))
+    return found[0], found[1]
 
 
 def weights_last(program: Program, moving: Iterable[Variable]) -> Program:

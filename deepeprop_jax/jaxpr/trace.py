@@ -71,13 +71,7 @@ def _flat(closed: jex.ClosedJaxpr, inlined: dict[str, str]) -> Program:
 
 def check_custom_rules(function: Callable, *args: object) -> None:
     """Differentiate a function's program once if custom rules stand in it: one that reads a traced value from elsewhere
-    than its arguments fails only there, as in ``jax.grad`` through a scan.
-
-    Args:
-      args: pytrees with ``jax.ShapeDtypeStruct`` leaves.
-
-    Raises:
-      jax.errors.UnexpectedTracerError: by JAX, for such a rule.
+    than its arguments fails only there, as in ``jax.grad`` through a scan, with an ``UnexpectedTracerError`` by JAX.
     """
     program = trace(function, *args)
     if not _has_custom_rule(program.equations):

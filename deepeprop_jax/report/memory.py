@@ -218,9 +218,8 @@ def _with_operands_in_order(equations: list[Equation]) -> list[Equation]:
     found = []
     for equation in equations:
         if equation.name == "dot_general":
-            axes, operands = dot_axes(equation), list(equation.inputs)
-            sides = ((axes.lhs_batch, axes.lhs_contract), (axes.rhs_batch, axes.rhs_contract))
-            for side, (batch, contract) in enumerate(sides):
+            operands = list(equation.inputs)
+            for side, (batch, _, contract) in enumerate(dot_axes(equation)):
                 operand = operands[side]
                 if is_variable(operand) and not _in_order(shape_of(operand), batch, contract):
                     operands[side] = Variable(operand.aval)

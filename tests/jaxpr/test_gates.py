@@ -45,7 +45,7 @@ def taken_apart(program, sources):
 
 def multiply_adds(program):
     dots = [e for e in program.equations if e.name == "dot_general"]
-    contracted = [[shape_of(e.inputs[0])[axis] for axis in dot_axes(e).lhs_contract] for e in dots]
+    contracted = [[shape_of(e.inputs[0])[axis] for axis in dot_axes(e)[0].contract] for e in dots]
     return sum(int(np.prod([*shape_of(e.outputs[0]), *sizes])) for e, sizes in zip(dots, contracted, strict=True))
 
 

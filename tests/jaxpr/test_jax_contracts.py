@@ -132,7 +132,7 @@ def test_dot_axes():
         lambda a, b: jnp.einsum("bik,bkj->bij", a, b), jnp.ones((2, 3, 4)), jnp.ones((2, 4, 5)), name="dot_general"
     )
     axes = jaxprs.dot_axes(equation)
-    assert axes == ([2], [1], [0], [0], [1], [2])
+    assert axes == (([0], [1], [2]), ([0], [2], [1]))
 
 
 def test_weights_come_last_where_a_moving_vector_meets_them():
