@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 from jax import lax
 
@@ -45,7 +44,7 @@ def _varying_alike(equation: Equation, values: Sequence[jax.Array]) -> Sequence[
     axes = varying_axes(*values)
     if not axes:
         return values
-    if not any(isinstance(value, jex.Jaxpr | jex.ClosedJaxpr) or callable(value) for value in equation.params.values()):
+    if not equation.has_program:
         return [vary(value, axes) for value in values]
     return [vary_like(value, atom.aval) for value, atom in zip(values, equation.inputs, strict=True)]
 

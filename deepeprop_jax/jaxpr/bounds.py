@@ -41,32 +41,36 @@ def _is_finite(equation: Equation, lows: list[float], moves: list[bool]) -> bool
     return name in FINITE or (name in FINITE_ABOVE and lows[0] > FINITE_ABOVE[name])
 
 
+_KEPT = ("broadcast_in_dim", "convert_element_type", "copy", "copy_p", "min", "reshape", "squeeze", "stop_gradient")
+
+
 def _bound(equation: Equation, lows: list[float]) -> float:
     """What an equation's result is never below."""
     name, low = equation.name, min(lows, default=-math.inf)
+    above = max(low, 0.0)
     if name in ("add", "add_any"):
         return sum(lows)
-    if name in ("abs", "exp", "logistic"):
-        return max(lows[0], 0.0) if name == "abs" else 0.0
-    above = max(low, 0.0)
+    if name in ("exp", "logistic"):
+        return 0.0
+    if name == "abs":
+        return above
+    if name == "sqrt":
+        return math.sqrt(above)
+    if name == "log":  # log2's slope is divided by log(2)
+        return math.log(low) if low > 0 else -math.inf
     power = 2 if name == "square" else equation.exponent if name == "integer_pow" else None
     if power in (2, 4):
         return above * above * (1.0 if power == 2 else above * above)  # inf where ** would raise
     if name == "mul":
         same = equation.inputs[0] is equation.inputs[1]
         return above * above if same else lows[0] * lows[1] if low >= 0 else -math.inf
-    if name == "sqrt":
-        return math.sqrt(max(lows[0], 0.0))
-    if name == "log":  # log2's slope is divided by log(2)
-        return math.log(lows[0]) if lows[0] > 0 else -math.inf
     if name == "max":
         return max(lows)
     if name == "select_n":
         return min(lows[1:])
     if name == "convert_element_type" and not jnp.issubdtype(equation.outputs[0].aval.dtype, jnp.floating):
         return -math.inf  # an integer may be below
-    kept = ("broadcast_in_dim", "convert_element_type", "copy", "copy_p", "min", "reshape", "squeeze", "stop_gradient")
-    return low if name in kept else -math.inf
+    return low if name in _KEPT else -math.inf
 
 
 def _smallest(value: jax.Array) -> float:

@@ -91,6 +91,11 @@ class Equation:
         return any(self.params.get(name) is not None for name in ("sharding", "out_sharding"))
 
     @property
+    def has_program(self) -> bool:
+        """Whether it brings a program or function of its own."""
+        return any(isinstance(x, jex.Jaxpr | jex.ClosedJaxpr) or callable(x) for x in self.params.values())
+
+    @property
     def bodies(self) -> list[jex.ClosedJaxpr]:
         """What a loop runs, or every branch of a conditional; empty for any other primitive."""
         names = {"scan": "jaxpr", "while": "body_jaxpr", "cond": "branches"}
