@@ -13,17 +13,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from deepeprop_jax.analysis import labels
+from deepeprop_jax.analysis.labels import Labels, depends_on
+from deepeprop_jax.jaxpr.batched import evaluate
 from deepeprop_jax.jaxpr.bounds import has_finite_slope
-from deepeprop_jax.jaxpr.program import Atom, Equation, Program, Variable, backward_slice, evaluate, is_variable, trace
-from deepeprop_jax.jaxpr.real_leaves import RealView
+from deepeprop_jax.jaxpr.program import (
+    Atom,
+    Equation,
+    Program,
+    Variable,
+    backward_slice,
+    is_variable,
+    made_by,
+    read_by,
+)
+from deepeprop_jax.jaxpr.real_leaves import Kind, RealView
+from deepeprop_jax.jaxpr.trace import trace
+
+T = TypeVar("T")
 
 
 class Derived(NamedTuple):
@@ -47,39 +60,26 @@ class Derived(NamedTuple):
 def derived_leaves(program: Program, carry_atoms: Sequence[Atom], view: RealView) -> list[Derived]:
     """Which real leaves of a cell's new carry are unit-local functions of its other real leaves of their shape.
 
-    Constants may enter, and integers and keys of the new carry; parameters, input and old carry may not.
-
-    Args:
-      program: the cell's, for one example.
-      carry_atoms: the leaves of the new carry in it.
-      view: of the carry.
-
-    Returns:
-      In an order in which no leaf is computed from one before it, so that they are to be computed from last to first.
+    Constants may enter, and integers and keys of the new carry; parameters, input and old carry may not. In the order
+    of what is returned no leaf is computed from one before it: they are to be computed from last to first.
     """
     found: list[Derived] = []
-    shapes, constants = [aval.shape for aval in view.avals], set(program.constants)
-    for leaf in reversed(range(len(carry_atoms))):
-        atom = carry_atoms[leaf]
-        if view.kinds[leaf] != "real" or not is_variable(atom) or not shapes[leaf]:
+    made_of = {i: atom for i, atom in enumerate(carry_atoms) if is_variable(atom)}
+    fixed = {atom: i for i, atom in made_of.items() if view.kinds[i] is Kind.OTHER}
+    for leaf, atom in reversed(made_of.items()):
+        shape = view.avals[leaf].shape
+        if view.kinds[leaf] is not Kind.REAL or not shape:
             continue
         gone = {leaf, *(d.leaf for d in found)}
-        rest = [
-            i
-            for i in range(len(carry_atoms))
-            if i not in gone and view.kinds[i] == "real" and shapes[i] == shapes[leaf]
-        ]
-        sources = {carry_atoms[i]: i for i in rest if is_variable(carry_atoms[i])}
-        without = [i for i, kind in enumerate(view.kinds) if kind == "other" and is_variable(carry_atoms[i])]
-        fixed = {carry_atoms[i]: i for i in without}
+        rest = {i: a for i, a in made_of.items() if i not in gone and view.kinds[i] is Kind.REAL}
+        sources = {a: i for i, a in rest.items() if view.avals[i].shape == shape}
         equations = backward_slice(program.equations, [atom], {*sources, *fixed})
-        made = {output for equation in equations for output in equation.outputs} | constants
-        read = {a for e in equations for a in e.inputs if is_variable(a)} | {atom}
-        used, fixed = ({v: i for v, i in group.items() if v in read} for group in (sources, fixed))
-        if used and read <= made | {*used, *fixed}:
-            derived = Derived(leaf, used, fixed, equations, atom)
+        read = {*read_by(equations), atom}
+        used, used_fixed = ({v: i for v, i in group.items() if v in read} for group in (sources, fixed))
+        if used and read <= {*made_by(equations), *program.constants, *used, *used_fixed}:
+            derived = Derived(leaf, used, used_fixed, equations, atom)
             vjp = _vjp(derived, program)
-            if _is_local(vjp, shapes[leaf]) and has_finite_slope(vjp):
+            if _is_local(vjp, shape) and has_finite_slope(vjp):
                 found.append(derived)
     return found
 
@@ -95,7 +95,7 @@ def _vjp(derived: Derived, program: Program) -> Program:
 
 
 def _evaluate(
-    derived: Derived, constants: dict[Variable, Any], fixed: list[jax.Array], sources: list[jax.Array]
+    derived: Derived, constants: dict[Variable, jax.Array], fixed: list[jax.Array], sources: list[jax.Array]
 ) -> jax.Array:
     """Z."""
     known = constants | dict(zip(derived.sources, sources, strict=True)) | dict(zip(derived.fixed, fixed, strict=True))
@@ -103,24 +103,20 @@ def _evaluate(
 
 
 def _is_local(vjp: Program, shape: tuple[int, ...]) -> bool:
-    """Whether an entry of Z depends on the same entry of its sources alone: the labels of its VJP say so."""
+    """Whether labels say that an entry of Z depends on the same entry of its sources alone."""
     units = np.arange(int(np.prod(shape))).reshape(shape)
-    flow = labels.depends_on(vjp.equations, {vjp.inputs[-1]: labels.Labels.of(units)})
-    found = [flow.of(atom) for atom in vjp.outputs]
-    return all(label is None or label.within(units) for label in found)
+    flow = depends_on(vjp.equations, {vjp.inputs[-1]: Labels.of(units)})
+    return flow.within(vjp.outputs, [units] * len(vjp.outputs))
 
 
 def through_sources(
-    derived: Sequence[Derived], constants: dict[Variable, Any], leaves: Sequence[Any], point: Sequence[Any]
-) -> list[Any]:
+    derived: Sequence[Derived], constants: dict[Variable, jax.Array], leaves: Sequence[T], point: Sequence[T]
+) -> list[T]:
     """The leaves of a carry as they are, where those that are derived move as Z does when the others leave ``point``.
 
-    Where a slope of Z is not finite it counts as 0.
-
-    Args:
-      leaves: of the carry.
-      point: the same values, but not what F or g is differentiated by. Whoever differentiates once more, by what the
-        whole carry depends on, moves both: then a derived leaf moves with its own value, and the slopes with ``point``.
+    Where a slope of Z is not finite it counts as 0. ``point`` has the same values, but is not what F or g is
+    differentiated by. Whoever differentiates once more, by what the whole carry depends on, moves both: then a derived
+    leaf moves with its own value, and the slopes with ``point``.
     """
     leaves, point = list(leaves), list(point)
     for d in reversed(derived):  # each is read only after what it is derived from

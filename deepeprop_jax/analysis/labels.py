@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from deepeprop_jax.analysis.local_dot import LocalDot, local_dot
 from deepeprop_jax.jaxpr import thin
+from deepeprop_jax.jaxpr.batched import bind
 from deepeprop_jax.jaxpr.primitives import LINEAR_ELEMENTWISE
-from deepeprop_jax.jaxpr.program import Atom, Equation, Variable, bind, dependents, dot_axes, is_variable, shape_of
+from deepeprop_jax.jaxpr.program import Atom, DotAxes, Equation, Rule, Variable, dependents, dot_axes, is_in, shape_of
+from deepeprop_jax.jaxpr.rearrange import is_structural, rearrange
 
 _NO_LOW = 2**30
 _NO_HIGH = -(2**30)
@@ -33,24 +36,19 @@ class Labels(NamedTuple):
     @classmethod
     def none(cls, shape: tuple[int, ...]) -> Labels:
         """Every element depends on no unit."""
-        return cls(thin.constant(_NO_LOW, shape), thin.constant(_NO_HIGH, shape))
+        return cls(np.broadcast_to(np.int32(_NO_LOW), shape), np.broadcast_to(np.int32(_NO_HIGH), shape))
 
     @classmethod
-    def of(cls, units: Any) -> Labels:
+    def of(cls, units: np.ndarray) -> Labels:
         """Every element depends on the unit given for it."""
-        units = thin.each(lambda x: x.astype(np.int32), np.asarray(units))
+        units = thin.each(lambda x: x.astype(np.int32), units)
         return cls(units, units)
 
     def join(self, other: Labels) -> Labels:
         """Depends on what either depends on; shapes broadcast."""
         return Labels(thin.each(np.minimum, self.low, other.low), thin.each(np.maximum, self.high, other.high))
 
-    def whole(self, shape: tuple[int, ...]) -> Labels:
-        """Every element of an array of ``shape`` depends on all that these depend on."""
-        one = self.reduce(tuple(range(self.low.ndim)))
-        return one.map(lambda x: np.broadcast_to(x, shape))
-
-    def reduce(self, axes: tuple[int, ...]) -> Labels:
+    def reduce(self, axes: Sequence[int]) -> Labels:
         """Join along axes."""
         low = thin.reduce(np.minimum, self.low, axes, _NO_LOW)
         return Labels(low, thin.reduce(np.maximum, self.high, axes, _NO_HIGH))
@@ -58,6 +56,10 @@ class Labels(NamedTuple):
     def map(self, function: Callable[[np.ndarray], np.ndarray]) -> Labels:
         """Move the labels as a structural function moves elements."""
         return Labels(function(self.low), function(self.high))
+
+    def broadcast(self, shape: tuple[int, ...]) -> Labels:
+        """The same labels along new axes."""
+        return self.map(lambda x: np.broadcast_to(x, shape))
 
     @property
     def empty(self) -> np.ndarray:
@@ -83,115 +85,10 @@ class Labels(NamedTuple):
         return bool(thin.core(thin.each(inside, self.low, self.high, units)).all())
 
 
-# --- structural primitives: the same rearrangement for values, element numbers and labels ----------------------------
-
-
-def _broadcast_in_dim(params: Mapping, x: np.ndarray) -> np.ndarray:
-    shape = [1] * len(params["shape"])
-    for axis, size in zip(params["broadcast_dimensions"], x.shape, strict=True):
-        shape[axis] = size
-    return np.broadcast_to(x.reshape(shape), params["shape"])
-
-
-def _pad(params: Mapping, x: np.ndarray, fill: np.ndarray) -> np.ndarray:
-    for axis, (low, high, interior) in enumerate(params["padding_config"]):
-        if low or high or interior:
-            size = x.shape[axis]
-            length = low + high + size + max(size - 1, 0) * interior
-            positions = low + np.arange(size) * (interior + 1)
-            kept = (positions >= 0) & (positions < length)
-            x = thin.together(functools.partial(_place, axis, length, positions, kept, fill), [x], [axis])
-    return x
-
-
-def _place(
-    axis: int, length: int, positions: np.ndarray, kept: np.ndarray, fill: np.ndarray, x: np.ndarray
-) -> np.ndarray:
-    """The entries that are kept along an axis at their positions, ``fill`` elsewhere."""
-    found = np.full((*x.shape[:axis], length, *x.shape[axis + 1 :]), fill, x.dtype)
-    np.moveaxis(found, axis, 0)[positions[kept]] = np.moveaxis(x, axis, 0)[kept]
-    return found
-
-
-def _concatenate(axis: int, *xs: np.ndarray) -> np.ndarray:
-    return thin.together(lambda *parts: np.concatenate(parts, axis), xs, [axis])
-
-
-def _slice(params: Mapping, x: np.ndarray) -> np.ndarray:
-    strides = params["strides"] or (1,) * x.ndim
-    ends = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
-    return x[tuple(slice(start, limit, stride) for start, limit, stride in ends)]
-
-
-def _split(params: Mapping, x: np.ndarray) -> list[np.ndarray]:
-    return np.split(x, np.cumsum(params["sizes"])[:-1], params["axis"])
-
-
-def _unstack(params: Mapping, x: np.ndarray) -> list[np.ndarray]:
-    return list(np.moveaxis(x, params["axis"], 0))
-
-
-_STRUCTURAL: dict[str, Callable[..., Any]] = {
-    "reshape": lambda params, x: x.reshape(params["new_sizes"]),
-    "transpose": lambda params, x: x.transpose(params["permutation"]),
-    "broadcast_in_dim": _broadcast_in_dim,
-    "concatenate": lambda params, *xs: _concatenate(params["dimension"], *xs),
-    "stack": lambda params, *xs: _concatenate(params["axis"], *(np.expand_dims(x, params["axis"]) for x in xs)),
-    "unstack": _unstack,
-    "slice": _slice,
-    "split": _split,
-    "squeeze": lambda params, x: np.squeeze(x, tuple(params["dimensions"])),
-    "rev": lambda params, x: np.flip(x, tuple(params["dimensions"])),
-    "pad": _pad,
-    "copy": lambda params, x: x,
-    "copy_p": lambda params, x: x,
-}
-
-
-def _is_structural(equation: Equation) -> bool:
-    return equation.name in _STRUCTURAL and not (equation.name == "reshape" and equation.params.get("dimensions"))
-
-
-def rearrange(equation: Equation, operands: Sequence[np.ndarray]) -> list[np.ndarray] | None:
-    """What a structural primitive does to any arrays of its operands' shapes; None for other primitives."""
-    if not _is_structural(equation):
-        return None
-    result = _STRUCTURAL[equation.name](equation.params, *operands)
-    return result if isinstance(result, list) else [result]
-
-
-# --- what an output depends on ---------------------------------------------------------------------------------------
-
-
-def _forward(equation: Equation, inputs: Sequence[Labels | None]) -> list[Labels]:
-    """Labels of an equation's outputs from those of its inputs (None: does not depend on the cotangent)."""
-    labels = [Labels.none(shape_of(a)) if x is None else x for x, a in zip(inputs, equation.inputs, strict=True)]
-    shapes = [output.aval.shape for output in equation.outputs]
-    lows = rearrange(equation, [label.low for label in labels])
-    if lows is not None:
-        highs = rearrange(equation, [label.high for label in labels])
-        return [Labels(low, high) for low, high in zip(lows, highs or [], strict=True)]
-    if equation.name in LINEAR_ELEMENTWISE:
-        joined = functools.reduce(Labels.join, labels)
-        return [joined.map(lambda x: np.broadcast_to(x, shapes[0]))]
-    if equation.name == "reduce_sum":
-        return [labels[0].reduce(tuple(equation.params["axes"]))]
-    if equation.name == "dot_general":
-        axes = dot_axes(equation)
-        lhs = labels[0].reduce(tuple(axes.lhs_contract)).map(_ordered(axes.lhs_batch, axes.lhs_free))
-        rhs = labels[1].reduce(tuple(axes.rhs_contract)).map(_ordered(axes.rhs_batch, axes.rhs_free))
-        batch, lhs_free, rhs_free = len(axes.lhs_batch), len(axes.lhs_free), len(axes.rhs_free)
-        lhs = lhs.map(lambda x: x.reshape(x.shape + (1,) * rhs_free))
-        rhs = rhs.map(lambda x: x.reshape(x.shape[:batch] + (1,) * lhs_free + x.shape[batch:]))
-        return [lhs.join(rhs)]
-    everything = functools.reduce(Labels.join, [label.whole(()) for label in labels])
-    return [everything.whole(shape) for shape in shapes]
-
-
-def _ordered(batch: list[int], free: list[int]) -> Callable[[np.ndarray], np.ndarray]:
-    """Bring the axes left over by a contraction into the order (batch, free)."""
-    left = sorted(batch + free)
-    return lambda x: x.transpose([left.index(axis) for axis in batch + free])
+def _everywhere(labels: Sequence[Labels], shapes: Sequence[tuple[int, ...]]) -> list[Labels]:
+    """Every element of arrays of these shapes depends on all that any label does."""
+    everything = functools.reduce(Labels.join, [label.reduce(range(label.low.ndim)) for label in labels])
+    return [everything.broadcast(shape) for shape in shapes]
 
 
 class Labelling(NamedTuple):
@@ -209,32 +106,55 @@ class Labelling(NamedTuple):
 
     def of(self, atom: Atom) -> Labels | None:
         """Labels of an atom; None where it does not depend on the cotangent."""
-        return self.labels.get(atom) if is_variable(atom) else None
+        return self.labels[atom] if is_in(atom, self.labels) else None
+
+    def within(self, outputs: Sequence[Atom], units: Sequence[np.ndarray]) -> bool:
+        """Whether every element of every output depends on its own unit at most."""
+        labels = map(self.of, outputs)
+        return all(label is None or label.within(unit) for label, unit in zip(labels, units, strict=True))
+
+    def rule(self) -> Rule:
+        """How to evaluate an equation with the localised dots in place of the dots."""
+
+        def rule(equation: Equation, *values):
+            return self.local_dots.get(id(equation), bind)(equation, *values)
+
+        return rule if self.local_dots else bind
+
+
+# --- what an output depends on ---------------------------------------------------------------------------------------
 
 
 def depends_on(
-    equations: Sequence[Equation], seeds: Mapping[Variable, Labels], feeds: Mapping[Variable, Labels] | None = None
+    equations: Sequence[Equation],
+    seeds: Mapping[Variable, Labels],
+    feeds: Mapping[Variable, Labels] | None = None,
+    elementwise: Collection[str] = LINEAR_ELEMENTWISE,
+    reductions: Collection[str] = ("reduce_sum",),
 ) -> Labelling:
-    """Push labels forward from the cotangents in ``seeds``.
+    """Push labels forward from the variables in ``seeds``.
 
-    With ``feeds`` (the backward labels), a dot that would mix units is localised instead: its entries are kept where
-    the unit of the contracted element is the unit that the output element feeds.
+    Args:
+      feeds: what each variable feeds. A dot that would mix units is then localised instead: its entries are kept where
+        the unit of the contracted element is the unit that the output element feeds.
+      elementwise, reductions: primitives that are looked into; others than the linear ones where nothing but labels is
+        asked for.
     """
     flow = Labelling(dict(seeds), {}, {})
     for equation in equations:
         inputs = [flow.of(atom) for atom in equation.inputs]
         if all(label is None for label in inputs):
             continue
-        outputs = _forward(equation, inputs)
+        outputs = _forward(equation, inputs, elementwise, reductions)
         if feeds is not None and equation.name == "dot_general" and not outputs[0].pure:
             target = feeds.get(equation.outputs[0])
             side = 0 if inputs[0] is not None else 1
             labels = inputs[side]
             if target is not None and target.pure and labels is not None and labels.pure and inputs[1 - side] is None:
                 units = [np.where(label.empty, -1, label.low) for label in (labels, target)]
-                flow.local_dots[id(equation)] = local_dot(equation, side, *units)
+                flow.local_dots[id(equation)] = _local_dot(equation, side, *units)
                 outputs = [target]
-        blamed = [flow.culprits[atom] for atom in equation.inputs if is_variable(atom) and atom in flow.culprits]
+        blamed = [flow.culprits[atom] for atom in equation.inputs if is_in(atom, flow.culprits)]
         for variable, label in zip(equation.outputs, outputs, strict=True):
             flow.labels[variable] = label
             if not label.pure:
@@ -242,110 +162,36 @@ def depends_on(
     return flow
 
 
-def localised(flow: Labelling) -> Callable[..., list[Any]]:
-    """An evaluation rule that runs the localised dots of ``flow`` in place of the dots."""
-
-    def rule(equation: Equation, *values: Any) -> list[Any]:
-        local_dot = flow.local_dots.get(id(equation))
-        return bind(equation, *values) if local_dot is None else local_dot(equation, *values)
-
-    return rule
-
-
-# --- what an input feeds ---------------------------------------------------------------------------------------------
-
-
-_UNDONE: dict[str, Callable[[Mapping, np.ndarray, tuple[int, ...]], np.ndarray]] = {
-    "reshape": lambda params, x, shape: x.reshape(shape),
-    "squeeze": lambda params, x, shape: x.reshape(shape),
-    "transpose": lambda params, x, shape: x.transpose(np.argsort(params["permutation"])),
-    "rev": lambda params, x, shape: np.flip(x, tuple(params["dimensions"])),
-    "copy": lambda params, x, shape: x,
-    "copy_p": lambda params, x, shape: x,
-}
-"""How to undo those that move every element to one place; the last argument is the operand's shape."""
-
-
-def _before(equation: Equation, labels: Sequence[Labels], shapes: Sequence[tuple[int, ...]]) -> list[Labels] | None:
-    """Labels of a structural primitive's operands: of all places that an element is moved to. None for others."""
-    undone = _UNDONE.get(equation.name)
-    if not _is_structural(equation):
-        return None
-    if undone is not None:
-        return [labels[0].map(lambda x: undone(equation.params, x, shapes[0]))]
-    offsets = np.cumsum([0, *(int(np.prod(shape, dtype=int)) for shape in shapes)])
-    numbers = [np.arange(*ends).reshape(shape) for ends, shape in zip(itertools.pairwise(offsets), shapes, strict=True)]
-    moved = rearrange(equation, numbers) or []
-    low, high = np.full(offsets[-1], _NO_LOW, np.int32), np.full(offsets[-1], _NO_HIGH, np.int32)
-    for index, label in zip(moved, labels, strict=True):
-        # Along an axis of stride 0 one element is moved to many places.
-        many = tuple(axis for axis, stride in enumerate(index.strides) if stride == 0)
-        index, joined = thin.core(index), label.reduce(many).map(lambda x, many=many: np.expand_dims(x, many))
-        np.minimum.at(low, index, joined.low)
-        np.maximum.at(high, index, joined.high)
-    return [Labels(low[number], high[number]) for number in numbers]
-
-
-def _backward(equation: Equation, outputs: Sequence[Labels | None]) -> list[Labels]:
-    """Labels of what an equation's inputs feed, from what its outputs feed (None: nothing)."""
-    labels = [Labels.none(x.aval.shape) if y is None else y for y, x in zip(outputs, equation.outputs, strict=True)]
-    shapes = [shape_of(atom) for atom in equation.inputs]
-    moved = _before(equation, labels, shapes)
-    if moved is not None:
-        return moved
-    if equation.name in LINEAR_ELEMENTWISE:
-        return [labels[0] if shape == labels[0].low.shape else labels[0].whole(shape) for shape in shapes]
-    if equation.name == "reduce_sum":
-        axes = tuple(equation.params["axes"])
-        return [labels[0].map(lambda x: np.broadcast_to(np.expand_dims(x, axes), shapes[0]))]
+def _forward(
+    equation: Equation, inputs: Sequence[Labels | None], elementwise: Collection[str], reductions: Collection[str]
+) -> list[Labels]:
+    """Labels of an equation's outputs from those of its inputs (None: does not depend on the cotangent)."""
+    labels = [Labels.none(shape_of(a)) if x is None else x for x, a in zip(inputs, equation.inputs, strict=True)]
+    shapes = [output.aval.shape for output in equation.outputs]
+    if equation.name in elementwise:
+        return [functools.reduce(Labels.join, labels).broadcast(shapes[0])]
+    if equation.name in reductions:
+        return [labels[0].reduce(equation.axes)]
+    if is_structural(equation):
+        moved = (rearrange(equation, part) for part in zip(*labels, strict=True))
+        return list(itertools.starmap(Labels, zip(*moved, strict=True)))
     if equation.name == "dot_general":
-        axes = dot_axes(equation)
-        batch, lhs_free, rhs_free = len(axes.lhs_batch), len(axes.lhs_free), len(axes.rhs_free)
-        lhs = labels[0].reduce(tuple(range(batch + lhs_free, batch + lhs_free + rhs_free)))
-        rhs = labels[0].reduce(tuple(range(batch, batch + lhs_free)))
-        return [
-            lhs.map(_spread(axes.lhs_batch + axes.lhs_free + axes.lhs_contract, batch + lhs_free, shapes[0])),
-            rhs.map(_spread(axes.rhs_batch + axes.rhs_free + axes.rhs_contract, batch + rhs_free, shapes[1])),
-        ]
-    everything = functools.reduce(Labels.join, [label.whole(()) for label in labels])
-    return [everything.whole(shape) for shape in shapes]
+        sides = dot_axes(equation)
+        lhs, rhs = (x.reduce(side.contract).map(_ordered(side)) for x, side in zip(labels, sides, strict=True))
+        batch, lhs_free, rhs_free = len(sides[0].batch), len(sides[0].free), len(sides[1].free)
+        lhs = lhs.map(lambda x: x.reshape(x.shape + (1,) * rhs_free))
+        rhs = rhs.map(lambda x: x.reshape(x.shape[:batch] + (1,) * lhs_free + x.shape[batch:]))
+        return [lhs.join(rhs)]
+    return _everywhere(labels, shapes)
 
 
-def _spread(order: list[int], kept: int, shape: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:
-    """Repeat labels of the first ``kept`` axes in ``order`` along the others, then undo the order."""
-
-    def spread(x: np.ndarray) -> np.ndarray:
-        ordered = tuple(shape[axis] for axis in order)
-        return np.broadcast_to(x.reshape(ordered[:kept] + (1,) * (len(order) - kept)), ordered).transpose(
-            np.argsort(order)
-        )
-
-    return spread
+def _ordered(side: DotAxes) -> Callable[[np.ndarray], np.ndarray]:
+    """Bring the axes left over by a contraction into the order (batch, free)."""
+    wanted = side.batch + side.free
+    return lambda x: x.transpose([sorted(wanted).index(axis) for axis in wanted])
 
 
-def feeds(
-    equations: Sequence[Equation], seeds: Mapping[Variable, Labels], linear: set[Variable]
-) -> dict[Variable, Labels]:
-    """Push labels backward from the outputs in ``seeds`` to the variables in ``linear``: which unit's derivative does
-    each of them feed?"""
-    found = dict(seeds)
-    for equation in reversed(equations):
-        outputs = [found.get(output) for output in equation.outputs]
-        if equation.outputs[0] not in linear or all(label is None for label in outputs):
-            continue
-        for atom, label in zip(equation.inputs, _backward(equation, outputs), strict=True):
-            if is_variable(atom) and atom in linear:
-                found[atom] = found[atom].join(label) if atom in found else label
-    return found
-
-
-# --- both: the recurrence, cut to its unit-local entries -------------------------------------------------------------
-
-
-def within_units(flow: Labelling, outputs: Sequence[Atom], units: Sequence[np.ndarray]) -> bool:
-    """Whether every element of every output depends on its own unit at most."""
-    labels = [flow.of(atom) for atom in outputs]
-    return all(label is None or label.within(unit) for label, unit in zip(labels, units, strict=True))
+# --- what an input feeds, and the recurrence cut to its unit-local entries -------------------------------------------
 
 
 def cut_to_units(
@@ -354,10 +200,142 @@ def cut_to_units(
     units: Sequence[np.ndarray],
     seeds: Mapping[Variable, Labels],
 ) -> Labelling:
-    """The flow with every dot that couples units cut to the entries that feed the outputs' own units."""
-    targets: dict[Variable, Labels] = {}
-    for atom, unit in zip(outputs, units, strict=True):
-        if is_variable(atom):
-            label = Labels.of(unit)
-            targets[atom] = targets[atom].join(label) if atom in targets else label
-    return depends_on(equations, seeds, feeds(equations, targets, dependents(equations, seeds)))
+    """The flow with every dot that couples units cut to the entries that feed the outputs' own units.
+
+    For that labels are pushed backward from the outputs first: which unit's derivative does each variable feed?
+    """
+    linear = dependents(equations, seeds)
+    feeds: dict[Variable, Labels] = {}
+
+    def feed(atoms: Sequence[Atom], labels: Sequence[Labels]) -> None:
+        for atom, label in zip(atoms, labels, strict=True):
+            if is_in(atom, linear):
+                feeds[atom] = feeds[atom].join(label) if atom in feeds else label
+
+    feed(outputs, [Labels.of(unit) for unit in units])
+    for equation in reversed(equations):
+        fed = [feeds.get(output) for output in equation.outputs]
+        if equation.outputs[0] in linear and any(label is not None for label in fed):
+            feed(equation.inputs, _backward(equation, fed))
+    return depends_on(equations, seeds, feeds)
+
+
+def _backward(equation: Equation, outputs: Sequence[Labels | None]) -> list[Labels]:
+    """Labels of what an equation's inputs feed, from what its outputs feed (None: nothing)."""
+    labels = [Labels.none(x.aval.shape) if y is None else y for y, x in zip(outputs, equation.outputs, strict=True)]
+    shapes = [shape_of(atom) for atom in equation.inputs]
+    if is_structural(equation):
+        return _moved_back(equation, labels, shapes)
+    if equation.name in LINEAR_ELEMENTWISE:
+        whole = _everywhere(labels, shapes)
+        return [labels[0] if shape == labels[0].low.shape else x for x, shape in zip(whole, shapes, strict=True)]
+    if equation.name == "reduce_sum":
+        return [labels[0].map(lambda x: np.broadcast_to(np.expand_dims(x, equation.axes), shapes[0]))]
+    if equation.name == "dot_general":
+        sides = dot_axes(equation)
+        start = len(sides[0].batch)
+        middle, end = start + len(sides[0].free), labels[0].low.ndim
+        kept = labels[0].reduce(range(middle, end)), labels[0].reduce(range(start, middle))
+        triples = zip(kept, sides, shapes, strict=True)
+        return [label.map(functools.partial(_spread, side, shape)) for label, side, shape in triples]
+    return _everywhere(labels, shapes)
+
+
+def _moved_back(equation: Equation, labels: Sequence[Labels], shapes: Sequence[tuple[int, ...]]) -> list[Labels]:
+    """Labels of a structural primitive's operands: of all places that an element is moved to."""
+    offsets = np.cumsum([0, *(int(np.prod(shape, dtype=int)) for shape in shapes)])
+    numbers = [np.arange(*ends).reshape(shape) for ends, shape in zip(itertools.pairwise(offsets), shapes, strict=True)]
+    low, high = np.full(offsets[-1], _NO_LOW, np.int32), np.full(offsets[-1], _NO_HIGH, np.int32)
+    for index, label in zip(rearrange(equation, numbers), labels, strict=True):
+        # Along an axis of stride 0 one element is moved to many places.
+        many = tuple(axis for axis, stride in enumerate(index.strides) if stride == 0)
+        index, joined = thin.core(index), label.reduce(many).map(lambda x, many=many: np.expand_dims(x, many))
+        np.minimum.at(low, index, joined.low)
+        np.maximum.at(high, index, joined.high)
+    return [Labels(low[number], high[number]) for number in numbers]
+
+
+def _spread(side: DotAxes, shape: tuple[int, ...], x: np.ndarray) -> np.ndarray:
+    """Repeat labels of batch and free axes along the contracted ones, each where the operand has it."""
+    order = side.batch + side.free + side.contract
+    filled = x.reshape(x.shape + (1,) * len(side.contract))
+    return np.broadcast_to(filled, [shape[axis] for axis in order]).transpose(np.argsort(order))
+
+
+# --- a matrix product cut to the entries that stay inside one unit ---------------------------------------------------
+
+
+class LocalDot(NamedTuple):
+    """The entries of a dot that stay inside one unit: per output element, which products to sum.
+
+    Attributes:
+      lhs: (output size, entries) flat positions in the left operand.
+      rhs: the same in the right operand.
+      mask: which of them count; outputs with fewer entries are padded.
+    """
+
+    lhs: np.ndarray
+    rhs: np.ndarray
+    mask: np.ndarray
+
+    def __call__(self, equation: Equation, lhs: jax.Array, rhs: jax.Array) -> list[jax.Array]:
+        """The localised dot of two values."""
+        output = equation.outputs[0].aval
+        total = jnp.zeros(self.lhs.shape[0], output.dtype)
+        for entry in range(self.lhs.shape[1]):
+            product = _take(lhs, self.lhs[:, entry]) * _take(rhs, self.rhs[:, entry])
+            mask = self.mask[:, entry]
+            total = total + (product if mask.all() else jnp.where(mask, product, 0)).astype(output.dtype)
+        return [total.reshape(output.shape)]
+
+
+def _take(array: jax.Array, positions: np.ndarray) -> jax.Array:
+    """``array.ravel()[positions]``; evenly spaced positions are a slice, since a gather is slow on a CPU."""
+    flat = jnp.ravel(array)
+    steps = np.diff(positions)
+    if len(positions) > 1 and steps[0] > 0 and (steps == steps[0]).all():
+        return jax.lax.slice(flat, (int(positions[0]),), (int(positions[-1]) + 1,), (int(steps[0]),))
+    return flat[positions]
+
+
+def _local_dot(equation: Equation, side: int, units: np.ndarray, fed: np.ndarray) -> LocalDot:
+    """Keep the products whose labelled factor, the operand ``side``, depends on the unit that the output element feeds.
+
+    Args:
+      units: in the labelled operand's shape, the unit that each element depends on; -1 for none.
+      fed: in the output's shape, the unit that each element feeds; -1 for none.
+
+    Cost: of the size of the labelled operand and of the output, not of the other operand, which may be a weight.
+    """
+    groups = dot_axes(equation)
+    # Per operand the flat positions that those along its batch, free and contracted axes add up to.
+    places = [
+        [_places(shape_of(atom), part) for part in group] for atom, group in zip(equation.inputs, groups, strict=True)
+    ]
+    batch, *free = places[0][0].size, places[0][1].size, places[1][1].size
+    rows = units.transpose([axis for group in groups[side] for axis in group]).reshape(batch * free[side], -1)
+    row, column = np.nonzero(rows >= 0)
+    # One key for a row of the labelled operand and a unit; the entries of equal keys stand in their order.
+    span = 1 + int(max(units.max(initial=0), fed.max(initial=0)))
+    keys = row * span + rows[row, column]
+    order = np.argsort(keys, kind="stable")
+    keys, column = keys[order], column[order]
+    output = np.indices((batch, *free)).reshape(3, -1)
+    fed = fed.ravel()
+    wanted = (output[0] * free[side] + output[1 + side]) * span + fed
+    first = np.searchsorted(keys, wanted, "left")
+    counts = np.where(fed >= 0, np.searchsorted(keys, wanted, "right") - first, 0)
+    entry = np.arange(max(1, counts.max(initial=0)))
+    mask = entry < counts[:, None]
+    contracted = np.append(column, 0)[np.where(mask, first[:, None] + entry, len(column))]
+    lhs, rhs = (
+        np.where(mask, (of_batch[output[0]] + of_free[output[1 + i]])[:, None] + of_contract[contracted], 0)
+        for i, (of_batch, of_free, of_contract) in enumerate(places)
+    )
+    return LocalDot(lhs.astype(np.int32), rhs.astype(np.int32), mask)
+
+
+def _places(shape: tuple[int, ...], axes: list[int]) -> np.ndarray:
+    """What the indices along some axes, in that order, add to an element's flat position."""
+    steps = [np.arange(shape[axis]) * int(np.prod(shape[axis + 1 :], dtype=int)) for axis in axes]
+    return functools.reduce(np.add.outer, steps, np.array(0)).ravel()

@@ -1,42 +1,32 @@
-"""A network after analysis: every node, in order, with the shapes of what flows between them."""
+"""The analysis of a network: of every node, in order, with the shapes of what flows between them."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import operator
+from collections.abc import Callable, Hashable
 
 import jax
 
-from deepeprop_jax.analysis.node import Node, analyse_node
-from deepeprop_jax.jaxpr.program import check_custom_rules, context
+from deepeprop_jax.analysis.labels import Labelling
+from deepeprop_jax.analysis.node import AnalysedNetwork, Leaf, Node, Reach, Recurrence
+from deepeprop_jax.analysis.transition import cut_cell
+from deepeprop_jax.analysis.units import units_of
+from deepeprop_jax.analysis.vjp import Found, vjp_program
+from deepeprop_jax.jaxpr import thin
+from deepeprop_jax.jaxpr.program import Atom
 from deepeprop_jax.jaxpr.real_leaves import RealView, shape_and_dtype
+from deepeprop_jax.jaxpr.trace import check_custom_rules, context
 from deepeprop_jax.network.cell import Graph, PyTree, Vertex, Wire, connect, parents, select
 
 
-class AnalysedNetwork(NamedTuple):
-    """What is known of a network before it is decided what to keep.
-
-    Attributes:
-      graph: the network.
-      nodes: per vertex, its cell after analysis (of one layer, where the vertex has depth).
-      output: view of the network's output, of one example.
-      output_avals: its shapes and dtypes.
-    """
-
-    graph: Graph
-    nodes: tuple[Node, ...]
-    output: RealView
-    output_avals: PyTree
-
-
-def analyse_network(graph: Graph, params: PyTree, carry: PyTree, x: PyTree, known: dict[Any, Node]) -> AnalysedNetwork:
-    """Analyse every node.
+def analyse_network(
+    graph: Graph, params: PyTree, carry: PyTree, x: PyTree, known: dict[Hashable, Node]
+) -> AnalysedNetwork:
+    """Analyse every node, or name the one that does not fit its params, carry or input in a ``ValueError``.
 
     Args:
       params, carry, x: shapes and dtypes, of one example where there is a batch axis.
       known: nodes that were analysed before, in any mode; takes those of this graph.
-
-    Raises:
-      ValueError: a node that does not fit its params, carry or input; named.
     """
     nodes: list[Node] = []
     outputs: dict[int, PyTree] = {}
@@ -69,7 +59,7 @@ _CLOSED_RULE = (
 def _analyse(vertex: Vertex, params: PyTree, carry: PyTree, u: PyTree, y: PyTree, external: bool) -> Node:
     try:
         check_custom_rules(vertex.cell.apply, params, carry, u)
-        return analyse_node(vertex.name, vertex.cell.apply, params, carry, u, y, external)
+        return _analyse_node(vertex.name, vertex.cell.apply, params, carry, u, y, external)
     except jax.errors.UnexpectedTracerError as error:
         raise ValueError(f"Node '{vertex.name}' {_CLOSED_RULE} JAX said: {error}") from error
     except (ValueError, TypeError, NotImplementedError) as error:
@@ -78,6 +68,51 @@ def _analyse(vertex: Vertex, params: PyTree, carry: PyTree, u: PyTree, y: PyTree
             f"of it has none; use lax.scan or a loop of fixed length in place of a while loop, and "
             f"unique_indices=True where places are multiplied. JAX said: {type(error).__name__}: {error}"
         ) from error
+
+
+def _analyse_node(
+    name: str, apply: Callable, params: PyTree, carry: PyTree, x: PyTree, y: PyTree, external: bool
+) -> Node:
+    """Find F, g, the program of a step and its VJP, and in it which rows each parameter has and how units mix.
+
+    Cost: one trace of the cell and one of its VJP, and labels of the size of the program's arrays, without the axes
+    along which a label does not change: for most weights, one of two; no values are computed.
+    """
+    aside = range(len(jax.tree.leaves(x))) if external else ()
+    view_p, view_u, view_y = RealView(params), RealView(x, aside), RealView(y)
+    cut, view_h = cut_cell(apply, view_p, RealView(carry), view_u, view_y)
+    units = units_of(view_h)
+    found = vjp_program(cut, (view_p, view_h, view_u), units)
+    pairs = zip(view_p.names, found.program.cuts.outputs, strict=True)
+    leaves = tuple(_leaf(leaf, atom, found.exact) for leaf, atom in pairs)
+    recurrence, why = _recurrence(found)
+    if view_h.size == 0:
+        leaves = tuple(Leaf(leaf, Reach.NONE, None, "no carry") for leaf in view_p.names)
+        recurrence, why = Recurrence.FEED_FORWARD, "no carry"
+    return Node(
+        name, apply, view_p, view_h, view_u, view_y, cut, units, found.program, leaves, recurrence, why
+    )  # fmt: skip
+
+
+def _leaf(name: str, atom: Atom, flow: Labelling) -> Leaf:
+    label = flow.of(atom)
+    if label is None or thin.core(label.empty).all():
+        return Leaf(name, Reach.NONE, None, "never reaches the carry")
+    if not label.pure:
+        reason = f"an entry reaches several units within a step ({flow.culprits[atom]})"
+        return Leaf(name, Reach.DENSE, None, reason)
+    return Leaf(name, Reach.LOCAL, thin.compact(label.unit), "each entry reaches one unit")
+
+
+def _recurrence(found: Found) -> tuple[Recurrence, str]:
+    if found.localised is found.exact:
+        return Recurrence.ELEMENTWISE, "each unit depends on its own past alone"
+    if found.localised is None:
+        reason = f"units coupled in a way that labels cannot cut ({found.mixing}): blocks from the full Jacobian"
+        return Recurrence.DENSE, reason
+    dots = len(found.localised.local_dots)
+    reason = f"units coupled by {dots} matrix product{'s' * (dots != 1)}, cut to the unit-local entries"
+    return Recurrence.LOCALISED, reason
 
 
 def _carried(name: str, wire: Wire, x: PyTree, outputs: dict[int, PyTree]) -> PyTree:
@@ -107,6 +142,12 @@ def describe(tree: PyTree) -> str:
     return str(jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree)).replace("'", "")
 
 
+def _are_alike(a: PyTree, b: PyTree) -> bool:
+    """Whether structures, shapes and dtypes are the same."""
+    kinds = ([(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)] for tree in (a, b))
+    return jax.tree.structure(a) == jax.tree.structure(b) and operator.eq(*kinds)
+
+
 def _check_cell(vertex: Vertex, params: PyTree, carry: PyTree, u: PyTree) -> PyTree:
     """Shapes of the node's output; the cell must give back a carry like the one it got."""
     try:
@@ -122,20 +163,14 @@ def _check_cell(vertex: Vertex, params: PyTree, carry: PyTree, u: PyTree) -> PyT
     if not isinstance(result, tuple) or len(result) != 2:
         raise ValueError(f"Node '{vertex.name}': a cell returns (carry, y); seen {type(result).__name__}.")
     carry_t, y = result
-    if jax.tree.structure(carry_t) != jax.tree.structure(carry) or any(
-        (new.shape, new.dtype) != (old.shape, old.dtype)
-        for new, old in zip(jax.tree.leaves(carry_t), jax.tree.leaves(carry), strict=False)
-    ):
+    if not _are_alike(carry_t, carry):
         raise ValueError(
             f"Node '{vertex.name}' must return a carry of the structure, shapes and dtypes that it was given: given "
             f"{describe(carry)}, returned {describe(carry_t)}. Give an initial carry of the returned kind, or cast "
             f"inside the cell. A cell returns (carry, y), in this order, for ONE step of one example, and is "
             f"initialised on ONE step of a batch, xs[0]."
         )
-    if vertex.depth is not None and (
-        jax.tree.structure(y) != jax.tree.structure(u)
-        or [(a.shape, a.dtype) for a in jax.tree.leaves(y)] != [(a.shape, a.dtype) for a in jax.tree.leaves(u)]
-    ):
+    if vertex.depth is not None and not _are_alike(y, u):
         raise ValueError(
             f"Node '{vertex.name}' has depth={vertex.depth}: each layer feeds the next, so its output must be shaped "
             f"as its input; seen input {describe(u)} and output {describe(y)}. Put a projection before it."

@@ -1,21 +1,164 @@
-"""What in a cell is local to a unit: the rows of each parameter's own influence, and the blocks of its recurrence."""
+"""What is known of a cell, and of a network of cells, after analysis; ``network.py`` finds it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import enum
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from deepeprop_jax.analysis import labels
-from deepeprop_jax.analysis.cell_parts import Cut, Views
-from deepeprop_jax.analysis.transition import cut_cell
-from deepeprop_jax.analysis.units import Units, units_of
-from deepeprop_jax.analysis.vjp import VjpProgram, vjp_program
-from deepeprop_jax.jaxpr import thin
-from deepeprop_jax.jaxpr.program import Atom
-from deepeprop_jax.jaxpr.real_leaves import PyTree, RealView
+from deepeprop_jax.analysis.units import Units
+from deepeprop_jax.jaxpr.program import Atom, Equation, Program, Rule, Variable, dot_axes
+from deepeprop_jax.jaxpr.real_leaves import Parts, PyTree, RealView
+from deepeprop_jax.network.cell import Graph
+
+Reals = list[jax.Array]
+
+Others = tuple[Sequence[jax.Array], Sequence[jax.Array], Sequence[jax.Array]]
+"""The leaves that are no variables of differentiation, of (params, carry_tm1, input): see ``real_leaves.Parts``."""
+
+Points = tuple[Reals, Reals]
+"""Real leaves of (carry_t, carry_tm1)."""
+
+
+class Cut(NamedTuple):
+    """A cell in two parts, F and g, for one example and real leaves.
+
+    Both take ``point``: the carries once more, not differentiated by (see ``derived_carry.through_sources``).
+
+    Attributes:
+      next_carry_parts: F, ``(params, carry_tm1, input, others, point) -> carry_t``, with the other leaves.
+      output_parts: g, ``(params, carry_t, carry_tm1, input, others, carry_t_other, point) -> y_t``, likewise; here
+        ``point`` is the pair (carry_t, carry_tm1).
+      output_uses: which of "params", "carry_tm1" and "input" g depends on beside h_t.
+      output_rows: where y_t is made of carry components alone, their indices; None where g computes something.
+    """
+
+    next_carry_parts: Callable[..., Parts]
+    output_parts: Callable[..., Parts]
+    output_uses: frozenset[str]
+    output_rows: np.ndarray | None
+
+    def next_carry(self, p: Reals, h: Reals, u: Reals, others: Others, point: Reals) -> Reals:
+        """F, real leaves alone."""
+        return self.next_carry_parts(p, h, u, others, point).real
+
+    def output_map(
+        self, p: Reals, h_t: Reals, h: Reals, u: Reals, others: Others, h_t_other: Sequence[jax.Array], point: Points
+    ) -> Reals:
+        """g, real leaves alone."""
+        return self.output_parts(p, h_t, h, u, others, h_t_other, point).real
+
+
+class Pull(NamedTuple):
+    """How some linear values follow from the cotangent of the carry.
+
+    Attributes:
+      outputs: what is wanted.
+      frontier: variables that depend on one unit each, from which the rest follows.
+      equations: the rest.
+    """
+
+    outputs: list[Atom]
+    frontier: list[Variable]
+    equations: list[Equation]
+
+
+class Product(NamedTuple):
+    """A ``dot_general`` of something from the forward pass with something linear in the cotangent.
+
+    Attributes:
+      equation: the dot.
+      side: which of its operands is linear.
+      swapped: whether the transpose of the (two-dimensional) product is wanted instead.
+    """
+
+    equation: Equation
+    side: int
+    swapped: bool = False
+
+    @property
+    def is_outer(self) -> bool:
+        """Whether it is one of two vectors, with an entry for every pair of theirs."""
+        return all(axes == ([], [0], []) for axes in dot_axes(self.equation))
+
+
+class Cuts(NamedTuple):
+    """A node's parameter gradient, cut so that sums over time are matrix products.
+
+        theta_bar = after(products z * delta, sums delta)
+
+    z comes from the forward pass, delta is linear in the cotangent, and ``after`` is linear and the same at every step,
+    so sums over steps and examples commute with it: one matrix product per weight and segment, whatever rearranges the
+    weights afterwards (transposes, concatenated kernels, weight norm, a weight used twice).
+
+    Attributes:
+      variables: what is summed over time.
+      products: per variable its product; None where the variable itself is summed.
+      after: equations from the sums to the parameters.
+      outputs: the parameters' cotangents.
+    """
+
+    variables: list[Variable]
+    products: list[Product | None]
+    after: list[Equation]
+    outputs: list[Atom]
+
+
+class VjpProgram(NamedTuple):
+    """A node's step and its VJP as one flat program, split by what each value depends on.
+
+    Attributes:
+      program: all of it.
+      params, carry_tm1, input: input variables of the real leaves; ``*_other`` those of the other leaves.
+      cotangents: input variables, the cotangent of each real leaf of the new carry.
+      carry_t, carry_t_other: outputs.
+      step: variables that depend on the step, not on the cotangent.
+      linear: variables that depend on the cotangent.
+      before_loop: variables of the step that the loop reads and that do not depend on the carry.
+      loop: equations of the new carry that depend on the old one.
+      stored: variables that the loop hands out for the backward pass.
+      unit: per linear variable whose elements depend on one unit each, that unit (0 where on none).
+      first_unit: per carry leaf, the number of its first unit.
+      cuts: the parameters' cotangents.
+      to_params, to_carry, to_input: pulls of the deltas of ``cuts``, of carry_bar_tm1 and of input_bar.
+      local_rule: how to evaluate carry_bar_tm1 cut to unit-local blocks; None where labels cannot cut it.
+      transposed: weights that ``to_carry`` reads transposed: the new variable, and what it is the transpose of.
+    """
+
+    program: Program
+    params: list[Variable]
+    carry_tm1: list[Variable]
+    input: list[Variable]
+    params_other: list[Variable]
+    carry_other: list[Variable]
+    input_other: list[Variable]
+    cotangents: list[Variable]
+    carry_t: list[Atom]
+    carry_t_other: list[Atom]
+    step: set[Variable]
+    linear: set[Variable]
+    before_loop: list[Variable]
+    loop: list[Equation]
+    stored: list[Variable]
+    unit: dict[Variable, np.ndarray]
+    first_unit: list[int]
+    cuts: Cuts
+    to_params: Pull
+    to_carry: Pull
+    to_input: Pull
+    local_rule: Rule | None
+    transposed: dict[Variable, Variable]
+
+
+class Reach(enum.Enum):
+    """How many units an entry of a parameter reaches within a step: none, one, or several."""
+
+    NONE = "none"
+    LOCAL = "local"
+    DENSE = "dense"
 
 
 class Leaf(NamedTuple):
@@ -23,27 +166,24 @@ class Leaf(NamedTuple):
 
     Attributes:
       name: pytree path within the node's params.
-      kind: "local" (each entry reaches one unit), "dense" (reaches several), "none" (never reaches the carry).
+      reach: of its entries.
       unit: in the leaf's shape, the unit that each entry reaches, where local; stride 0 where it does not change.
       reason: in words, for tables.
     """
 
     name: str
-    kind: str
+    reach: Reach
     unit: np.ndarray | None
     reason: str
 
 
-class Recurrence(NamedTuple):
-    """How the new carry depends on the old one.
+class Recurrence(enum.Enum):
+    """How the new carry depends on the old one: unit by unit, or so once its matrix products are cut, or not."""
 
-    Attributes:
-      kind: "element-wise", "localised", "dense" or "feed-forward".
-      reason: the same in words, for tables.
-    """
-
-    kind: str
-    reason: str
+    ELEMENTWISE = "element-wise"
+    LOCALISED = "localised"
+    DENSE = "dense"
+    FEED_FORWARD = "feed-forward"
 
 
 class Node(NamedTuple):
@@ -58,7 +198,7 @@ class Node(NamedTuple):
       units: the units of the carry.
       program: a step and its VJP.
       leaves: one entry per real parameter leaf.
-      recurrence: dF/dh.
+      recurrence: dF/dh; ``why`` in words, for tables.
     """
 
     name: str
@@ -72,11 +212,12 @@ class Node(NamedTuple):
     program: VjpProgram
     leaves: tuple[Leaf, ...]
     recurrence: Recurrence
+    why: str
 
     @property
     def elementwise(self) -> bool:
         """Whether dF/dh is unit-local as it stands, so that deep e-prop is exact in this node."""
-        return self.recurrence.kind == "element-wise"
+        return self.recurrence is Recurrence.ELEMENTWISE
 
     @property
     def recurrent(self) -> bool:
@@ -84,49 +225,17 @@ class Node(NamedTuple):
         return self.carry.size > 0
 
 
-def analyse_node(
-    name: str, apply: Callable, params: PyTree, carry: PyTree, x: PyTree, y: PyTree, external: bool = False
-) -> Node:
-    """Find F, g, the program of a step and its VJP, and in it which rows each parameter has and how units mix.
+class AnalysedNetwork(NamedTuple):
+    """What is known of a network before it is decided what to keep.
 
-    Args:
-      name: for tables and errors.
-      apply: the cell's ``apply``.
-      params, carry, x, y: shapes and dtypes for one example (``jax.ShapeDtypeStruct`` leaves).
-      external: whether x is made of the network's input alone, and needs no derivative.
-
-    Cost: one trace of the cell and one of its VJP, and labels of the size of the program's arrays, without the axes
-    along which a label does not change: for most weights, one of two; no values are computed.
+    Attributes:
+      graph: the network.
+      nodes: per vertex, its cell after analysis (of one layer, where the vertex has depth).
+      output: view of the network's output, of one example.
+      output_avals: its shapes and dtypes.
     """
-    aside = range(len(jax.tree.leaves(x))) if external else ()
-    views = Views(RealView(params), RealView(carry), RealView(x, aside), RealView(y))
-    cut, views = cut_cell(apply, views)
-    units = units_of(views.carry)
-    program = vjp_program(cut, views, units)
-    if views.carry.size == 0:
-        leaves = tuple(Leaf(leaf, "none", None, "no carry") for leaf in views.params.names)
-        return Node(name, apply, *views, cut, units, program, leaves, Recurrence("feed-forward", "no carry"))
-    pairs = zip(views.params.names, program.cuts.outputs, strict=True)
-    leaves = tuple(_leaf(leaf, atom, program.labels) for leaf, atom in pairs)
-    return Node(name, apply, *views, cut, units, program, leaves, _recurrence(program))
 
-
-def _leaf(name: str, atom: Atom, flow: labels.Labelling) -> Leaf:
-    label = flow.of(atom)
-    if label is None or thin.core(label.empty).all():
-        return Leaf(name, "none", None, "never reaches the carry")
-    if not label.pure:
-        return Leaf(name, "dense", None, f"an entry reaches several units within a step ({flow.culprits[atom]})")
-    return Leaf(name, "local", thin.compact(label.unit), "each entry reaches one unit")
-
-
-def _recurrence(program: VjpProgram) -> Recurrence:
-    flow = program.localised
-    if flow is program.labels:
-        return Recurrence("element-wise", "each unit depends on its own past alone")
-    if flow is None:
-        reason = f"units coupled in a way that labels cannot cut ({program.mixing}): blocks from the full Jacobian"
-        return Recurrence("dense", reason)
-    dots = len(flow.local_dots)
-    reason = f"units coupled by {dots} matrix product{'s' * (dots != 1)}, cut to the unit-local entries"
-    return Recurrence("localised", reason)
+    graph: Graph
+    nodes: tuple[Node, ...]
+    output: RealView
+    output_avals: PyTree

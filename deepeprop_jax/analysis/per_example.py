@@ -5,9 +5,7 @@ Some are not: a centred or ranked batch, negatives out of the batch, a division 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +13,8 @@ import numpy as np
 
 from deepeprop_jax.analysis.labels import Labels, depends_on
 from deepeprop_jax.jaxpr.primitives import ELEMENTWISE, NONLINEAR_REDUCTIONS
-from deepeprop_jax.jaxpr.program import Equation, is_variable, trace
+from deepeprop_jax.jaxpr.program import Variable
+from deepeprop_jax.jaxpr.trace import trace
 from deepeprop_jax.network.cell import PyTree
 
 
@@ -39,40 +38,21 @@ def is_per_example(loss_fn: Callable, y: PyTree, target: PyTree, own: Sequence[b
 def _needs_no_other(loss_fn: Callable, y: PyTree, target: PyTree, own: Sequence[bool]) -> bool:
     program = trace(loss_fn, y, target)
     loss = program.outputs[0]
-    count = len(jax.tree.leaves(y))
-    is_split = [True] * count + list(own)
-    flow: dict[Any, Labels] = {}
+    is_split = [True] * len(jax.tree.leaves(y)) + list(own)
+    seeds: dict[Variable, Labels] = {}
     for variable, split in zip(program.inputs, is_split, strict=True):
         if split:
             shape = variable.aval.shape
             numbers = np.arange(shape[0], dtype=np.int32).reshape(-1, *(1,) * (len(shape) - 1))
-            flow[variable] = Labels.of(np.broadcast_to(numbers, shape))
-    for equation in program.equations:
-        flow |= _labels(equation, flow)
-    if not is_variable(loss) or not loss.aval.shape or loss not in flow:
-        return False
-    return flow[loss].within(np.arange(loss.aval.shape[0], dtype=np.int32))
-
-
-def _labels(equation: Equation, flow: dict[Any, Labels]) -> dict[Any, Labels]:
-    """On which examples an equation's outputs depend; what is not known depends on all that its operands do."""
-    known = {atom: flow[atom] for atom in equation.inputs if is_variable(atom) and atom in flow}
-    if not known:
-        return {}
-    output = equation.outputs[0]
-    if equation.name in ELEMENTWISE:
-        joined = functools.reduce(Labels.join, known.values())
-        return {output: joined.map(lambda x: np.broadcast_to(x, output.aval.shape))}
-    if equation.name in NONLINEAR_REDUCTIONS:
-        return {output: next(iter(known.values())).reduce(tuple(equation.params["axes"]))}
-    found = depends_on([equation], known).labels
-    return {variable: found[variable] for variable in equation.outputs if variable in found}
+            seeds[variable] = Labels.of(np.broadcast_to(numbers, shape))
+    found = depends_on(program.equations, seeds, None, ELEMENTWISE, {*NONLINEAR_REDUCTIONS, "reduce_sum"}).of(loss)
+    return found is not None and bool(found.low.shape) and found.within(np.arange(len(found.low), dtype=np.int32))
 
 
 def _is_the_same_in_parts(loss_fn: Callable, y: PyTree, target: PyTree, own: Sequence[bool], examples: int) -> bool:
     draw = np.random.default_rng(0)
 
-    def numbers(leaf: Any) -> np.ndarray:
+    def numbers(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         if jnp.issubdtype(leaf.dtype, jnp.inexact):
             return draw.uniform(0.1, 0.9, leaf.shape).astype(leaf.dtype)
         return draw.integers(0, 2, leaf.shape).astype(leaf.dtype)

@@ -1,4 +1,4 @@
-"""Values of a cell's program inside a segment, which have only those axes of the segment that they depend on.
+"""Programs computed: on plain values, and on those of a segment, with just the axes of it that they depend on.
 
 The axes are, in this order: ``c``, the step in the segment; ``r``, the row of a trace that a cotangent starts from;
 ``b``, the example. What depends on parameters alone has none of them, so a product with a weight is one matrix product
@@ -9,18 +9,69 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from deepeprop_jax.jaxpr.mesh_axes import vary, vary_like, varying_axes
 from deepeprop_jax.jaxpr.primitives import SAME_SHAPE
-from deepeprop_jax.jaxpr.program import Atom, Equation, Literal, Variable, backward_slice, bind, is_variable, shape_of
+from deepeprop_jax.jaxpr.program import Atom, Equation, Literal, Rule, Variable, backward_slice, is_in, shape_of
+
+T = TypeVar("T")
+Tree = TypeVar("Tree")
+Carry = TypeVar("Carry")
+Output = TypeVar("Output")
+
+
+def bind(equation: Equation, *values: jax.Array) -> list[jax.Array]:
+    """Apply an equation's primitive to values."""
+    values = tuple(_varying_alike(equation, values))
+    params = equation.primitive.get_bind_params(equation.params)
+    if isinstance(params, tuple):  # (functions, params) in older JAX
+        result = equation.primitive.bind(*params[0], *values, **params[1])
+    else:
+        result = equation.primitive.bind(*values, **params)
+    return list(result) if equation.primitive.multiple_results else [result]
+
+
+def _varying_alike(equation: Equation, values: Sequence[jax.Array]) -> Sequence[jax.Array]:
+    """Operands of types that vary along the axes of a mesh that they varied along when the equation was traced.
+
+    Those of a primitive that brings no program of its own have to vary along the same ones.
+    """
+    axes = varying_axes(*values)
+    if not axes:
+        return values
+    if not equation.has_program:
+        return [vary(value, axes) for value in values]
+    return [vary_like(value, atom.aval) for value, atom in zip(values, equation.inputs, strict=True)]
+
+
+def evaluate(
+    equations: Sequence[Equation], environment: Mapping[Variable, T], outputs: Sequence[Atom], rule: Rule = bind
+) -> list[T]:
+    """Run equations over values.
+
+    A variable that ``environment`` already holds keeps its value, also where an equation needed for another of its
+    outputs would compute it again.
+    """
+    known = dict(environment)
+
+    def read(atom: Atom) -> T:
+        return atom.val if isinstance(atom, Literal) else known[atom]
+
+    for equation in equations:
+        values = rule(equation, *map(read, equation.inputs))
+        for variable, value in zip(equation.outputs, values, strict=True):
+            known.setdefault(variable, value)
+    return list(map(read, outputs))
+
+
+# --- values of a segment ---------------------------------------------------------------------------------------------
 
 AXES = "crb"
-
-Rule = Callable[..., list[Any]]
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=["axes"])
@@ -29,7 +80,7 @@ class Lifted:
 
     __slots__ = ("axes", "value")
 
-    def __init__(self, value: Any, axes: str = ""):
+    def __init__(self, value: jax.Array, axes: str = ""):
         self.value, self.axes = value, axes
 
     @property
@@ -37,7 +88,7 @@ class Lifted:
         """Shape behind the leading axes."""
         return jnp.shape(self.value)[len(self.axes) :]
 
-    def map(self, function: Callable[[Any], Any]) -> Lifted:
+    def map(self, function: Callable[[jax.Array], jax.Array]) -> Lifted:
         """A function of the array that keeps the leading axes."""
         return Lifted(function(self.value), self.axes)
 
@@ -55,18 +106,18 @@ def union(*axes: str) -> str:
     return "".join(axis for axis in AXES if any(axis in given for given in axes))
 
 
-def aligned(x: Lifted, axes: str) -> Any:
+def aligned(x: Lifted, axes: str) -> jax.Array:
     """The array with all of ``axes``, of size 1 where it lacks one."""
     shape = iter(x.value.shape[: len(x.axes)])
     return x.value.reshape(*(next(shape) if axis in x.axes else 1 for axis in axes), *x.shape)
 
 
-def broadcast(x: Lifted, axes: str, sizes: Mapping[str, int]) -> Any:
+def broadcast(x: Lifted, axes: str, sizes: Mapping[str, int]) -> jax.Array:
     """The array with all of ``axes``, in full."""
     return jnp.broadcast_to(aligned(x, axes), (*(sizes[axis] for axis in axes), *x.shape))
 
 
-def elementwise(function: Callable[..., Any], *operands: Lifted) -> Lifted:
+def elementwise(function: Callable[..., jax.Array], *operands: Lifted) -> Lifted:
     """An element-wise function of values of one shape."""
     axes = union(*(x.axes for x in operands))
     return Lifted(function(*(aligned(x, axes) for x in operands)), axes)
@@ -88,20 +139,14 @@ def apply(equation: Equation, operands: Sequence[Lifted], rule: Rule = bind) -> 
         full = [broadcast(x, axes, sizes) if jnp.ndim(x.value) and x.axes != axes else x.value for x in operands]
         return [Lifted(value, axes) for value in bind(equation, *full)]
 
-    def function(*values: Any) -> list[Any]:
-        return rule(equation, *values)
-
+    function = functools.partial(rule, equation)
     for axis in reversed(axes):
         function = jax.vmap(function, in_axes=tuple(0 if axis in x.axes else None for x in operands))
     return [Lifted(value, axes) for value in function(*(x.value for x in operands))]
 
 
 class Values:
-    """Values of a program's variables, computed when asked for and kept.
-
-    Attributes:
-      known: what is known so far.
-    """
+    """Values of a program's variables, computed when asked for and kept in ``known``."""
 
     def __init__(self, equations: Sequence[Equation], known: Mapping[Variable, Lifted]):
         self.equations, self.known = equations, dict(known)
@@ -131,10 +176,8 @@ def pull(
     """Run equations that are linear in a cotangent; None is a zero, and nothing is computed for it.
 
     Args:
-      equations: in order.
       cotangents: the linear variables that are known.
-      linear: all variables that depend on the cotangent.
-      read: the value of any other atom.
+      linear: all variables that depend on the cotangent; ``read`` gives the value of any other atom.
     """
     found: dict[Variable, Lifted] = dict(cotangents)
 
@@ -144,52 +187,33 @@ def pull(
         return found.get(atom) if atom in linear else read(atom)
 
     for equation in equations:
-        operands = [value(atom) for atom in equation.inputs]
-        zero = [x is None for x in operands]
-        alive = [
-            x
-            for x, atom in zip(operands, equation.inputs, strict=True)
-            if x is not None and is_variable(atom) and atom in linear
-        ]
+        operands = [(atom, value(atom)) for atom in equation.inputs]
+        alive = [x for atom, x in operands if x is not None and is_in(atom, linear)]
         if not alive:
             continue
-        if equation.name in ("add_any", "add") and any(zero):
+        if equation.name in ("add_any", "add") and any(x is None for _, x in operands):
             results = alive
         else:
-            pairs = zip(operands, equation.inputs, strict=True)
-            filled = [Lifted(jnp.zeros(shape_of(a), a.aval.dtype)) if x is None else x for x, a in pairs]
+            filled = [Lifted(jnp.zeros(shape_of(a), a.aval.dtype)) if x is None else x for a, x in operands]
             results = apply(equation, filled, rule)
         for variable, result in zip(equation.outputs, results, strict=True):
             found.setdefault(variable, result)
     return [None if isinstance(atom, Literal) else found.get(atom) for atom in outputs]
 
 
-class Steps(NamedTuple):
-    """What a reverse loop over the steps of a segment reads: slices of what has the axis c, the rest as it stands.
+def scan_back(
+    body: Callable[[Carry, Tree], tuple[Carry, Output]], start: Carry, tree: Tree, length: int
+) -> tuple[Carry, Output]:
+    """``lax.scan`` from the last step of a segment to the first: ``body(carry, values of the step)``.
 
-    Attributes:
-      slices: arrays with a leading axis c.
-      at: turns a step's slices into the tree of values.
+    Args:
+      tree: of ``Lifted``; each step gets slices of what has the axis c, and the rest as it stands.
     """
-
-    slices: list[Any]
-    at: Callable[[list[Any]], Any]
-
-
-def per_step(tree: Any) -> Steps:
-    """Split a pytree of ``Lifted`` for a ``lax.scan`` over c."""
     leaves, structure = jax.tree.flatten(tree, is_leaf=lambda x: isinstance(x, Lifted))
-    moving = ["c" in x.axes for x in leaves]
 
-    def at(slices: list[Any]) -> Any:
+    def step(carry: Carry, slices: list[jax.Array]) -> tuple[Carry, Output]:
         rest = iter(slices)
-        values = [Lifted(next(rest), x.axes[1:]) if m else x for x, m in zip(leaves, moving, strict=True)]
-        return jax.tree.unflatten(structure, values)
+        values = [Lifted(next(rest), x.axes[1:]) if "c" in x.axes else x for x in leaves]
+        return body(carry, jax.tree.unflatten(structure, values))
 
-    return Steps([x.value for x, m in zip(leaves, moving, strict=True) if m], at)
-
-
-def scan_back(body: Callable, start: Any, tree: Any, length: int) -> Any:
-    """``lax.scan`` from the last step of a segment to the first: ``body(carry, values of the step)``."""
-    steps = per_step(tree)
-    return lax.scan(lambda carry, slices: body(carry, steps.at(slices)), start, steps.slices, length, reverse=True)
+    return lax.scan(step, start, [x.value for x in leaves if "c" in x.axes], length, reverse=True)

@@ -11,17 +11,28 @@ from __future__ import annotations
 import itertools
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import numpy as np
 
 from deepeprop_jax.jaxpr.primitives import ELEMENTWISE
-from deepeprop_jax.jaxpr.program import Atom, Equation, Program, Variable, dot_axes, is_variable, shape_of
+from deepeprop_jax.jaxpr.program import (
+    Atom,
+    Equation,
+    Program,
+    Variable,
+    dot_axes,
+    shape_of,
+    slice_of,
+    squeezed,
+)
 
 Window = tuple[tuple[int, int], ...]
 """A block of an array: start and stop on every axis."""
+
+Parts = list[tuple[Atom, Window]]
+"""What a piece of an equation's output is computed from: per operand which block of it."""
 
 _MOST_PIECES = 8
 """A cell with more gates than this is not known; one that reads its units one by one keeps its one matrix product."""
@@ -35,45 +46,34 @@ def unconcatenate(program: Program) -> Program:
     A value is computed in pieces if nothing reads it whole, the pieces read are few and do not overlap, and its
     equation is element-wise, a broadcast, reshape, squeeze, transpose, concatenate, stack or ``dot_general``; else it
     stays whole, and slices are taken of it. So nothing is computed twice. Strided slices and every other primitive
-    (custom derivative rules, loops, branches) read their operands whole and are never looked into.
-
-    Args:
-      program: any flat program; best that of a cell before its VJP is taken, so that the VJP's matrix products are
-        those of the single gates too.
-
-    Returns:
-      A program with the same inputs, constants and outputs, and the same values and derivatives to rounding, without
-      equations that no output needs.
-
-    Cost: one pass backward and one forward over the equations; no values are computed.
+    (custom derivative rules, loops, branches) read their operands whole and are never looked into. Inputs, constants
+    and outputs stay; equations that no output needs go. Best done before a VJP is taken, whose matrix products are then
+    those of the single gates too.
     """
     wanted, pieces = _plan(program)
     equations: list[Equation] = []
     made: dict[tuple[Variable, Window], Atom] = {}
     whole = {*program.inputs, *program.constants}
 
-    def emit(primitive: Any, params: dict, inputs: list[Atom], window: Window, like: Atom) -> Variable:
-        output = Variable(jax.ShapeDtypeStruct(_sizes(window), like.aval.dtype))
-        equations.append(Equation(primitive, params, inputs, [output]))
-        return output
+    def emitted(equation: Equation) -> Variable:
+        equations.append(equation)
+        return equation.outputs[0]
 
     def read(atom: Atom, window: Window) -> Atom:
         """A piece of a value that was computed in that piece, or whole."""
-        if is_variable(atom) and (atom, window) in made:
+        if isinstance(atom, Variable) and (atom, window) in made:
             return made[atom, window]
         if window == _all(atom):
             return atom
-        starts, stops = zip(*window, strict=True)
-        params = {"start_indices": starts, "limit_indices": stops, "strides": None}
-        piece = emit(jax.lax.slice_p, params, [read(atom, _all(atom))], window, atom)
-        if is_variable(atom):
+        piece = emitted(slice_of(read(atom, _all(atom)), window))
+        if isinstance(atom, Variable):
             made[atom, window] = piece
         return piece
 
     def may_stay(equation: Equation) -> bool:
         """Whether a split is of a whole value into parts read whole: its transpose, one concatenation, is cheapest."""
         source, outputs = equation.inputs[0], [output for output in equation.outputs if output in wanted]
-        is_whole = not is_variable(source) or source in whole or (source, _all(source)) in made
+        is_whole = not isinstance(source, Variable) or source in whole or (source, _all(source)) in made
         return equation.name != "slice" and is_whole and all([*wanted[output]] == [_all(output)] for output in outputs)
 
     for equation in program.equations:
@@ -81,74 +81,62 @@ def unconcatenate(program: Program) -> Program:
             continue
         views, output = _views(equation), equation.outputs[0]
         if output in pieces:
-            for window, operands in pieces[output].items():
-                inputs = list(itertools.starmap(read, operands.inputs))
-                alone = equation.name == "concatenate" and len(inputs) == 1
-                made[output, window] = (
-                    inputs[0] if alone else emit(equation.primitive, operands.params, inputs, window, output)
-                )
+            for window, parts in pieces[output].items():
+                inputs = list(itertools.starmap(read, parts))
+                if equation.name == "concatenate" and len(inputs) == 1:
+                    made[output, window] = inputs[0]
+                else:
+                    piece = Variable(jax.ShapeDtypeStruct(_sizes(window), output.aval.dtype))
+                    made[output, window] = emitted(equation.replaced(inputs, [piece]))
         elif views and not may_stay(equation):
             for out, view in zip(equation.outputs, views, strict=True):
                 for window in wanted.get(out, ()):
-                    piece = read(equation.inputs[0], view(window))
-                    if equation.name == "unstack":
-                        dropped = {"dimensions": (equation.params["axis"],)}
-                        piece = emit(jax.lax.squeeze_p, dropped, [piece], window, out)
-                    made[out, window] = piece
+                    part = read(equation.inputs[0], view(window))
+                    made[out, window] = emitted(squeezed(part, equation.axis)) if equation.name == "unstack" else part
         else:
-            inputs = [read(atom, _all(atom)) for atom in equation.inputs]
-            equations.append(Equation(equation.primitive, equation.params, inputs, equation.outputs))
+            equations.append(equation.replaced([read(atom, _all(atom)) for atom in equation.inputs], equation.outputs))
             whole.update(equation.outputs)
     outputs = [read(atom, _all(atom)) for atom in program.outputs]
     return Program(equations, program.inputs, outputs, program.constants)
 
 
-class _Operands(NamedTuple):
-    """How one piece of an equation's output is computed: from which pieces, and with which parameters."""
-
-    inputs: list[tuple[Atom, Window]]
-    params: dict
-
-
-def _plan(program: Program) -> tuple[dict[Variable, dict[Window, None]], dict[Variable, dict[Window, _Operands]]]:
+def _plan(program: Program) -> tuple[dict[Variable, dict[Window, None]], dict[Variable, dict[Window, Parts]]]:
     """Which windows of each variable are read, and how those are computed that are computed in pieces."""
     wanted: defaultdict[Variable, dict[Window, None]] = defaultdict(dict)  # windows as keys: a set that keeps its order
-    pieces: dict[Variable, dict[Window, _Operands]] = {}
+    pieces: dict[Variable, dict[Window, Parts]] = {}
 
-    def reads(equation: Equation) -> Iterator[tuple[Atom, Window]]:
+    def reads(equation: Equation) -> Parts:
         views = _views(equation)
         if views:
-            for output, view in zip(equation.outputs, views, strict=True):
-                yield from ((equation.inputs[0], view(window)) for window in wanted.get(output, ()))
-            return
+            pairs = zip(equation.outputs, views, strict=True)
+            return [(equation.inputs[0], view(window)) for output, view in pairs for window in wanted.get(output, ())]
         found = _in_pieces(equation, list(wanted.get(equation.outputs[0], ())))
-        if found:
-            pieces[equation.outputs[0]] = found
-            yield from (read for operands in found.values() for read in operands.inputs)
-        else:
-            yield from ((atom, _all(atom)) for atom in equation.inputs)
+        if not found:
+            return [(atom, _all(atom)) for atom in equation.inputs]
+        pieces[equation.outputs[0]] = found
+        return [read for parts in found.values() for read in parts]
 
-    def want(reads: Iterable[tuple[Atom, Window]]) -> None:
+    def want(reads: Parts) -> None:
         for atom, window in reads:
-            if is_variable(atom):
+            if isinstance(atom, Variable):
                 wanted[atom][window] = None
 
-    want((atom, _all(atom)) for atom in program.outputs)
+    want([(atom, _all(atom)) for atom in program.outputs])
     for equation in reversed(program.equations):
         if any(output in wanted for output in equation.outputs):
             want(reads(equation))
     return dict(wanted), pieces
 
 
-def _in_pieces(equation: Equation, windows: list[Window]) -> dict[Window, _Operands] | None:
+def _in_pieces(equation: Equation, windows: list[Window]) -> dict[Window, Parts] | None:
     """How to compute an equation's output in just these windows; None where it has to be, or had better be, whole."""
     rule = _RULES.get(equation.name)
-    sharded = any(equation.params.get(name) is not None for name in ("sharding", "out_sharding"))
-    if rule is None or sharded or not 0 < len(windows) <= _MOST_PIECES or _all(equation.outputs[0]) in windows:
+    few = 0 < len(windows) <= _MOST_PIECES and _all(equation.outputs[0]) not in windows
+    if rule is None or equation.is_sharded or not few or 0 in map(_size, windows):
         return None
-    if not all(itertools.starmap(_apart, itertools.combinations(windows, 2))) or 0 in map(_size, windows):
+    if not all(itertools.starmap(_apart, itertools.combinations(windows, 2))):
         return None
-    found = {window: operands for window in windows if (operands := rule(equation, window))}
+    found = {window: parts for window in windows if (parts := rule(equation, window))}
     return found if len(found) == len(windows) else None
 
 
@@ -173,15 +161,14 @@ def _apart(a: Window, b: Window) -> bool:
 
 def _views(equation: Equation) -> list[Callable[[Window], Window]] | None:
     """For an equation that only takes its input apart: per output, where a window of it lies in the input."""
-    params = equation.params
-    if equation.name == "slice" and set(params["strides"] or ()) <= {1}:
-        return [_shift(params["start_indices"])]
+    if equation.name == "slice" and all(part.step == 1 for part in equation.slices):
+        return [_shift([part.start for part in equation.slices])]
     if equation.name == "split":
-        rank, axis = len(shape_of(equation.inputs[0])), params["axis"]
-        starts = itertools.accumulate(map(int, params["sizes"][:-1]), initial=0)
+        rank, axis = len(shape_of(equation.inputs[0])), equation.axis
+        starts = itertools.accumulate(map(int, equation.sizes[:-1]), initial=0)
         return [_shift([start if i == axis else 0 for i in range(rank)]) for start in starts]
     if equation.name == "unstack":
-        axis = params["axis"]
+        axis = equation.axis
         return [lambda w, i=i: (*w[:axis], (i, i + 1), *w[axis:]) for i in range(len(equation.outputs))]
     return None
 
@@ -193,72 +180,69 @@ def _shift(offsets: Sequence[int]) -> Callable[[Window], Window]:
 # --- one rule per primitive: a window of the output, from which windows of the operands? ------------------------------
 
 
-def _elementwise(equation: Equation, window: Window) -> _Operands:
+def _elementwise(equation: Equation, window: Window) -> Parts:
     """An operand is a scalar, or has the output's axes, each of full length or of length one."""
-    shape = shape_of(equation.outputs[0])
-    inputs = []
-    for atom in equation.inputs:
-        axes = zip(window, shape, shape_of(atom) or shape, strict=True)
-        part = tuple(ends if own == size else (0, 1) for ends, size, own in axes)
-        inputs.append((atom, part if shape_of(atom) else ()))
-    return _Operands(inputs, equation.params)
+    return [(x, _along(window, equation, x, range(len(window))) if shape_of(x) else ()) for x in equation.inputs]
 
 
-def _concatenate(equation: Equation, window: Window) -> _Operands:
-    axis = equation.params["dimension"]
+def _along(window: Window, equation: Equation, atom: Atom, axes: Iterable[int]) -> Window:
+    """The window of an operand whose axes are these of the output, or of length one."""
+    full = shape_of(equation.outputs[0])
+    return tuple(
+        window[axis] if size == full[axis] else (0, 1) for axis, size in zip(axes, shape_of(atom), strict=True)
+    )
+
+
+def _broadcast_in_dim(equation: Equation, window: Window) -> Parts:
+    (atom,) = equation.inputs
+    return [(atom, _along(window, equation, atom, equation.broadcast_axes))]
+
+
+def _concatenate(equation: Equation, window: Window) -> Parts:
+    axis = equation.axis
     start, stop = window[axis]
-    inputs, offset = [], 0
+    parts, offset = [], 0
     for atom in equation.inputs:
         size = shape_of(atom)[axis]
         part = max(start - offset, 0), min(stop - offset, size)
         if part[0] < part[1]:
-            inputs.append((atom, (*window[:axis], part, *window[axis + 1 :])))
+            parts.append((atom, (*window[:axis], part, *window[axis + 1 :])))
         offset += size
-    return _Operands(inputs, equation.params)
+    return parts
 
 
-def _stack(equation: Equation, window: Window) -> _Operands:
-    axis = equation.params["axis"]
-    inputs = [(atom, (*window[:axis], *window[axis + 1 :])) for atom in equation.inputs[slice(*window[axis])]]
-    return _Operands(inputs, equation.params)
+def _stack(equation: Equation, window: Window) -> Parts:
+    axis = equation.axis
+    return [(atom, (*window[:axis], *window[axis + 1 :])) for atom in equation.inputs[slice(*window[axis])]]
 
 
-def _broadcast_in_dim(equation: Equation, window: Window) -> _Operands:
-    (atom,) = equation.inputs
-    axes = zip(equation.params["broadcast_dimensions"], shape_of(atom), strict=True)
-    part = tuple(window[axis] if size == shape_of(equation.outputs[0])[axis] else (0, 1) for axis, size in axes)
-    return _Operands([(atom, part)], {**equation.params, "shape": _sizes(window)})
-
-
-def _squeeze(equation: Equation, window: Window) -> _Operands:
+def _squeeze(equation: Equation, window: Window) -> Parts:
     (atom,), kept = equation.inputs, iter(window)
-    dropped = {axis % len(shape_of(atom)) for axis in equation.params["dimensions"]}
-    part = tuple((0, 1) if axis in dropped else next(kept) for axis in range(len(shape_of(atom))))
-    return _Operands([(atom, part)], equation.params)
+    rank = len(shape_of(atom))
+    dropped = {axis % rank for axis in equation.axes}
+    return [(atom, tuple((0, 1) if axis in dropped else next(kept) for axis in range(rank)))]
 
 
-def _transpose(equation: Equation, window: Window) -> _Operands:
-    part = tuple(window[axis] for axis in np.argsort(equation.params["permutation"]))
-    return _Operands([(equation.inputs[0], part)], equation.params)
+def _transpose(equation: Equation, window: Window) -> Parts:
+    return [(equation.inputs[0], tuple(window[axis] for axis in np.argsort(equation.permutation)))]
 
 
-def _dot_general(equation: Equation, window: Window) -> _Operands:
-    axes = dot_axes(equation)
+def _dot_general(equation: Equation, window: Window) -> Parts:
+    lhs, rhs = dot_axes(equation)
     left, right = map(list, map(_all, equation.inputs))
-    pairs = zip(axes.lhs_batch, axes.rhs_batch, strict=True)
-    places = [[(left, i), (right, j)] for i, j in pairs]
-    places += [[(left, i)] for i in axes.lhs_free] + [[(right, j)] for j in axes.rhs_free]
+    places = [[(left, i), (right, j)] for i, j in zip(lhs.batch, rhs.batch, strict=True)]
+    places += [[(left, i)] for i in lhs.free] + [[(right, j)] for j in rhs.free]
     for part, place in zip(window, places, strict=True):
         for operand, axis in place:
             operand[axis] = part
-    return _Operands(list(zip(equation.inputs, (tuple(left), tuple(right)), strict=True)), equation.params)
+    return list(zip(equation.inputs, (tuple(left), tuple(right)), strict=True))
 
 
-def _reshape(equation: Equation, window: Window) -> _Operands | None:
+def _reshape(equation: Equation, window: Window) -> Parts | None:
     """Group the axes where both shapes have come as far; in each group the window must be one block on both sides."""
     (atom,), new = equation.inputs, shape_of(equation.outputs[0])
     old = shape_of(atom)
-    if equation.params["dimensions"] is not None or 0 in old:
+    if equation.axes or 0 in old:
         return None
     new_ends, old_ends = (
         {size: axis for axis, size in enumerate(itertools.accumulate(shape, operator.mul, initial=1))}
@@ -272,7 +256,7 @@ def _reshape(equation: Equation, window: Window) -> _Operands | None:
             return None
         part += group
         i, j = new_ends[size], old_ends[size]
-    return _Operands([(atom, tuple(part))], {**equation.params, "new_sizes": _sizes(window)})
+    return [(atom, tuple(part))]
 
 
 def _regroup(window: Window, new: tuple[int, ...], old: tuple[int, ...]) -> list[tuple[int, int]] | None:
@@ -287,7 +271,7 @@ def _regroup(window: Window, new: tuple[int, ...], old: tuple[int, ...]) -> list
     return part if blocks else None
 
 
-_RULES: dict[str, Callable[[Equation, Window], _Operands | None]] = {
+_RULES: dict[str, Callable[[Equation, Window], Parts | None]] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     "broadcast_in_dim": _broadcast_in_dim,
     "concatenate": _concatenate,

@@ -7,45 +7,44 @@ of a loop, and for an output and its cotangent. Its functions see to operands; t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeVar
 
 import jax
 
-PyTree = Any
+Tree = TypeVar("Tree")
 
 
-def varying_axes(*trees: PyTree) -> frozenset[str]:
+def varying_axes(*trees: object) -> frozenset[str]:
     """All axes along which any leaf varies; leaves may be arrays, or types with shape and dtype."""
-    return frozenset().union(*(_axes_of(leaf) for leaf in jax.tree.leaves(trees)))
+    return frozenset().union(*map(_axes_of, jax.tree.leaves(trees)))
 
 
-def vary(tree: PyTree, axes: frozenset[str]) -> PyTree:
+def _axes_of(leaf: jax.Array) -> frozenset[str]:
+    kind = leaf if hasattr(leaf, "manual_axis_type") else jax.typeof(leaf)
+    return getattr(kind.manual_axis_type, "varying", frozenset())
+
+
+def vary(tree: Tree, axes: frozenset[str]) -> Tree:
     """The same values, of a type that varies along ``axes`` too."""
 
-    def cast(leaf: Any) -> Any:
+    def cast(leaf: jax.Array) -> jax.Array:
         missing = tuple(sorted(axes - _axes_of(leaf)))
         return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
 
     return jax.tree.map(cast, tree) if axes else tree
 
 
-def vary_like(tree: PyTree, *others: PyTree) -> PyTree:
+def vary_like(tree: Tree, *others: object) -> Tree:
     """The same values, of a type that varies along all axes along which ``others`` vary."""
     return vary(tree, varying_axes(*others))
 
 
-def _axes_of(leaf: Any) -> frozenset[str]:
-    kind = leaf if hasattr(leaf, "manual_axis_type") else jax.typeof(leaf)
-    return getattr(kind.manual_axis_type, "varying", frozenset())
-
-
-def vary_alike(*trees: PyTree) -> tuple[PyTree, ...]:
+def vary_alike(*trees: Tree) -> tuple[Tree, ...]:
     """The same pytrees; every leaf varies along all axes along which any does."""
-    axes = varying_axes(trees)
-    return tuple(vary(tree, axes) for tree in trees)
+    return vary(trees, varying_axes(trees))
 
 
-def summed_like(gradient: PyTree, params: PyTree) -> PyTree:
+def summed_like(gradient: Tree, params: Tree) -> Tree:
     """A gradient of the types of the params, as ``jax.grad`` gives it.
 
     Where devices hold the same params their gradients are summed, in one ``psum``; where params vary, each device keeps

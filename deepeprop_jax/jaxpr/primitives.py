@@ -1,7 +1,7 @@
 """The one table of JAX's primitives: by name, what the rewriting and the analysis of programs rely on.
 
 A primitive that is in none of these is looked into by nobody: it takes the dense, correct path. How units go through
-one stands in ``analysis/labels.py``, how a gate is cut in ``gates.py``.
+one stands in ``rearrange.py`` and ``analysis/labels.py``, how a gate is cut in ``gates.py``.
 ``tests/jaxpr/test_jax_contracts.py`` names what a new JAX brings or moves.
 """
 
@@ -32,39 +32,22 @@ ELEMENTWISE = frozenset([
 ])  # fmt: skip
 """Functions of the entries at one place, of operands of one shape or scalars."""
 
-SAME_SHAPE = frozenset(
-    [
-        "abs", "add", "add_any", "cos", "div", "exp", "expm1", "log", "log1p", "log2", "logistic",
-        "max", "min", "mul", "neg", "one_minus_square", "rsqrt", "sign", "sin", "sqrt", "square", "sub", "tan", "tanh",
-    ]
-)  # fmt: skip
+SAME_SHAPE = frozenset([
+    "abs", "add", "add_any", "cos", "div", "exp", "expm1", "log", "log1p", "log2", "logistic",
+    "max", "min", "mul", "neg", "one_minus_square", "rsqrt", "sign", "sin", "sqrt", "square", "sub", "tan", "tanh",
+])  # fmt: skip
 """Primitives of operands of one shape, or scalars, without an axis among their parameters."""
 
-LINEAR_ELEMENTWISE = frozenset(
-    [
-        "add_any",
-        "add",
-        "sub",
-        "mul",
-        "div",
-        "neg",
-        "select_n",
-        "convert_element_type",
-        "real",
-        "imag",
-        "complex",
-        "conj",
-        "reduce_precision",
-    ]
-)
+LINEAR_ELEMENTWISE = frozenset([
+    "add_any", "add", "sub", "mul", "div", "neg", "select_n", "convert_element_type", "real", "imag", "complex",
+    "conj", "reduce_precision",
+])  # fmt: skip
 """Those that a program linear in a cotangent is made of."""
 
-PARTWISE = frozenset(
-    [
-        "add_any", "add", "broadcast_in_dim", "concatenate", "copy", "copy_p", "dynamic_slice", "neg", "pad",
-        "reduce_sum", "reshape", "rev", "select_n", "slice", "split", "squeeze", "stack", "sub", "transpose", "unstack",
-    ]
-)  # fmt: skip
+PARTWISE = frozenset([
+    "add_any", "add", "broadcast_in_dim", "concatenate", "copy", "copy_p", "dynamic_slice", "neg", "pad",
+    "reduce_sum", "reshape", "rev", "select_n", "slice", "split", "squeeze", "stack", "sub", "transpose", "unstack",
+])  # fmt: skip
 """Primitives that do the same to the real and to the imaginary part; other operands are indices, or a predicate."""
 
 FINITE = frozenset([
@@ -90,25 +73,21 @@ STORED = frozenset(
 
 VIEWS = frozenset(
     ["copy", "copy_p", "expand_dims", "optimization_barrier", "pvary", "reshape", "squeeze", "stop_gradient"]
-)  # fmt: skip
+)
 """The same bytes under another shape."""
 
-FUSED = VIEWS | frozenset(
-    [
-        "abs", "add", "add_any", "and", "broadcast_in_dim", "ceil", "clamp", "complex", "conj", "convert_element_type",
-        "dynamic_slice", "eq", "floor", "gather", "ge", "gt", "imag", "integer_pow", "iota", "is_finite", "le", "lt",
-        "max", "min", "mul", "ne", "neg", "not", "one_minus_square", "or", "pad",
-        "real", "reduce_precision", "rev", "round",
-        "select_n", "sign", "slice", "square", "sub", "xor",
-    ]
-)  # fmt: skip
+FUSED = VIEWS | frozenset([
+    "abs", "add", "add_any", "and", "broadcast_in_dim", "ceil", "clamp", "complex", "conj", "convert_element_type",
+    "dynamic_slice", "eq", "floor", "gather", "ge", "gt", "imag", "integer_pow", "iota", "is_finite", "le", "lt",
+    "max", "min", "mul", "ne", "neg", "not", "one_minus_square", "or", "pad",
+    "real", "reduce_precision", "rev", "round",
+    "select_n", "sign", "slice", "square", "sub", "xor",
+])  # fmt: skip
 """Computed anew in all that reads them."""
 
-FUSED_ONCE = frozenset(
-    [
-        "acos", "asin", "atan", "atan2", "cbrt", "cos", "cosh", "div", "erf", "erf_inv", "exp", "exp2", "expm1", "log",
-        "log1p", "log2", "logistic", "polynomial", "pow", "rem", "rsqrt", "sin", "sinh", "sqrt", "tan", "tanh",
-        "transpose",
-    ]
-)  # fmt: skip
+FUSED_ONCE = frozenset([
+    "acos", "asin", "atan", "atan2", "cbrt", "cos", "cosh", "div", "erf", "erf_inv", "exp", "exp2", "expm1", "log",
+    "log1p", "log2", "logistic", "polynomial", "pow", "rem", "rsqrt", "sin", "sinh", "sqrt", "tan", "tanh",
+    "transpose",
+])  # fmt: skip
 """Computed in what reads them, if that is one."""

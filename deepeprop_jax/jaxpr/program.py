@@ -1,32 +1,15 @@
-"""The only file that touches jaxprs: trace a function to a flat program, slice it, evaluate it."""
+"""A program as data: equations in order, and slices of them; the only file that knows a primitive's parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.extend.core as jex
-import jax.numpy as jnp
-
-from deepeprop_jax.jaxpr.mesh_axes import vary, vary_like, varying_axes
-from deepeprop_jax.jaxpr.primitives import CALLS, CUSTOM_RULES
+import numpy as np
 
 Literal = jex.Literal
-
-
-_SETTINGS = (
-    "jax_allow_f16_reductions", "jax_debug_infs", "jax_debug_nans", "jax_default_matmul_precision",
-    "jax_default_prng_impl", "jax_disable_jit", "jax_enable_custom_prng", "jax_enable_x64", "jax_explicit_x64_dtypes",
-    "jax_legacy_prng_key", "jax_numpy_dtype_promotion", "jax_numpy_rank_promotion", "jax_random_seed_offset",
-    "jax_softmax_custom_jvp", "jax_threefry_partitionable",
-)  # fmt: skip
-"""What a user may set for a while, and a traced program then keeps."""
-
-
-def context() -> tuple[Any, ...]:
-    """The settings in force that a traced program depends on; equal programs may be used again only in the same."""
-    return (jax.sharding.get_abstract_mesh(), *(getattr(jax.config, name, None) for name in _SETTINGS))
 
 
 class Variable:
@@ -34,12 +17,11 @@ class Variable:
 
     __slots__ = ("aval",)
 
-    def __init__(self, aval: Any):
+    def __init__(self, aval: jax.ShapeDtypeStruct):
         self.aval = aval
 
 
-Atom = Any
-"""A ``Variable`` or a ``Literal``."""
+Atom: TypeAlias = Variable | jex.Literal
 
 
 class Equation:
@@ -47,13 +29,88 @@ class Equation:
 
     __slots__ = ("inputs", "outputs", "params", "primitive")
 
-    def __init__(self, primitive: jex.Primitive, params: dict, inputs: list[Atom], outputs: list[Variable]):
-        self.primitive, self.params, self.inputs, self.outputs = primitive, params, inputs, outputs
+    def __init__(
+        self, primitive: jex.Primitive, params: dict[str, Any], inputs: Sequence[Atom], outputs: Sequence[Variable]
+    ):
+        self.primitive, self.params, self.inputs, self.outputs = primitive, params, list(inputs), list(outputs)
 
     @property
     def name(self) -> str:
         """The primitive's name."""
         return self.primitive.name
+
+    @property
+    def axis(self) -> int:
+        """Along which a concatenate, stack, split or unstack works."""
+        return self.params["dimension" if self.name == "concatenate" else "axis"]
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Which a reduction sums, a squeeze drops, a rev reverses; empty for a reshape that keeps the order."""
+        return tuple(self.params.get("axes") or self.params.get("dimensions") or ())
+
+    @property
+    def permutation(self) -> tuple[int, ...]:
+        """Of a transpose: per axis of its output, that of its input."""
+        return self.params["permutation"]
+
+    @property
+    def broadcast_axes(self) -> tuple[int, ...]:
+        """Of a broadcast_in_dim: per axis of its input, that of its output."""
+        return self.params["broadcast_dimensions"]
+
+    @property
+    def padding(self) -> tuple[tuple[int, int, int], ...]:
+        """Of a pad: per axis, how much before, behind and between."""
+        return self.params["padding_config"]
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """Of a slice: per axis, start, stop and step."""
+        starts, stops = self.params["start_indices"], self.params["limit_indices"]
+        return tuple(map(slice, starts, stops, self.params["strides"] or (1,) * len(starts)))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Of a split: the length of each part."""
+        return self.params["sizes"]
+
+    @property
+    def exponent(self) -> int:
+        """Of an integer_pow."""
+        return self.params["y"]
+
+    @property
+    def preferred_dtype(self) -> np.dtype | None:
+        """Of a dot: the dtype that its result was asked for in."""
+        return self.params["preferred_element_type"]
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether it says how its output lies on devices."""
+        return any(self.params.get(name) is not None for name in ("sharding", "out_sharding"))
+
+    @property
+    def has_program(self) -> bool:
+        """Whether it brings a program or function of its own."""
+        return any(isinstance(x, jex.Jaxpr | jex.ClosedJaxpr) or callable(x) for x in self.params.values())
+
+    @property
+    def bodies(self) -> list[jex.ClosedJaxpr]:
+        """What a loop runs, or every branch of a conditional; empty for any other primitive."""
+        names = {"scan": "jaxpr", "while": "body_jaxpr", "cond": "branches"}
+        found = self.params[names[self.name]] if self.name in names else ()
+        return list(found) if isinstance(found, tuple | list) else [found]
+
+    def replaced(self, inputs: Sequence[Atom], outputs: Sequence[Variable], **params: object) -> Equation:
+        """The same primitive elsewhere; a broadcast or reshape to the shape of its new output."""
+        shape = {"broadcast_in_dim": "shape", "reshape": "new_sizes"}.get(self.name)
+        params |= {} if shape is None else {shape: outputs[0].aval.shape}
+        return Equation(self.primitive, {**self.params, **params}, inputs, outputs)
+
+
+Rule = Callable[..., list]
+"""How an equation is computed: ``rule(equation, *values)`` gives the values of its outputs."""
 
 
 class Program(NamedTuple):
@@ -62,142 +119,7 @@ class Program(NamedTuple):
     equations: list[Equation]
     inputs: list[Variable]
     outputs: list[Atom]
-    constants: dict[Variable, Any]
-
-
-def trace(function: Callable, *args: Any, differentiated: bool = False) -> Program:
-    """The flat program of ``function``; arguments may be arrays or ``jax.ShapeDtypeStruct``, leaves in pytree order.
-
-    Args:
-      differentiated: whether derivatives have been taken in it, so that custom rules are no longer needed.
-    """
-    return _flat(jax.make_jaxpr(function)(*args), CALLS | CUSTOM_RULES if differentiated else CALLS)
-
-
-def _flat(closed: Any, inlined: dict[str, str]) -> Program:
-    equations: list[Equation] = []
-    constants: dict[Variable, Any] = {}
-
-    def walk(closed: Any, args: list[Atom]) -> list[Atom]:
-        # From JAX 0.12 on a jaxpr is closed by itself; before, the closed one wraps the open one.
-        jaxpr, values = getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
-        environment: dict[Any, Atom] = dict(zip(jaxpr.invars, args, strict=True))
-        for var, value in zip(jaxpr.constvars, values, strict=True):
-            environment[var] = Variable(var.aval)
-            constants[environment[var]] = value
-
-        def read(atom: Any) -> Atom:
-            return atom if isinstance(atom, Literal) else environment[atom]
-
-        for eqn in jaxpr.eqns:
-            inputs = [read(atom) for atom in eqn.invars]
-            if eqn.primitive.name in inlined:
-                outputs = walk(eqn.params[inlined[eqn.primitive.name]], inputs)
-            else:
-                outputs = [Variable(var.aval) for var in eqn.outvars]
-                equations.append(Equation(eqn.primitive, eqn.params, inputs, outputs))
-            environment.update(zip(eqn.outvars, outputs, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
-
-    inputs = [Variable(var.aval) for var in getattr(closed, "jaxpr", closed).invars]
-    program = Program(equations, inputs, walk(closed, inputs), constants)
-    for value in constants.values():
-        if isinstance(value, jax.core.Tracer):
-            jax.lax.optimization_barrier(value)  # one of a trace that is over raises here, not where the program is run
-    return program
-
-
-def check_custom_rules(function: Callable, *args: Any) -> None:
-    """Differentiate a function's program once if custom rules stand in it: one that reads a traced value from elsewhere
-    than its arguments fails only there, as in ``jax.grad`` through a scan.
-
-    Args:
-      function: of pytrees.
-      args: with ``jax.ShapeDtypeStruct`` leaves.
-
-    Raises:
-      jax.errors.UnexpectedTracerError: by JAX, for such a rule.
-    """
-    program = trace(function, *args)
-    if not _has_custom_rule(program.equations):
-        return
-    leaves = jax.tree.leaves(args)
-    free = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-
-    def pull(leaves: list[Any]) -> list[Any]:
-        def of_free(values: list[Any]) -> list[Any]:
-            known = dict(zip(program.inputs, leaves, strict=True))
-            known |= {program.inputs[i]: value for i, value in zip(free, values, strict=True)}
-            results = evaluate(program.equations, program.constants | known, program.outputs)
-            return [result for result in results if jnp.issubdtype(jnp.result_type(result), jnp.inexact)]
-
-        results, pull = jax.vjp(of_free, [leaves[i] for i in free])
-        return pull([jnp.ones_like(result) for result in results])
-
-    trace(pull, leaves)
-
-
-def _has_custom_rule(equations: Iterable[Any]) -> bool:
-    """Whether a ``custom_jvp`` or ``custom_vjp`` function is called in equations, at any depth."""
-    for equation in equations:
-        primitive: Any = equation.primitive
-        if primitive.name in ("custom_jvp_call", "custom_vjp_call"):
-            return True
-        inner = [
-            x for value in equation.params.values() for x in (value if isinstance(value, tuple | list) else [value])
-        ]
-        if any(_has_custom_rule(getattr(getattr(x, "jaxpr", x), "eqns", ())) for x in inner):
-            return True
-    return False
-
-
-class Inside(NamedTuple):
-    """What a loop or a conditional runs, differentiated.
-
-    Attributes:
-      programs: the body of a loop, or every branch.
-      carried: (input, output) of the body that are one value from turn to turn.
-      start: which of the equation's inputs those values start from.
-      fixed: how many inputs, of the equation and of the body, are the same at every turn: they come first.
-    """
-
-    programs: list[Program]
-    carried: list[tuple[int, int]]
-    start: list[int]
-    fixed: int
-
-
-def inside(equation: Equation) -> Inside | None:
-    """None for an equation that runs no program."""
-    params = equation.params
-    if equation.name == "scan":
-        return _inside_scan(equation)
-    if equation.name == "while":
-        bodies, first, before = [params["body_jaxpr"]], params["body_nconsts"], params["cond_nconsts"]
-        count = len(equation.outputs)
-    elif equation.name == "cond":
-        bodies, first, count, before = list(params["branches"]), 0, 0, 0
-    else:
-        return None
-    programs = [_flat(body, CALLS | CUSTOM_RULES) for body in bodies]
-    turns = range(count)
-    return Inside(programs, [(first + i, i) for i in turns], [before + first + i for i in turns], 0)
-
-
-def _inside_scan(equation: Equation) -> Inside:
-    """Its body takes what is fixed, what is carried and slices of the rest, in this order.
-
-    How many of each, the shapes tell: what stands among the parameters differs from one JAX to another.
-    """
-    body = _flat(equation.params["jaxpr"], CALLS | CUSTOM_RULES)
-
-    def same(outside: Sequence[Atom], inside: Sequence[Atom]) -> int:
-        return sum(len(shape_of(a)) == len(shape_of(b)) for a, b in zip(outside, inside, strict=True))
-
-    carried = same(equation.outputs, body.outputs)
-    fixed = same(equation.inputs, body.inputs) - carried
-    places = [fixed + i for i in range(carried)]
-    return Inside([body], list(zip(places, range(carried), strict=True)), places, fixed)
+    constants: dict[Variable, jax.Array]
 
 
 def is_variable(atom: Atom) -> bool:
@@ -205,74 +127,9 @@ def is_variable(atom: Atom) -> bool:
     return isinstance(atom, Variable)
 
 
-def backward_slice(
-    equations: Sequence[Equation], outputs: Iterable[Atom], stop: Iterable[Variable] = ()
-) -> list[Equation]:
-    """The equations that ``outputs`` need, not looking behind the variables in ``stop``."""
-    stop = set(stop)
-    needed = {atom for atom in outputs if is_variable(atom)} - stop
-    kept = []
-    for equation in reversed(equations):
-        if any(output in needed for output in equation.outputs):
-            kept.append(equation)
-            needed |= {atom for atom in equation.inputs if is_variable(atom)} - stop
-    return kept[::-1]
-
-
-def dependents(equations: Sequence[Equation], sources: Iterable[Variable]) -> set[Variable]:
-    """All variables that depend on one of ``sources``, those included."""
-    reached = set(sources)
-    for equation in equations:
-        if any(is_variable(atom) and atom in reached for atom in equation.inputs):
-            reached.update(equation.outputs)
-    return reached
-
-
-def bind(equation: Equation, *values: Any) -> list[Any]:
-    """Apply an equation's primitive to values."""
-    values = tuple(_varying_alike(equation, values))
-    params = equation.primitive.get_bind_params(equation.params)
-    if isinstance(params, tuple):  # (functions, params) in older JAX
-        result = equation.primitive.bind(*params[0], *values, **params[1])
-    else:
-        result = equation.primitive.bind(*values, **params)
-    return list(result) if equation.primitive.multiple_results else [result]
-
-
-def _varying_alike(equation: Equation, values: Sequence[Any]) -> Sequence[Any]:
-    """Operands of types that vary along the axes of a mesh that they varied along when the equation was traced.
-
-    Those of a primitive that brings no program of its own have to vary along the same ones.
-    """
-    axes = varying_axes(*values)
-    if not axes:
-        return values
-    if not any(isinstance(value, jex.Jaxpr | jex.ClosedJaxpr) or callable(value) for value in equation.params.values()):
-        return [vary(value, axes) for value in values]
-    return [vary_like(value, atom.aval) for value, atom in zip(values, equation.inputs, strict=True)]
-
-
-def evaluate(
-    equations: Sequence[Equation],
-    environment: dict[Variable, Any],
-    outputs: Sequence[Atom],
-    rule: Callable[..., list[Any]] = bind,
-) -> list[Any]:
-    """Run equations over values; ``rule(equation, *values)`` may replace how one is computed.
-
-    A variable that ``environment`` already holds keeps its value, also where an equation needed for another of its
-    outputs would compute it again.
-    """
-    environment = dict(environment)
-
-    def read(atom: Atom) -> Any:
-        return atom.val if isinstance(atom, Literal) else environment[atom]
-
-    for equation in equations:
-        values = rule(equation, *[read(atom) for atom in equation.inputs])
-        for variable, value in zip(equation.outputs, values, strict=True):
-            environment.setdefault(variable, value)
-    return [read(atom) for atom in outputs]
+def is_in(atom: Atom, known: Collection[Variable]) -> bool:
+    """Whether the atom is one of these variables; a literal may have no hash."""
+    return isinstance(atom, Variable) and atom in known
 
 
 def shape_of(atom: Atom) -> tuple[int, ...]:
@@ -280,32 +137,60 @@ def shape_of(atom: Atom) -> tuple[int, ...]:
     return tuple(getattr(atom.aval, "shape", ()))
 
 
+def variables(atoms: Iterable[Atom]) -> list[Variable]:
+    """Those of the atoms that are variables."""
+    return [atom for atom in atoms if isinstance(atom, Variable)]
+
+
+def read_by(equations: Iterable[Equation]) -> list[Variable]:
+    """The variables that equations read, as often as they do."""
+    return variables(atom for equation in equations for atom in equation.inputs)
+
+
+def made_by(equations: Iterable[Equation]) -> list[Variable]:
+    """The variables that equations compute."""
+    return [output for equation in equations for output in equation.outputs]
+
+
+def backward_slice(
+    equations: Sequence[Equation], outputs: Iterable[Atom], stop: Iterable[Variable] = ()
+) -> list[Equation]:
+    """The equations that ``outputs`` need, not looking behind the variables in ``stop``."""
+    stop = set(stop)
+    needed = {*variables(outputs)} - stop
+    kept = []
+    for equation in reversed(equations):
+        if any(output in needed for output in equation.outputs):
+            kept.append(equation)
+            needed |= {*variables(equation.inputs)} - stop
+    return kept[::-1]
+
+
+def dependents(equations: Sequence[Equation], sources: Iterable[Variable]) -> set[Variable]:
+    """All variables that depend on one of ``sources``, those included."""
+    reached = set(sources)
+    for equation in equations:
+        if not reached.isdisjoint(variables(equation.inputs)):
+            reached.update(equation.outputs)
+    return reached
+
+
 class DotAxes(NamedTuple):
-    """Which axes of the two operands of a ``dot_general`` are contracted, batched and free."""
+    """The axes of one operand of a ``dot_general``."""
 
-    lhs_contract: list[int]
-    rhs_contract: list[int]
-    lhs_batch: list[int]
-    rhs_batch: list[int]
-    lhs_free: list[int]
-    rhs_free: list[int]
+    batch: list[int]
+    free: list[int]
+    contract: list[int]
 
 
-def dot_axes(equation: Equation) -> DotAxes:
-    """The axes of a ``dot_general`` equation; its output is ordered (batch, lhs free, rhs free)."""
-    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = equation.params["dimension_numbers"]
-
-    def free(atom: Atom, *used: Sequence[int]) -> list[int]:
-        return [axis for axis in range(len(shape_of(atom))) if all(axis not in axes for axes in used)]
-
-    return DotAxes(
-        list(lhs_contract),
-        list(rhs_contract),
-        list(lhs_batch),
-        list(rhs_batch),
-        free(equation.inputs[0], lhs_contract, lhs_batch),
-        free(equation.inputs[1], rhs_contract, rhs_batch),
-    )
+def dot_axes(equation: Equation) -> tuple[DotAxes, DotAxes]:
+    """The axes of a ``dot_general``'s two operands; its output is ordered (batch, lhs free, rhs free)."""
+    contracts, batches = equation.params["dimension_numbers"]
+    found = []
+    for atom, contract, batch in zip(equation.inputs, contracts, batches, strict=True):
+        free = [axis for axis in range(len(shape_of(atom))) if axis not in (*contract, *batch)]
+        found.append(DotAxes(list(batch), free, list(contract)))
+    return found[0], found[1]
 
 
 def weights_last(program: Program, moving: Iterable[Variable]) -> Program:
@@ -321,14 +206,35 @@ def weights_last(program: Program, moving: Iterable[Variable]) -> Program:
         if equation.name != "dot_general":
             return equation
         weight, x = equation.inputs
-        if (is_variable(weight) and weight in varying) or not (is_variable(x) and x in varying):
-            return equation
         (lhs, rhs), batch = equation.params["dimension_numbers"]
-        if len(shape_of(x)) != 1 or len(rhs) != 1:
+        is_product = len(shape_of(x)) == 1 and len(rhs) == 1
+        if not is_product or not is_in(x, varying) or is_in(weight, varying):
             return equation
         precision = equation.params["precision"]
         precision = precision[::-1] if isinstance(precision, tuple) else precision
-        params = {**equation.params, "dimension_numbers": ((rhs, lhs), batch), "precision": precision}
-        return Equation(equation.primitive, params, [x, weight], equation.outputs)
+        numbers = ((rhs, lhs), batch)
+        return equation.replaced([x, weight], equation.outputs, dimension_numbers=numbers, precision=precision)
 
     return program._replace(equations=[swapped(equation) for equation in program.equations])
+
+
+def transposed_weight(equation: Equation, transpose: Variable) -> Equation:
+    """``x · W^T``, a dot over the first axis of x and the second of W, as one with the transpose in W's place."""
+    return equation.replaced(
+        [equation.inputs[0], transpose], equation.outputs, dimension_numbers=(((0,), (0,)), ((), ()))
+    )
+
+
+def slice_of(atom: Atom, window: Sequence[tuple[int, int]]) -> Equation:
+    """A new variable that is a block of a value; start and stop on every axis."""
+    starts, stops = zip(*window, strict=True)
+    part = Variable(jax.ShapeDtypeStruct(tuple(b - a for a, b in window), atom.aval.dtype))
+    params = {"start_indices": starts, "limit_indices": stops, "strides": None}
+    return Equation(jax.lax.slice_p, params, [atom], [part])
+
+
+def squeezed(atom: Atom, axis: int) -> Equation:
+    """A new variable that is a value without an axis of length one."""
+    shape = shape_of(atom)
+    part = Variable(jax.ShapeDtypeStruct((*shape[:axis], *shape[axis + 1 :]), atom.aval.dtype))
+    return Equation(jax.lax.squeeze_p, {"dimensions": (axis,)}, [atom], [part])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import enum
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,14 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 PyTree = Any
+
+
+class Kind(enum.Enum):
+    """What a leaf is; the value is the number of real leaves that it stands as."""
+
+    OTHER = 0
+    REAL = 1
+    COMPLEX = 2
 
 
 class Parts(NamedTuple):
@@ -26,7 +35,7 @@ class Parts(NamedTuple):
     other: list[jax.Array]
 
 
-def shape_and_dtype(leaf: Any, without_axes: int = 0) -> jax.ShapeDtypeStruct:
+def shape_and_dtype(leaf: jax.Array, without_axes: int = 0) -> jax.ShapeDtypeStruct:
     """What is known of an array while a program is traced, without its first axes if so wanted."""
     shape, is_type = jnp.shape(leaf)[without_axes:], isinstance(leaf, jax.ShapeDtypeStruct)
     kind = leaf if is_type else jax.typeof(leaf)
@@ -40,12 +49,13 @@ class RealView:
     """Splits pytrees of one structure into ``Parts`` and joins them again.
 
     Attributes:
-      shapes: shape of each real leaf (of one example; leading axes of values do not matter).
-      dtypes: dtype of each real leaf.
-      real_avals: both together, with the axes of a mesh along which the leaf varies.
+      avals, kinds: of every leaf of the pytree.
+      other_avals: of the leaves that are no real ones.
+      real_avals: shape and dtype of each real leaf (of one example; leading axes of values do not matter), with the
+        axes of a mesh along which it varies; ``shapes`` and ``dtypes`` on their own.
       names: pytree path of each real leaf, with ``.real`` or ``.imag`` behind a complex one.
       set_aside: paths of the leaves that were set aside.
-      size: number of real numbers.
+      size: number of real numbers; ``sizes`` of each real leaf.
     """
 
     def __init__(self, tree: PyTree, set_aside: Collection[int] = ()):
@@ -56,24 +66,21 @@ class RealView:
         """
         paths, self.treedef = jax.tree_util.tree_flatten_with_path(tree)
         self.avals = [shape_and_dtype(leaf) for _, leaf in paths]
-        self.kinds = ["other" if i in set_aside else _kind(aval.dtype) for i, aval in enumerate(self.avals)]
-        self.shapes: list[tuple[int, ...]] = []
-        self.dtypes: list[Any] = []
+        self.kinds = [Kind.OTHER if i in set_aside else _kind(aval.dtype) for i, aval in enumerate(self.avals)]
+        self.other_avals = [aval for aval, kind in zip(self.avals, self.kinds, strict=True) if kind is Kind.OTHER]
+        self.real_avals: list[jax.ShapeDtypeStruct] = []
         self.names: list[str] = []
-        self.other_avals = [aval for aval, kind in zip(self.avals, self.kinds, strict=True) if kind == "other"]
-        self.set_aside: list[str] = []
-        for i, ((path, _), aval, kind) in enumerate(zip(paths, self.avals, self.kinds, strict=True)):
-            name = jax.tree_util.keystr(path, simple=True, separator="/") or "value"
-            self.set_aside += [name] if i in set_aside else []
-            for part in {"real": [""], "complex": [".real", ".imag"], "other": []}[kind]:
-                self.shapes.append(aval.shape)
-                self.dtypes.append(np.zeros(0, aval.dtype).real.dtype if kind == "complex" else aval.dtype)
-                self.names.append(name + part)
-        self.real_avals = [
-            part if kind == "real" else part.update(dtype=np.zeros(0, part.dtype).real.dtype)
-            for aval, kind in zip(self.avals, self.kinds, strict=True)
-            for part in {"real": [aval], "complex": [aval, aval], "other": []}[kind]
-        ]
+        names = [jax.tree_util.keystr(path, simple=True, separator="/") or "value" for path, _ in paths]
+        for name, aval, kind in zip(names, self.avals, self.kinds, strict=True):
+            if kind is Kind.REAL:
+                self.real_avals.append(aval)
+                self.names.append(name)
+            elif kind is Kind.COMPLEX:
+                self.real_avals += [aval.update(dtype=real_dtype(aval.dtype))] * 2
+                self.names += [name + ".real", name + ".imag"]
+        self.set_aside = [name for i, name in enumerate(names) if i in set_aside]
+        self.shapes: list[tuple[int, ...]] = [aval.shape for aval in self.real_avals]
+        self.dtypes: list[np.dtype] = [aval.dtype for aval in self.real_avals]
         self.sizes = [int(np.prod(shape, dtype=int)) for shape in self.shapes]
         self.size = sum(self.sizes)
 
@@ -85,27 +92,27 @@ class RealView:
         """The real and the other leaves of a pytree."""
         return self.split_leaves(jax.tree.leaves(tree))
 
-    def split_leaves(self, leaves: Sequence[jax.Array]) -> Parts:
-        """The same from its flat leaves."""
-        real: list[jax.Array] = []
-        other: list[jax.Array] = []
+    def split_leaves(
+        self, leaves: Sequence[jax.Array], parts: Callable = lambda leaf: (jnp.real(leaf), jnp.imag(leaf))
+    ) -> Parts:
+        """The same from its flat leaves; ``parts`` gives the two parts of a complex one."""
+        found = Parts([], [])
         for leaf, kind in zip(leaves, self.kinds, strict=True):
-            if kind == "complex":
-                real += [jnp.real(leaf), jnp.imag(leaf)]
+            if kind is Kind.COMPLEX:
+                found.real.extend(parts(leaf))
             else:
-                (real if kind == "real" else other).append(leaf)
-        return Parts(real, other)
+                (found.real if kind is Kind.REAL else found.other).append(leaf)
+        return found
 
-    def join_leaves(self, real: Sequence[jax.Array], other: Sequence[jax.Array]) -> list[jax.Array]:
-        """The flat leaves of a pytree from its two parts."""
+    def join_leaves(
+        self, real: Sequence[jax.Array], other: Sequence[jax.Array], pair: Callable = jax.lax.complex
+    ) -> list[jax.Array]:
+        """The flat leaves of a pytree from its two parts; ``pair`` makes a complex one."""
         reals, others = iter(real), iter(other)
-        leaves = []
-        for kind in self.kinds:
-            if kind == "complex":
-                leaves.append(jax.lax.complex(next(reals), next(reals)))
-            else:
-                leaves.append(next(reals if kind == "real" else others))
-        return leaves
+        return [
+            pair(next(reals), next(reals)) if kind is Kind.COMPLEX else next(reals if kind is Kind.REAL else others)
+            for kind in self.kinds
+        ]
 
     def join(self, real: Sequence[jax.Array], other: Sequence[jax.Array]) -> PyTree:
         """The pytree of two parts."""
@@ -113,31 +120,25 @@ class RealView:
 
     def split_cotangent(self, tree: PyTree) -> list[jax.Array]:
         """Cotangents of the real leaves from one in ``jax.grad``'s convention (conjugated where complex)."""
-        leaves = [
-            jnp.conj(leaf) if kind == "complex" else leaf
-            for leaf, kind in zip(jax.tree.leaves(tree), self.kinds, strict=True)
-        ]
-        return self.split_leaves(leaves).real
+        return self.split_leaves(jax.tree.leaves(tree), lambda leaf: (jnp.real(leaf), -jnp.imag(leaf))).real
 
     def join_gradient(self, real: Sequence[jax.Array]) -> PyTree:
         """A gradient in ``jax.grad``'s convention, in the leaves' dtypes; zeros for integers, ``float0`` for keys."""
-        reals = iter(real)
-        leaves: list[Any] = []
-        for aval, kind in zip(self.avals, self.kinds, strict=True):
-            if kind == "real":
-                leaves.append(next(reals).astype(aval.dtype))
-            elif kind == "complex":
-                leaves.append(jax.lax.complex(next(reals), -next(reals)).astype(aval.dtype))
-            elif jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
-                leaves.append(np.zeros(aval.shape, jax.dtypes.float0))
-            else:
-                leaves.append(jnp.zeros(aval.shape, aval.dtype))
+        zeros = [
+            np.zeros(aval.shape, jax.dtypes.float0)
+            if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key)
+            else jnp.zeros(aval.shape, aval.dtype)
+            for aval in self.other_avals
+        ]
+        found = self.join_leaves(real, zeros, lambda re, im: jax.lax.complex(re, -im))
+        leaves = [
+            leaf if kind is Kind.OTHER else leaf.astype(aval.dtype)
+            for leaf, aval, kind in zip(found, self.avals, self.kinds, strict=True)
+        ]
         return jax.tree.unflatten(self.treedef, leaves)
 
     def flatten(self, real: Sequence[jax.Array], leading: int = 0) -> jax.Array:
-        """All real numbers as one vector, behind ``leading`` axes kept as they are."""
-        if not real:
-            raise ValueError("flatten() needs at least one real leaf")
+        """All real numbers, of one leaf at least, as one vector, behind ``leading`` axes kept as they are."""
         return jnp.concatenate([jnp.reshape(leaf, (*leaf.shape[:leading], -1)) for leaf in real], axis=leading)
 
     def unflatten(self, vector: jax.Array, axis: int = -1) -> list[jax.Array]:
@@ -150,15 +151,20 @@ class RealView:
         return parts
 
 
-def _kind(dtype: Any) -> str:
+def _kind(dtype: np.dtype) -> Kind:
     if jnp.issubdtype(dtype, jnp.complexfloating):
-        return "complex"
-    return "real" if jnp.issubdtype(dtype, jnp.floating) else "other"
+        return Kind.COMPLEX
+    return Kind.REAL if jnp.issubdtype(dtype, jnp.floating) else Kind.OTHER
 
 
-def float32_or_wider(*dtypes: Any) -> np.dtype:
+def real_dtype(dtype: np.dtype) -> np.dtype:
+    """That of a complex number's parts."""
+    return np.zeros(0, dtype).real.dtype
+
+
+def float32_or_wider(*dtypes: np.dtype) -> np.dtype:
     """The smallest dtype that holds all of these, float32 at least, whatever promotion of dtypes the user has set."""
-    return functools.reduce(np.promote_types, (np.dtype(dtype) for dtype in dtypes), np.dtype(np.float32))
+    return functools.reduce(np.promote_types, map(np.dtype, dtypes), np.dtype(np.float32))
 
 
 def select_examples(where: jax.Array, values: PyTree, others: PyTree) -> PyTree:

@@ -9,8 +9,8 @@ import jax
 from deepeprop_jax.analysis.network import analyse_network
 from deepeprop_jax.analysis.node import Node
 from deepeprop_jax.jaxpr.mesh_axes import varying_axes
-from deepeprop_jax.jaxpr.program import context
 from deepeprop_jax.jaxpr.real_leaves import shape_and_dtype
+from deepeprop_jax.jaxpr.trace import context
 from deepeprop_jax.learner.stepper import Stepper, stepper_of
 from deepeprop_jax.learner.trainable import trained_leaves
 from deepeprop_jax.network.arguments import batch_size, check_nesting

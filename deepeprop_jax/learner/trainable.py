@@ -29,8 +29,7 @@ def trained_leaves(
 
 def _leaf_of_real(node: Node) -> list[int]:
     """For each real parameter leaf, the index of the params leaf that it is (part of)."""
-    counts = {"real": 1, "complex": 2, "other": 0}
-    return [i for i, kind in enumerate(node.params.kinds) for _ in range(counts[kind])]
+    return [i for i, kind in enumerate(node.params.kinds) for _ in range(kind.value)]
 
 
 def _flags(graph: Graph, params: PyTree, trainable: PyTree | None) -> tuple[tuple[bool, ...], ...]:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from deepeprop_jax.jaxpr.program import trace
+from deepeprop_jax.analysis.node import Reach, Recurrence
+from deepeprop_jax.jaxpr.trace import trace
 from deepeprop_jax.learner import checks
 from deepeprop_jax.learner.contract import OnlineLearner
 from deepeprop_jax.learner.deep_eprop import learner_with
@@ -218,7 +219,7 @@ def _node_report(local: Plan, exact: Plan, v: int) -> NodeReport:
     rows, exact_rows = ({i: b.rows for b in plan.own[v] for i in b.leaves} for plan in (local, exact))
     leaves = []
     for i, leaf in enumerate(node.leaves):
-        kind, reason = leaf.kind, leaf.reason
+        kind, reason = leaf.reach.value, leaf.reason
         if i not in local.trained[v]:
             kind, reason = "masked", "masked by trainable: no trace, zero gradient"
         sizes = (leaf.name, node.params.sizes[i], kind, rows.get(i, 0), exact_rows.get(i, 0), reason)
@@ -233,8 +234,8 @@ def _node_report(local: Plan, exact: Plan, v: int) -> NodeReport:
         units,
         node.units.slots,
         local.depth(v),
-        node.recurrence.kind,
-        node.recurrence.reason,
+        node.recurrence.value,
+        node.why,
         tuple(leaves),
         _remedy(local, v),
     )
@@ -242,7 +243,7 @@ def _node_report(local: Plan, exact: Plan, v: int) -> NodeReport:
 
 def _remedy(plan: Plan, v: int) -> str:
     node = plan.nodes[v]
-    dense = [leaf.name for i, leaf in enumerate(node.leaves) if leaf.kind == "dense" and i in plan.trained[v]]
+    dense = [leaf.name for i, leaf in enumerate(node.leaves) if leaf.reach is Reach.DENSE and i in plan.trained[v]]
     hints = []
     if plan.graph.nodes[v].path == () and plan.graph.nodes[v].depth is None and node.units.slots > 1:
         hints.append(
@@ -255,7 +256,7 @@ def _remedy(plan: Plan, v: int) -> str:
             f"entry meets one unit of the new carry, or freeze it with trainable"
         )
     shapes = set(node.carry.shapes)
-    if node.recurrence.kind == "dense":
+    if node.recurrence is Recurrence.DENSE:
         hints.append("the blocks D cost n VJPs a step: let units meet only in matrix products that reach the carry")
         if len(shapes) == 1 and len(node.carry.shapes) == 1 and len(node.units.slot) > 1:
             hints.append(

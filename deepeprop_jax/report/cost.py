@@ -8,8 +8,9 @@ import jax
 import numpy as np
 
 from deepeprop_jax.analysis.node import Node
-from deepeprop_jax.jaxpr.program import Equation, dot_axes, shape_of, trace
+from deepeprop_jax.jaxpr.program import Equation, dot_axes, shape_of
 from deepeprop_jax.jaxpr.real_leaves import RealView
+from deepeprop_jax.jaxpr.trace import trace
 from deepeprop_jax.network.cell import parents
 from deepeprop_jax.traces.block import Rows
 from deepeprop_jax.traces.depth import kept_pairs
@@ -145,7 +146,7 @@ def _equation_multiply_adds(equation: Equation) -> int:
     size = sum(int(np.prod(output.aval.shape, dtype=int)) for output in equation.outputs)
     if equation.name == "dot_general":
         lhs = shape_of(equation.inputs[0])
-        return size * int(np.prod([lhs[axis] for axis in dot_axes(equation).lhs_contract], dtype=int))
+        return size * int(np.prod([lhs[axis] for axis in dot_axes(equation)[0].contract], dtype=int))
     if equation.name == "conv_general_dilated":
         kernel = shape_of(equation.inputs[1])
         features = equation.params["dimension_numbers"].rhs_spec[0]

@@ -21,10 +21,10 @@ from deepeprop_jax.jaxpr.program import (
     Variable,
     backward_slice,
     dot_axes,
-    inside,
     is_variable,
     shape_of,
 )
+from deepeprop_jax.jaxpr.trace import inside
 
 _NOT_ALONE = VIEWS | {"broadcast_in_dim", "iota", "rev", "slice", "transpose"}
 """Left in a loop, unless for something that is taken out of it."""
@@ -218,9 +218,8 @@ def _with_operands_in_order(equations: list[Equation]) -> list[Equation]:
     found = []
     for equation in equations:
         if equation.name == "dot_general":
-            axes, operands = dot_axes(equation), list(equation.inputs)
-            sides = ((axes.lhs_batch, axes.lhs_contract), (axes.rhs_batch, axes.rhs_contract))
-            for side, (batch, contract) in enumerate(sides):
+            operands = list(equation.inputs)
+            for side, (batch, _, contract) in enumerate(dot_axes(equation)):
                 operand = operands[side]
                 if is_variable(operand) and not _in_order(shape_of(operand), batch, contract):
                     operands[side] = Variable(operand.aval)

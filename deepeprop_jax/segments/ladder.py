@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from deepeprop_jax.analysis.vjp import parameter_values
+from deepeprop_jax.analysis.computed import parameter_values
 from deepeprop_jax.jaxpr.batched import Leaves, Lifted, broadcast
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
 from deepeprop_jax.network.cell import PyTree, parents

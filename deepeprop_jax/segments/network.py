@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from deepeprop_jax.analysis.vjp import parameter_values
+from deepeprop_jax.analysis.computed import parameter_values
 from deepeprop_jax.jaxpr.batched import Leaves, Lifted, Values, broadcast
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
 from deepeprop_jax.jaxpr.real_leaves import Parts, RealView

@@ -13,18 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepeprop_jax.analysis import labels
-from deepeprop_jax.analysis.cell_parts import Reals
-from deepeprop_jax.analysis.local_blocks import from_jacobian
-from deepeprop_jax.analysis.node import Node
-from deepeprop_jax.analysis.outer_products import sums
+from deepeprop_jax.analysis.computed import blocks_from_jacobian, sums
+from deepeprop_jax.analysis.node import Node, Pull, Reals
 from deepeprop_jax.analysis.units import from_grid
-from deepeprop_jax.analysis.vjp import Pull
 from deepeprop_jax.jaxpr import thin
-from deepeprop_jax.jaxpr.batched import Leaves, Lifted, Rule, Values, add, broadcast, elementwise, pull, union
+from deepeprop_jax.jaxpr.batched import Leaves, Lifted, Values, add, bind, broadcast, elementwise, pull, union
 from deepeprop_jax.jaxpr.computed_once import computed_once
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
-from deepeprop_jax.jaxpr.program import Atom, Variable, backward_slice, bind, is_variable
+from deepeprop_jax.jaxpr.program import Atom, Rule, Variable, backward_slice, is_variable
 from deepeprop_jax.jaxpr.real_leaves import Parts, PyTree, float32_or_wider
 from deepeprop_jax.segments.through_time import (
     Carry,
@@ -168,19 +164,19 @@ class NodeSegment:
         """D: per new and old carry leaf (r, s) of one shape, d h_t[r] / d h_tm1[s] of the same unit."""
         if self._blocks is None:
             self._blocks = {}
-            shapes, flow = self.node.carry.shapes, self.program.localised
-            if flow is None:
+            shapes, rule = self.node.carry.shapes, self.program.local_rule
+            if rule is None:
                 self._blocks = self._blocks_from_jacobian()
             else:
                 outputs = self.program.to_carry.outputs
                 for r in range(len(shapes)):
-                    for s, value in enumerate(self._ones_pass(r, outputs, labels.localised(flow))):
+                    for s, value in enumerate(self._ones_pass(r, outputs, rule)):
                         if value is not None and shapes[r] == shapes[s]:
                             self._blocks[r, s] = value
         return self._blocks
 
     def _blocks_from_jacobian(self) -> dict[tuple[int, int], Lifted]:
-        node, params, blocks = self.node, self.params, from_jacobian(self.node)
+        node, params, blocks = self.node, self.params, blocks_from_jacobian(self.node)
 
         def one(h: Parts, u: Parts) -> jax.Array:
             return blocks(params.real, h.real, u.real, (params.other, h.other, u.other))

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from deepeprop_jax.analysis.outer_products import is_outer
 from deepeprop_jax.jaxpr.batched import Lifted, broadcast
 from deepeprop_jax.jaxpr.program import is_variable
 from deepeprop_jax.network.cell import PyTree
@@ -103,7 +102,7 @@ def _factors(step: Segment, v: int) -> Factors:
         found = cut.get(output) if is_variable(output) else None
         product = None if found is None else program.cuts.products[found]
         values = [] if found is None else [d[found] for d in deltas]
-        if product is not None and is_outer(product) and all(d is not None for d in values):
+        if product is not None and product.is_outer and all(d is not None for d in values):
             linear = jnp.stack([vector(d) for d in values if d is not None], axis=1)
             other = vector(part.read(product.equation.inputs[1 - product.side]))[:, None]
             first_is_linear = (product.side == 0) != product.swapped

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deepeprop_jax.analysis.vjp import VjpProgram
+from deepeprop_jax.analysis.node import VjpProgram
 from deepeprop_jax.jaxpr.batched import Leaves, Lifted, Values, add, broadcast, elementwise, scan_back, union
 from deepeprop_jax.jaxpr.mesh_axes import vary, varying_axes
 from deepeprop_jax.jaxpr.real_leaves import Parts, PyTree, float32_or_wider, select_examples

@@ -75,7 +75,7 @@ def _rows_of_product(
     delta, other = equation.inputs[sides[0]], equation.inputs[1 - sides[0]]
     axes, unit = dot_axes(equation), part.program.unit[delta]
     weight = part.read(other)
-    contracted = (axes.rhs_contract, axes.lhs_contract)[sides[0]]
+    contracted = axes[1 - sides[0]].contract
     if weight.axes or len(shape_of(delta)) != 1 or len(contracted) != 1 or np.unique(unit).size < unit.size:
         return None
     by_unit = jnp.moveaxis(weight.value, contracted[0], 0)

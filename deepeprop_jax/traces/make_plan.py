@@ -6,9 +6,7 @@ import itertools
 
 import numpy as np
 
-from deepeprop_jax.analysis.network import AnalysedNetwork
-from deepeprop_jax.analysis.node import Node
-from deepeprop_jax.analysis.outer_products import is_outer
+from deepeprop_jax.analysis.node import AnalysedNetwork, Node, Reach
 from deepeprop_jax.jaxpr import thin
 from deepeprop_jax.jaxpr.program import Atom, is_variable
 from deepeprop_jax.jaxpr.real_leaves import float32_or_wider
@@ -48,9 +46,9 @@ def own_blocks(node: Node, trained: tuple[int, ...], exact: bool) -> tuple[Block
     blocks, dense = [], []
     for i in trained:
         leaf = node.leaves[i]
-        if leaf.kind == "none" or node.params.sizes[i] == 0:
+        if leaf.reach is Reach.NONE or node.params.sizes[i] == 0:
             continue
-        if leaf.kind == "local" and not needs_full_jacobian(node, exact):
+        if leaf.reach is Reach.LOCAL and not needs_full_jacobian(node, exact):
             blocks.append(Block(Rows.LOCAL, (i,), leaf.unit, node.units.slots, node.params.sizes[i]))
         else:
             dense.append(i)
@@ -70,7 +68,7 @@ def layout_of(node: Node, own: tuple[Block, ...], rank: int) -> Layout | None:
     for block in own:
         output = cuts.outputs[block.leaves[0]]
         product = cuts.products[number[output]] if is_variable(output) and output in number else None
-        if block.unit is None or product is None or not is_outer(product):
+        if block.unit is None or product is None or not product.is_outer:
             continue
         rows_first = (product.side == 0) != product.swapped
         unit = thin.compact(block.unit.reshape(node.params.shapes[block.leaves[0]]))

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepeprop_jax.jaxpr.complex_pairs import evaluate_in_pairs, join_pairs, split_pairs
-from deepeprop_jax.jaxpr.program import backward_slice, trace
+from deepeprop_jax.jaxpr.complex_pairs import Pair, both_parts, evaluate_in_pairs
+from deepeprop_jax.jaxpr.program import backward_slice
 from deepeprop_jax.jaxpr.real_leaves import RealView
+from deepeprop_jax.jaxpr.trace import trace
 
 Z = jax.ShapeDtypeStruct((3,), jnp.complex128)
 W = jax.ShapeDtypeStruct((3, 3), jnp.complex128)
@@ -58,8 +59,8 @@ def _in_pairs(function):
     view, outputs = RealView((Z, W, X)), RealView(jax.eval_shape(function, Z, W, X))
 
     def run(real: list) -> list:
-        known = {**program.constants, **dict(zip(program.inputs, join_pairs(view, real, []), strict=True))}
-        return split_pairs(outputs, evaluate_in_pairs(program.equations, known, program.outputs)).real
+        known = {**program.constants, **dict(zip(program.inputs, view.join_leaves(real, [], Pair), strict=True))}
+        return outputs.split_leaves(evaluate_in_pairs(program.equations, known, program.outputs), both_parts).real
 
     return run, view, outputs
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepeprop_jax.analysis import labels
+from deepeprop_jax.jaxpr.batched import evaluate
 from deepeprop_jax.jaxpr.gates import unconcatenate
 from deepeprop_jax.jaxpr.program import (
     Equation,
@@ -19,11 +19,11 @@ from deepeprop_jax.jaxpr.program import (
     backward_slice,
     dependents,
     dot_axes,
-    evaluate,
     is_variable,
     shape_of,
-    trace,
 )
+from deepeprop_jax.jaxpr.rearrange import rearrange
+from deepeprop_jax.jaxpr.trace import trace
 from tests.gradients import SAME, assert_same_gradient
 from tests.zoo import cells, problem
 
@@ -45,7 +45,7 @@ def taken_apart(program, sources):
 
 def multiply_adds(program):
     dots = [e for e in program.equations if e.name == "dot_general"]
-    contracted = [[shape_of(e.inputs[0])[axis] for axis in dot_axes(e).lhs_contract] for e in dots]
+    contracted = [[shape_of(e.inputs[0])[axis] for axis in dot_axes(e)[0].contract] for e in dots]
     return sum(int(np.prod([*shape_of(e.outputs[0]), *sizes])) for e, sizes in zip(dots, contracted, strict=True))
 
 
@@ -318,7 +318,7 @@ def test_a_slice_passes_a_reshape_where_it_is_a_block_on_both_sides(old):
 
 
 def by_numpy(equation, *values):
-    return labels.rearrange(equation, values)
+    return rearrange(equation, values)
 
 
 def test_literals_and_inputs_as_outputs():
