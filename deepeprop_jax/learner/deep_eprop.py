@@ -9,19 +9,8 @@ import jax.numpy as jnp
 
 from deepeprop_jax.jaxpr.mesh_axes import summed_like, vary_alike, vary_like
 from deepeprop_jax.jaxpr.real_leaves import select_examples
-from deepeprop_jax.learner import checks
-from deepeprop_jax.learner.contract import (
-    Gradient,
-    Init,
-    LearnerState,
-    OnlineLearner,
-    Pending,
-    Reset,
-    RunSequence,
-    Step,
-    ValueAndGrad,
-    documented_by,
-)
+from deepeprop_jax.learner import checks, contract
+from deepeprop_jax.learner.contract import LearnerState, OnlineLearner, Pending, documented_by
 from deepeprop_jax.learner.planner import Planner
 from deepeprop_jax.learner.sequence import (
     Stream,
@@ -113,7 +102,7 @@ class _Functions:
         check_same(state.pending.update, stepper.update, "the state's pending update", checks.STATE_REMEDY)
         return stepper
 
-    @documented_by(Init)
+    @documented_by(contract.Init)
     def init(self, params: PyTree, carry: PyTree, x: PyTree) -> LearnerState:
         given, carry, x = _arrays(params=params, carry=carry, x=x)
         params, carry, x = vary_alike(given, carry, x)
@@ -123,7 +112,7 @@ class _Functions:
         pending = Pending(own_copy(carry), own_copy(x), update, jnp.zeros(batch, bool))
         return _vary(LearnerState(own_copy(carry), traces, pending, own_copy(carry)), params, carry, x)
 
-    @documented_by(Step)
+    @documented_by(contract.Step)
     def step(self, params: PyTree, state: LearnerState, x: PyTree) -> tuple[LearnerState, PyTree]:
         given, state, x = _arrays(params=params, state=state, x=x)
         params, state, x = vary_alike(given, state, x)
@@ -134,7 +123,7 @@ class _Functions:
         new = checks.next_state(LearnerState(carry_t, traces, pending, state.initial_carry), state)
         return _vary(new, params), vary_like(y_t, params)
 
-    @documented_by(Gradient)
+    @documented_by(contract.Gradient)
     def gradient(self, params: PyTree, state: LearnerState, dy: PyTree) -> PyTree:
         given, state = _arrays(params=params, state=state)
         params, state, dy = vary_alike(given, state, dy)
@@ -148,7 +137,7 @@ class _Functions:
         found = [[jnp.where(active.any(), leaf, jnp.nan) for leaf in leaves] for leaves in found]
         return summed_like(as_params(stepper.plan, found), given)
 
-    @documented_by(ValueAndGrad)
+    @documented_by(contract.ValueAndGrad)
     def value_and_grad(
         self,
         loss_fn: Callable[..., PyTree],
@@ -156,11 +145,11 @@ class _Functions:
         segment_length: int | None = None,
         within_segment: str = "eprop",
         has_aux: bool = False,
-    ) -> RunSequence:
+    ) -> contract.RunSequence:
         checks.check_sequence_options(loss_fn, segment_length, within_segment)
         exact = within_segment == "exact"
 
-        @documented_by(RunSequence)
+        @documented_by(contract.RunSequence)
         def run(params, state, xs, targets, resets=None, valid=None):
             given, state, xs = _arrays(params=params, state=state, xs=xs)
             steps = checks.sequence_length(xs, targets)
@@ -181,7 +170,7 @@ class _Functions:
 
         return run
 
-    @documented_by(Reset)
+    @documented_by(contract.Reset)
     def reset(self, state: LearnerState, where: jax.Array) -> LearnerState:
         (state,) = _arrays(state=state)
         checks.check_state(self._graph, state)

@@ -34,7 +34,8 @@ def hoisted_bptt(network: object) -> Callable[..., PyTree]:
       ``run(params, carry, xs, targets, resets=None, valid=None) -> ((loss, carry), grads)``.
 
     Raises:
-      TypeError: something that is not a network.
+      TypeError: something that is not a network; loss_fn is no function.
+      ValueError, TypeError: in ``run`` as a learner's ``value_and_grad(loss_fn)``.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> from deepeprop_jax import hoisted_bptt, stack
@@ -48,32 +49,14 @@ def hoisted_bptt(network: object) -> Callable[..., PyTree]:
     planner = Planner(graph_of(cell), exact=True, hops=0)
 
     def value_and_grad(loss_fn: Callable[..., PyTree], *, has_aux: bool = False) -> Callable[..., PyTree]:
-        """Turn a loss per step into a function that runs a sequence.
-
-        Args:
-          loss_fn: ``loss_fn(y_t, target_t) -> scalar`` on the batched output of one step; with ``has_aux``,
-            ``-> (scalar, aux)``.
-
-        Returns:
-          ``run(params, carry, xs, targets, resets=None, valid=None)``.
-
-        Raises:
-          TypeError: loss_fn is no function.
-        """
+        """Turn ``loss_fn(y_t, target_t) -> loss``, or ``(loss, aux)``, into a function that runs a sequence."""
         checks.check_sequence_options(loss_fn)
 
         def run(params, carry, xs, targets, resets=None, valid=None):
             """Run a sequence: its loss, the sum over steps, and the gradient of that by BPTT.
 
-            Args:
-              carry: (batch, ...), in place of a learner's state: where the sequence starts, and what resets return to.
-              params, xs, targets, resets, valid: as a learner's ``value_and_grad(loss_fn)`` takes them.
-
-            Returns:
-              ``((loss, carry), grads)``; with ``has_aux`` ``(((loss, aux), carry), grads)``, aux stacked over time.
-
-            Raises:
-              ValueError, TypeError: as a learner's ``value_and_grad(loss_fn)``.
+            All is as in ``run`` of a learner's ``value_and_grad(loss_fn)``, but for the carry, (batch, ...), in place
+            of the state: where the sequence starts, and what resets return to.
             """
             given, carry, xs = as_arrays(params, "params"), as_arrays(carry, "carry"), as_arrays(xs, "xs")
             length = checks.sequence_length(xs, targets)

@@ -221,23 +221,14 @@ def _node_report(local: Plan, exact: Plan, v: int) -> NodeReport:
         kind, reason = leaf.kind, leaf.reason
         if i not in local.trained[v]:
             kind, reason = "masked", "masked by trainable: no trace, zero gradient"
-        sizes = (leaf.name, node.params.sizes[i], kind, rows.get(i, 0), exact_rows.get(i, 0), reason)
-        leaves.append(LeafReport(*sizes))
-    carry = tuple(zip([n if n != "value" else "" for n in node.carry.names], node.carry.shapes, strict=True))
-    units = node.units.grid.shape[1]
+        held = rows.get(i, 0), exact_rows.get(i, 0)
+        leaves.append(LeafReport(leaf.name, node.params.sizes[i], kind, *held, reason))
+    carry, units, recurrence = node.carry, node.units, node.recurrence
+    names = ["" if name == "value" else name for name in carry.names]
     return NodeReport(
-        node.name,
-        node.carry.size,
-        carry,
-        tuple(node.carry.set_aside),
-        units,
-        node.units.slots,
-        local.depth(v),
-        node.recurrence.kind,
-        node.recurrence.reason,
-        tuple(leaves),
-        _remedy(local, v),
-    )
+        node.name, carry.size, tuple(zip(names, carry.shapes, strict=True)), tuple(carry.set_aside),
+        units.grid.shape[1], units.slots, local.depth(v), *recurrence, tuple(leaves), _remedy(local, v),
+    )  # fmt: skip
 
 
 def _remedy(plan: Plan, v: int) -> str:
