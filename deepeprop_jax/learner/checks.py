@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -73,48 +71,58 @@ def sequence_length(xs: PyTree, targets: PyTree) -> int:
         raise ValueError("xs is an empty sequence (time axis of length 0); at least one step is needed.")
     wanted = leaf_avals(targets)
     if not wanted:
-        raise ValueError(
-            "targets has no arrays. loss_fn(y_t, target_t) gets one target a step; if yours uses none, "
-            "pass jnp.zeros(T)."
-        )
+        raise ValueError("targets has no arrays; loss_fn gets one target a step. If it uses none, pass jnp.zeros(T).")
     for what, leaves in (("xs", inputs), ("targets", wanted)):
         for path, aval in leaves:
             if aval.shape[:1] != (length,):
                 raise ValueError(
                     f"{what} at '{path_name(path)}' has shape {aval.shape}, but xs has {length} steps. Time is the "
-                    f"first axis of xs and targets, with one entry a step; mask steps without a loss by weights in "
-                    f"targets."
+                    f"first axis of xs and targets; mask steps without a loss by weights in targets."
                 )
     return length
 
 
-def check_flags(flags: Any, shape: tuple[int, ...], what: str) -> jax.Array:
+def check_flags(flags: jax.Array, shape: tuple[int, ...], what: str) -> jax.Array:
     """A boolean array of a given shape."""
+    needed = f"{what} must be a boolean array of shape {shape}"
     if not hasattr(flags, "shape") or not hasattr(flags, "dtype"):
-        raise TypeError(f"{what} must be a boolean array of shape {shape}; seen {type(flags).__name__}.")
+        raise TypeError(f"{needed}; seen {type(flags).__name__}.")
     if flags.dtype != jnp.bool_ or flags.shape != shape:
-        raise ValueError(f"{what} must be a boolean array of shape {shape}; seen {flags.dtype} of shape {flags.shape}.")
+        raise ValueError(f"{needed}; seen {flags.dtype} of shape {flags.shape}.")
     return jnp.asarray(flags)
 
 
-def check_options(exact: Any, hops: Any, rank: Any) -> None:
+def check_options(exact: object, hops: object, rank: object) -> None:
     """The options of ``deep_eprop``."""
     if not isinstance(exact, bool):
         raise TypeError(f"exact must be True or False; seen {exact!r}.")
-    if hops is not None and (isinstance(hops, bool) or not isinstance(hops, int)):
-        raise TypeError(f"hops must be None (all) or an integer >= 0; seen {hops!r}.")
-    if hops is not None and hops < 0:
+    _check_count("hops", hops, 0, "None (all) or an integer >= 0, the recurrent layers a trace is carried upward")
+    _check_count("rank", rank, 1, "None (whole traces) or an integer >= 1, the directions that a trace keeps")
+
+
+def _check_count(name: str, value: object, least: int, needed: str) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise TypeError(f"{name} must be {needed}; seen {value!r}.")
+    if value is not None and value < least:
+        raise ValueError(f"{name} must be {needed}; seen {value}.")
+
+
+def check_sequence_options(loss_fn: object, segment_length: object = None, within_segment: object = "eprop") -> None:
+    """What ``value_and_grad`` takes."""
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn must be a function (y_t, target_t) -> scalar; seen {type(loss_fn).__name__}.")
+    _check_count("segment_length", segment_length, 1, "None or an integer, the steps of a segment, at least 1")
+    if within_segment not in ("eprop", "exact"):
+        raise ValueError(f'within_segment must be "eprop" or "exact"; seen {within_segment!r}.')
+    if within_segment == "exact" and segment_length is None:
         raise ValueError(
-            f"hops must be None (all) or >= 0, the recurrent layers a trace is carried upward; seen {hops}."
+            "within_segment='exact' needs a segment_length, because the gradient depends on it: longer segments come "
+            "closer to BPTT."
         )
-    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int)):
-        raise TypeError(f"rank must be None (whole traces) or an integer >= 1; seen {rank!r}.")
-    if rank is not None and rank < 1:
-        raise ValueError(f"rank must be None (whole traces) or >= 1, the directions that a trace keeps; seen {rank}.")
 
 
-def check_loss(loss: Any, has_aux: bool, batch: int) -> None:
-    """What ``loss_fn`` returned, as shapes."""
+def loss_dtype(loss: PyTree, has_aux: bool, batch: int) -> np.dtype:
+    """The dtype of what ``loss_fn`` returned, given as shapes, which must be a loss."""
     if has_aux:
         if not isinstance(loss, tuple) or len(loss) != 2:
             raise ValueError(f"With has_aux=True loss_fn must return (loss, aux); seen {type(loss).__name__}.")
@@ -127,6 +135,7 @@ def check_loss(loss: Any, has_aux: bool, batch: int) -> None:
             f"loss_fn must return a real scalar for one step's batched output, or one loss per example, of shape "
             f"({batch},), which are summed; seen {loss.dtype}{list(loss.shape)}. Sum or average other axes inside it."
         )
+    return loss.dtype
 
 
 def check_cotangent(dy: PyTree, y: PyTree) -> PyTree:
@@ -137,7 +146,7 @@ def check_cotangent(dy: PyTree, y: PyTree) -> PyTree:
             f"{jax.tree.structure(y)}."
         )
 
-    def check(path: Any, d: Any, leaf: jax.Array) -> Any:
+    def check(path: tuple, d: jax.Array, leaf: jax.Array) -> jax.Array:
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             return np.zeros(leaf.shape, jax.dtypes.float0)
         d = jnp.asarray(d)
@@ -149,18 +158,3 @@ def check_cotangent(dy: PyTree, y: PyTree) -> PyTree:
         return d.astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(check, dy, y)
-
-
-def check_segments(segment_length: int | None, within_segment: str) -> None:
-    """Options of ``value_and_grad``."""
-    if segment_length is not None and (isinstance(segment_length, bool) or not isinstance(segment_length, int)):
-        raise TypeError(f"segment_length must be None or an integer; seen {type(segment_length).__name__}.")
-    if segment_length is not None and segment_length < 1:
-        raise ValueError(f"segment_length counts steps, so it must be at least 1; seen {segment_length}.")
-    if within_segment not in ("eprop", "exact"):
-        raise ValueError(f'within_segment must be "eprop" or "exact"; seen {within_segment!r}.')
-    if within_segment == "exact" and segment_length is None:
-        raise ValueError(
-            "within_segment='exact' needs a segment_length, because the gradient depends on it: longer segments come "
-            "closer to BPTT."
-        )

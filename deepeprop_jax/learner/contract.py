@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import jax
 
 from deepeprop_jax.network.cell import Cell, PyTree, reduced
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., PyTree])
 
 
 class Pending(NamedTuple):
@@ -49,115 +49,134 @@ class LearnerState(NamedTuple):
 
 
 class Init(Protocol):
-    """Make the state of a stream."""
+    """Make the state of a stream; traces start at zero, as the initial carry is a constant.
 
-    def __call__(self, params: PyTree, carry: PyTree, x: PyTree) -> LearnerState:
-        """Make the state of a stream; traces start at zero, as the initial carry is a constant.
+    Args:
+      params: as from ``learner.network.init``. A Python number is an array of JAX's default dtype, here and in all
+        other functions. Integer leaves are constants: no trace, a zero gradient, and a warning unless ``trainable``
+        says False for them.
+      carry: with a leading batch axis on every leaf.
+      x: ONE step's input (batch, ...), such as ``xs[0]``; only its shapes and dtypes are used.
 
-        Args:
-          params: as from ``learner.network.init``. A Python number is an array of JAX's default dtype, here and in all
-            other functions. Integer leaves are constants: no trace, a zero gradient, and a warning unless ``trainable``
-            says False for them.
-          carry: with a leading batch axis on every leaf.
-          x: ONE step's input (batch, ...), such as ``xs[0]``; only its shapes and dtypes are used.
+    Returns:
+      A state that shares no buffer with the arguments, so that it may be donated, and that no step changes in type: its
+      leaves are strongly typed, whatever the arguments are.
 
-        Returns:
-          A state that shares no buffer with the arguments, so that it may be donated, and that no step changes in
-          type: its leaves are strongly typed, whatever the arguments are.
+    Raises:
+      TypeError: a leaf that is neither an array nor a number, with its path.
+      ValueError: params, carry or x that do not fit the network, with the node's name.
+    """
 
-        Raises:
-          TypeError: a leaf that is neither an array nor a number, with its path.
-          ValueError: params, carry or x that do not fit the network, with the node's name.
-        """
-        ...
+    def __call__(self, params: PyTree, carry: PyTree, x: PyTree) -> LearnerState: ...
 
 
 class Step(Protocol):
-    """Run the network for one step."""
+    """Apply the pending trace update, then run the network for one step, whose own update is left pending.
 
-    def __call__(self, params: PyTree, state: LearnerState, x: PyTree) -> tuple[LearnerState, PyTree]:
-        """Apply the pending trace update, then step; this step's own update is left pending.
+    Args:
+      params: may differ from those of the step before.
+      state: of this learner. One of another learner is refused if its nesting, names, shapes or dtypes tell. Where they
+        are all the same (another ``trainable`` with leaves of the same shapes, another activation), it is taken for
+        this one's.
+      x: ONE step (batch, ...).
 
-        Args:
-          params: may differ from those of the step before.
-          state: of this learner. One of another learner is refused if its nesting, names, shapes or dtypes tell. Where
-            they are all the same (another ``trainable`` with leaves of the same shapes, another activation), it is
-            taken for this one's.
-          x: ONE step (batch, ...).
+    Returns:
+      The next state, and the output y_t (batch, ...).
 
-        Returns:
-          The next state, and the output y_t (batch, ...).
+    Raises:
+      TypeError: no state; a leaf that is neither an array nor a number.
+      ValueError: params, state or x that do not fit each other or the network.
+    """
 
-        Raises:
-          TypeError: no state; a leaf that is neither an array nor a number.
-          ValueError: params, state or x that do not fit each other or the network.
-        """
-        ...
+    def __call__(self, params: PyTree, state: LearnerState, x: PyTree) -> tuple[LearnerState, PyTree]: ...
 
 
 class Gradient(Protocol):
-    """The gradient that the last step's loss contributes."""
+    """The gradient that the last step's loss contributes: ``inst + sum of lambda_{t-1} . S_{t-1}``.
 
-    def __call__(self, params: PyTree, state: LearnerState, dy: PyTree) -> PyTree:
-        """``inst + sum of lambda_{t-1} . S_{t-1}``, linear in dy; call it as often as needed, also under ``vmap``.
+    It is linear in dy; call it as often as needed, also under ``vmap``.
 
-        Args:
-          params: those given to the last ``step``: an update of them comes after the gradient.
-          state: as returned by it, before any ``reset``, which drops the step of the examples that it resets.
-          dy: dL_t/dy_t, shaped as the output, in ``jax.grad``'s convention where complex.
+    Args:
+      params: those given to the last ``step``: an update of them comes after the gradient.
+      state: as returned by it, before any ``reset``, which drops the step of the examples that it resets.
+      dy: dL_t/dy_t, shaped as the output, in ``jax.grad``'s convention where complex.
 
-        Returns:
-          Gradient in the structure, shapes and dtypes of params, summed over the batch; zeros for integers, ``float0``
-          for PRNG keys. Complex leaves are in ``jax.grad``'s convention, the conjugate of the direction in which the
-          loss rises: give optimisers ``jax.tree.map(jnp.conj, grads)``.
+    Returns:
+      Gradient in the structure, shapes and dtypes of params, summed over the batch; zeros for integers, ``float0`` for
+      PRNG keys. Complex leaves are in ``jax.grad``'s convention, the conjugate of the direction in which the loss
+      rises: give optimisers ``jax.tree.map(jnp.conj, grads)``.
 
-        Raises:
-          ValueError: no step is pending. Inside ``jit``, where that cannot be seen, the gradient is NaN.
-        """
-        ...
+    Raises:
+      ValueError: no step is pending. Inside ``jit``, where that cannot be seen, the gradient is NaN.
+    """
+
+    def __call__(self, params: PyTree, state: LearnerState, dy: PyTree) -> PyTree: ...
 
 
 class ValueAndGrad(Protocol):
-    """Loss and gradient of a sequence, forward in time."""
+    """Turn a loss per step into a function that runs a sequence, in segments that move the traces once each.
+
+    With ``within_segment="eprop"`` the gradient is that of the learner, whatever the segments' length: as if every step
+    moved the traces. With ``"exact"`` credit inside a segment is exact, and the traces carry it across: the sum over
+    segments of the gradient of that segment's loss, with deep e-prop before the segment alone.
+
+    *Cost*: one segment's activations, and a trace's move per segment. Traces with dense rows also pull that many
+    cotangents back through each segment.
+
+    Args:
+      loss_fn: ``loss_fn(y_t, target_t) -> loss`` on the batched output of one step; with ``has_aux``,
+        ``-> (loss, aux)``. The loss is a real scalar, or one number per example, (batch,): those are summed, over the
+        examples that are ``valid``.
+      segment_length: C, steps per segment; the last one may be shorter. None chooses it from the analysis (with "exact"
+        it must be given).
+      within_segment: "eprop" or "exact".
+      has_aux: whether loss_fn returns an auxiliary output.
+
+    Returns:
+      ``run(params, state, xs, targets, resets=None, valid=None) -> ((loss, state), grads)``: see ``RunSequence``.
+
+    Raises:
+      TypeError: loss_fn is no function; an option of a wrong type.
+      ValueError: an option out of range.
+    """
 
     def __call__(
         self,
-        loss_fn: Callable[..., Any],
+        loss_fn: Callable[..., PyTree],
         *,
         segment_length: int | None = None,
         within_segment: str = "eprop",
         has_aux: bool = False,
-    ) -> RunSequence:
-        """Turn a loss per step into a function that runs a sequence, in segments that move the traces once each.
-
-        With ``within_segment="eprop"`` the gradient is that of the learner, whatever the segments' length: as if every
-        step moved the traces. With ``"exact"`` credit inside a segment is exact, and the traces carry it across: the
-        sum over segments of the gradient of that segment's loss, with deep e-prop before the segment alone.
-
-        *Cost*: one segment's activations, and a trace's move per segment. Traces with dense rows also pull that many
-        cotangents back through each segment.
-
-        Args:
-          loss_fn: ``loss_fn(y_t, target_t) -> loss`` on the batched output of one step; with ``has_aux``,
-            ``-> (loss, aux)``. The loss is a real scalar, or one number per example, (batch,): those are summed, over
-            the examples that are ``valid``.
-          segment_length: C, steps per segment; the last one may be shorter. None chooses it from the analysis (with
-            "exact" it must be given).
-          within_segment: "eprop" or "exact".
-          has_aux: whether loss_fn returns an auxiliary output.
-
-        Returns:
-          ``run(params, state, xs, targets, resets=None, valid=None) -> ((loss, state), grads)``: see ``RunSequence``.
-
-        Raises:
-          TypeError: loss_fn is no function; an option of a wrong type.
-          ValueError: an option out of range.
-        """
-        ...
+    ) -> RunSequence: ...
 
 
 class RunSequence(Protocol):
-    """What ``value_and_grad(loss_fn)`` returns."""
+    """Run a sequence, or the next piece of a stream: its loss, the sum over steps, and the gradient of that.
+
+    *Memory*: constant in time, but for xs, targets and aux.
+
+    Args:
+      params: as from ``learner.network.init``.
+      state: of this learner; its pending step moves the traces first.
+      xs: (time, batch, ...).
+      targets: any pytree with a leading time axis.
+      resets: (time, batch) bool; before such a step the example returns to its initial carry, with zero traces.
+      valid: (time, batch) bool; elsewhere carry and traces are held, and the example's output gets no cotangent. Its x
+        must be finite: pad with zeros. Where loss_fn returns one loss per example, value and gradient belong together.
+        A scalar has no examples to leave out: those that are not valid still count in the value, though not in the
+        gradient. The cure, in two lines: ``targets = (targets, valid)`` and
+        ``loss_fn = lambda y, target: jnp.where(target[1], losses(y, target[0]), 0).sum()``.
+
+    Returns:
+      ``((loss, state), grads)``; with ``has_aux`` ``(((loss, aux), state), grads)``, aux stacked over time. The state
+      has no step pending; grads are as from ``learner.gradient``, and may be differentiated: with exact=True their
+      derivative is that of BPTT's gradient, by the parameters and by the first carry; in other modes that of their own
+      values.
+
+    Raises:
+      TypeError: no state; a leaf of params or xs that is neither an array nor a number.
+      ValueError: shapes that do not fit; a loss that is neither a real scalar nor one per example.
+    """
 
     def __call__(
         self,
@@ -167,60 +186,31 @@ class RunSequence(Protocol):
         targets: PyTree,
         resets: jax.Array | None = None,
         valid: jax.Array | None = None,
-    ) -> tuple[tuple[Any, LearnerState], PyTree]:
-        """Run a sequence, or the next piece of a stream: its loss, the sum over steps, and the gradient of that.
-
-        *Memory*: constant in time, but for xs, targets and aux.
-
-        Args:
-          params: as from ``learner.network.init``.
-          state: of this learner; its pending step moves the traces first.
-          xs: (time, batch, ...).
-          targets: any pytree with a leading time axis.
-          resets: (time, batch) bool; before such a step the example returns to its initial carry, with zero traces.
-          valid: (time, batch) bool; elsewhere carry and traces are held, and the example's output gets no cotangent.
-            Its x must be finite: pad with zeros. Where loss_fn returns one loss per example, value and gradient belong
-            together. A scalar has no examples to leave out: those that are not valid still count in the value, though
-            not in the gradient. The cure, in two lines: ``targets = (targets, valid)`` and
-            ``loss_fn = lambda y, target: jnp.where(target[1], losses(y, target[0]), 0).sum()``.
-
-        Returns:
-          ``((loss, state), grads)``; with ``has_aux`` ``(((loss, aux), state), grads)``, aux stacked over time. The
-          state has no step pending; grads are as from ``learner.gradient``.
-          grads may be differentiated: with exact=True their derivative is that of BPTT's gradient, by the parameters
-          and by the first carry; in other modes that of their own values.
-
-        Raises:
-          TypeError: no state; a leaf of params or xs that is neither an array nor a number.
-          ValueError: shapes that do not fit; a loss that is neither a real scalar nor one per example.
-        """
-        ...
+    ) -> tuple[tuple[PyTree, LearnerState], PyTree]: ...
 
 
 class Reset(Protocol):
-    """Start some examples anew, between steps."""
+    """Between steps, return some examples to their initial carry, with traces at zero; drops their pending update.
 
-    def __call__(self, state: LearnerState, where: jax.Array) -> LearnerState:
-        """Return examples to their initial carry, with traces at zero; drops their pending update.
+    Take the last step's ``gradient`` before: a reset example has no part in it afterwards.
 
-        Take the last step's ``gradient`` before: a reset example has no part in it afterwards.
+    Args:
+      state: of this learner.
+      where: (batch,) bool.
 
-        Args:
-          state: of this learner.
-          where: (batch,) bool.
+    Raises:
+      TypeError: no state; where is no array.
+      ValueError: the state of another network; where of another dtype or shape.
+    """
 
-        Raises:
-          TypeError: no state; where is no array.
-          ValueError: the state of another network; where of another dtype or shape.
-        """
-        ...
+    def __call__(self, state: LearnerState, where: jax.Array) -> LearnerState: ...
 
 
 def documented_by(contract: type) -> Callable[[F], F]:
     """Give a function the text of the contract that it keeps as its docstring, for ``help``."""
 
     def give(function: F) -> F:
-        function.__doc__ = inspect.getdoc(contract.__call__)
+        function.__doc__ = inspect.getdoc(contract)
         return function
 
     return give
@@ -248,13 +238,13 @@ class OnlineLearner(NamedTuple):
     value_and_grad: ValueAndGrad
     reset: Reset
     network: Cell
-    plan: Callable[[PyTree, PyTree, PyTree], Any]
+    plan: Callable[[PyTree, PyTree, PyTree], tuple]
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple:
         return reduced(self)
 
     def __copy__(self) -> OnlineLearner:
         return self
 
-    def __deepcopy__(self, memo: Any) -> OnlineLearner:
+    def __deepcopy__(self, memo: dict) -> OnlineLearner:
         return self

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from deepeprop_jax.jaxpr.mesh_axes import summed_like, vary_alike, vary_like
 from deepeprop_jax.jaxpr.real_leaves import select_examples
-from deepeprop_jax.learner import checks
-from deepeprop_jax.learner.contract import (
-    Gradient,
-    Init,
-    LearnerState,
-    OnlineLearner,
-    Pending,
-    Reset,
-    RunSequence,
-    Step,
-    ValueAndGrad,
-    documented_by,
-)
+from deepeprop_jax.learner import checks, contract
+from deepeprop_jax.learner.contract import LearnerState, OnlineLearner, Pending, documented_by
 from deepeprop_jax.learner.planner import Planner
 from deepeprop_jax.learner.sequence import (
     Stream,
@@ -33,17 +21,16 @@ from deepeprop_jax.learner.sequence import (
     make_sequence,
 )
 from deepeprop_jax.learner.sharded import over_batches
-from deepeprop_jax.learner.stepper import Stepper, own_copy
+from deepeprop_jax.learner.stepper import Stepper, before_sequence, own_copy, stepper_of
 from deepeprop_jax.network.arguments import as_arrays, as_avals, batch_size, check_same
 from deepeprop_jax.network.build import as_cell
-from deepeprop_jax.network.cell import Cell, PyTree, graph_of, remade
-from deepeprop_jax.segments.single_step import Factors
+from deepeprop_jax.network.cell import PyTree, graph_of, remade
 from deepeprop_jax.traces.plan import Plan
 from deepeprop_jax.traces.state import select_traces, trace_shapes
 
 
 def deep_eprop(
-    network: Any, *, exact: bool = False, hops: int | None = None, rank: int | None = None, trainable: Any = None
+    network: object, *, exact: bool = False, hops: int | None = None, rank: int | None = None, trainable: PyTree = None
 ) -> OnlineLearner:
     """Train a recurrent network forward in time: gradients from traces, with memory constant in the sequence's length.
 
@@ -92,16 +79,10 @@ def deep_eprop(
     """
     checks.check_options(exact, hops, rank)
     cell = as_cell(network)
-    graph = graph_of(cell)
-    learner = learner_with(Planner(graph, exact, hops, trainable, rank), cell)
-    return remade(learner, deep_eprop, cell, exact=exact, hops=hops, rank=rank, trainable=trainable)
-
-
-def learner_with(planner: Planner, cell: Cell) -> OnlineLearner:
-    """The learner of a network whose plans are made by ``planner``."""
-    made = _Functions(planner)
+    made = _Functions(Planner(graph_of(cell), exact, hops, trainable, rank))
     learner = OnlineLearner(made.init, made.step, made.gradient, made.value_and_grad, made.reset, cell, made.plan)
-    return over_batches(learner, planner.graph, Factors)
+    learner = over_batches(learner, graph_of(cell))
+    return remade(learner, deep_eprop, cell, exact=exact, hops=hops, rank=rank, trainable=trainable)
 
 
 class _Functions:
@@ -114,36 +95,34 @@ class _Functions:
         """What steps a state, which is checked."""
         checks.check_state(self._graph, state)
         checks.check_step_input(x, state.pending.x)
-        stepper = self._planner.stepper(params, state.carry, x)
+        stepper = self._planner.once(stepper_of, params, state.carry, x)
         shapes = trace_shapes(stepper.plan, batch_size(state.carry, x))
         check_same(state.traces, shapes, "the state's traces", checks.STATE_REMEDY)
-        update = self._planner.pending_update(params, state.carry, x)
-        check_same(state.pending.update, update, "the state's pending update", checks.STATE_REMEDY)
+        check_same(state.pending.update, stepper.update, "the state's pending update", checks.STATE_REMEDY)
         return stepper
 
-    @documented_by(Init)
+    @documented_by(contract.Init)
     def init(self, params: PyTree, carry: PyTree, x: PyTree) -> LearnerState:
         given, carry, x = _arrays(params=params, carry=carry, x=x)
         params, carry, x = vary_alike(given, carry, x)
-        stepper, batch = self._planner.stepper(params, carry, x), batch_size(carry, x)
+        stepper, batch = self._planner.once(stepper_of, params, carry, x), batch_size(carry, x)
         traces = jax.tree.map(lambda aval: jnp.zeros(aval.shape, aval.dtype), trace_shapes(stepper.plan, batch))
-        update = stepper.first_update(given, params, self._planner.pending_update(params, carry, x))
+        update = stepper.first_update(given, params)
         pending = Pending(own_copy(carry), own_copy(x), update, jnp.zeros(batch, bool))
         return _vary(LearnerState(own_copy(carry), traces, pending, own_copy(carry)), params, carry, x)
 
-    @documented_by(Step)
+    @documented_by(contract.Step)
     def step(self, params: PyTree, state: LearnerState, x: PyTree) -> tuple[LearnerState, PyTree]:
         given, state, x = _arrays(params=params, state=state, x=x)
         params, state, x = vary_alike(given, state, x)
         stepper = self._stepper_for(params, state, x)
-        traces = stepper.advance(state.pending, state.traces, once=False)
+        traces = stepper.advance(state.pending, state.traces)
         carry_t, y_t, now = stepper.run(params, state.carry, x)
-        update = stepper.update_of(now, given)
-        pending = Pending(state.carry, own_copy(x), update, jnp.ones_like(state.pending.active))
+        pending = Pending(state.carry, own_copy(x), stepper.update_of(now, given), jnp.ones_like(state.pending.active))
         new = checks.next_state(LearnerState(carry_t, traces, pending, state.initial_carry), state)
         return _vary(new, params), vary_like(y_t, params)
 
-    @documented_by(Gradient)
+    @documented_by(contract.Gradient)
     def gradient(self, params: PyTree, state: LearnerState, dy: PyTree) -> PyTree:
         given, state = _arrays(params=params, state=state)
         params, state, dy = vary_alike(given, state, dy)
@@ -157,40 +136,37 @@ class _Functions:
         found = [[jnp.where(active.any(), leaf, jnp.nan) for leaf in leaves] for leaves in found]
         return summed_like(as_params(stepper.plan, found), given)
 
-    @documented_by(ValueAndGrad)
+    @documented_by(contract.ValueAndGrad)
     def value_and_grad(
         self,
-        loss_fn: Callable[..., Any],
+        loss_fn: Callable[..., PyTree],
         *,
         segment_length: int | None = None,
         within_segment: str = "eprop",
         has_aux: bool = False,
-    ) -> Callable[..., Any]:
-        if not callable(loss_fn):
-            raise TypeError(f"loss_fn must be a function (y_t, target_t) -> scalar; seen {type(loss_fn).__name__}.")
-        checks.check_segments(segment_length, within_segment)
+    ) -> contract.RunSequence:
+        checks.check_sequence_options(loss_fn, segment_length, within_segment)
+        exact = within_segment == "exact"
 
-        @documented_by(RunSequence)
+        @documented_by(contract.RunSequence)
         def run(params, state, xs, targets, resets=None, valid=None):
-            params, state, xs = _arrays(params=params, state=state, xs=xs)
+            given, state, xs = _arrays(params=params, state=state, xs=xs)
             steps = checks.sequence_length(xs, targets)
-            given, update = params, state.pending.update if isinstance(state, LearnerState) else None
-            params, state, xs, targets, resets, valid = vary_alike(params, state, xs, targets, resets, valid)
+            update = state.pending.update if isinstance(state, LearnerState) else None
+            params, state, xs, targets, resets, valid = vary_alike(given, state, xs, targets, resets, valid)
             stepper = self._stepper_for(params, state, jax.tree.map(lambda leaf: leaf[0], xs))
-            plan = stepper.plan
+            plan, pending = stepper.plan, state.pending
             sequence = make_sequence(plan, loss_fn, has_aux, state.initial_carry, xs, targets, resets, valid)
-            length = segment_length or choose_length(plan, state.pending.active.shape[0], steps).steps
-            start = Stream(state.carry, stepper.advance(state.pending, state.traces, once=True))
-            result = by_segments(plan, params, start, sequence, length, within_segment == "exact")
-            pending = state.pending._replace(active=jnp.zeros_like(state.pending.active), update=update)
-            end = LearnerState(result.end.carry, result.end.traces, pending, state.initial_carry)
-            loss = (result.loss, result.aux) if has_aux else result.loss
-            end = _vary(checks.next_state(end, state), params)
-            return (loss, end), summed_like(as_params(plan, result.grads), given)
+            length = segment_length or choose_length(plan, pending.active.shape[0], steps).steps
+            start = Stream(state.carry, before_sequence(stepper, pending, state.traces))
+            (loss, end), grads = by_segments(params, start, sequence, length, exact)
+            pending = pending._replace(active=jnp.zeros_like(pending.active), update=update)
+            new = checks.next_state(LearnerState(end.carry, end.traces, pending, state.initial_carry), state)
+            return (loss, _vary(new, params)), summed_like(grads, given)
 
         return run
 
-    @documented_by(Reset)
+    @documented_by(contract.Reset)
     def reset(self, state: LearnerState, where: jax.Array) -> LearnerState:
         (state,) = _arrays(state=state)
         checks.check_state(self._graph, state)
@@ -202,8 +178,8 @@ class _Functions:
         carry = select_examples(where, state.initial_carry, state.pending.carry)
         x = select_examples(where, jax.tree.map(_finite, state.pending.x), state.pending.x)
         pending = Pending(carry, x, update, state.pending.active & ~where)
-        return LearnerState(
-            select_examples(where, state.initial_carry, state.carry), traces, pending, state.initial_carry
+        return state._replace(
+            carry=select_examples(where, state.initial_carry, state.carry), traces=traces, pending=pending
         )
 
     def plan(self, params: PyTree, carry: PyTree, x: PyTree) -> Plan:
@@ -212,7 +188,7 @@ class _Functions:
         return self._planner.plan(*(as_avals(tree, what) for what, tree in named.items()))
 
 
-def _arrays(**named: PyTree) -> list[Any]:
+def _arrays(**named: PyTree) -> list[PyTree]:
     """The arguments with strongly typed arrays as leaves."""
     return [as_arrays(tree, what) for what, tree in named.items()]
 

@@ -9,25 +9,19 @@ others (see ``per_example``); of any other loss every device computes all, from 
 from __future__ import annotations
 
 import functools
+import inspect
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from deepeprop_jax.analysis.per_example import is_per_example
-from deepeprop_jax.learner.contract import (
-    Gradient,
-    Init,
-    LearnerState,
-    OnlineLearner,
-    Pending,
-    Reset,
-    Step,
-    documented_by,
-)
+from deepeprop_jax.learner.contract import LearnerState, OnlineLearner, Pending
 from deepeprop_jax.network.cell import Cell, Graph, PyTree
+from deepeprop_jax.segments.single_step import Factors
 
 EVERYWHERE = PartitionSpec()
 """The same on all devices."""
@@ -36,28 +30,24 @@ EVERYWHERE = PartitionSpec()
 class Split(NamedTuple):
     """How a batch is split: over which axes of which mesh."""
 
-    mesh: Any
+    mesh: Mesh
     axes: tuple[str, ...]
 
     def spec(self, *before: None) -> PartitionSpec:
         """Of an array whose batch axis has these axes before it."""
         return PartitionSpec(*before, self.axes)
 
-    def place(self, tree: PyTree, specs: PyTree) -> PyTree:
-        """The same arrays, split as ``specs``, a prefix of the pytree, say."""
+    def run(self, function: Callable[..., PyTree], arguments: tuple, specs: tuple, out_specs: PyTree) -> PyTree:
+        """``function`` of the part of every argument that a device has; ``specs`` and ``out_specs`` may be prefixes."""
 
-        def move(spec: PartitionSpec, part: PyTree) -> PyTree:
+        def place(spec: PartitionSpec, part: PyTree) -> PyTree:
             held = NamedSharding(self.mesh, spec)
             return jax.tree.map(lambda leaf: jax.sharding.reshard(jnp.asarray(leaf), held), part)
 
-        return jax.tree.map(move, specs, tree)
-
-    def run(self, function: Callable, arguments: tuple, specs: tuple, out_specs: Any) -> Any:
-        """``function`` of the part of every argument that a device has; ``specs`` and ``out_specs`` may be prefixes."""
         over = jax.shard_map(
             function, mesh=self.mesh, in_specs=specs, out_specs=out_specs, axis_names=frozenset(self.axes)
         )
-        return over(*(self.place(a, s) for a, s in zip(arguments, specs, strict=True)))
+        return over(*jax.tree.map(place, specs, arguments))
 
 
 def split_of(trees: PyTree, axis: int = 0) -> Split | None:
@@ -66,85 +56,74 @@ def split_of(trees: PyTree, axis: int = 0) -> Split | None:
     Raises:
       ValueError: leaves that are split differently, or along other axes than the batch's.
     """
-    found: dict[Split, Any] = {}
+    found: list[Split] = []
     for leaf in jax.tree.leaves(trees):
         sharding = _sharding_of(leaf)
         if sharding is None:
             continue
-        explicit = {name for name, kind in zip(sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True)
-                    if kind == AxisType.Explicit}  # fmt: skip
+        kinds = dict(zip(sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True))
         named = [() if part is None else part if isinstance(part, tuple) else (part,) for part in sharding.spec]
-        named = [tuple(name for name in part if name in explicit) for part in named]
-        others = [part for place, part in enumerate(named) if place != axis and part]
-        if others:
+        named = [tuple(name for name in part if kinds.get(name) == AxisType.Explicit) for part in named]
+        if any(part for place, part in enumerate(named) if place != axis):
             raise ValueError(
                 f"Of a learner's arrays only the batch axis may be split over a mesh; seen {jax.typeof(leaf)}, split "
                 f"as {sharding.spec}. Bring the other axes together with jax.sharding.reshard."
             )
         if len(named) > axis and named[axis]:
-            found[Split(sharding.mesh, named[axis])] = leaf
-    if len(found) > 1 and len({(split.axes, split.mesh.axis_names) for split in found}) > 1:
+            found.append(Split(sharding.mesh, named[axis]))
+    if len({(split.axes, split.mesh.axis_names) for split in found}) > 1:
         raise ValueError(
             f"All arrays of a batch must be split over the same axes of one mesh; seen "
-            f"{', '.join(str(split.axes) for split in found)}. Use jax.sharding.reshard."
+            f"{', '.join(sorted({str(split.axes) for split in found}))}. Use jax.sharding.reshard."
         )
-    return next(iter(found), None)
+    return found[0] if found else None
 
 
-def over_batches(learner: OnlineLearner, graph: Graph, factors: type) -> OnlineLearner:
-    """The learner, whose functions also take batches that are split over explicit axes of a mesh.
-
-    Args:
-      factors: the type of what waits in ``Pending.update`` per node, where it has a batch axis.
-    """
+def over_batches(learner: OnlineLearner, graph: Graph) -> OnlineLearner:
+    """The learner, whose functions also take batches that are split over explicit axes of a mesh."""
+    deep = {vertex.name for vertex in graph.nodes if vertex.depth is not None}
 
     def specs_of(state: LearnerState, split: Split) -> LearnerState:
-        batch = split.spec()
-        deep = {vertex.name for vertex in graph.nodes if vertex.depth is not None}
+        batch, update = split.spec(), state.pending.update
         traces = {name: split.spec(None) if name.partition(" <- ")[0] in deep else batch for name in state.traces}
-        update = state.pending.update
-        by_example = isinstance(update, list) and all(isinstance(part, factors) for part in update)
+        by_example = isinstance(update, list) and all(isinstance(part, Factors) for part in update)
         pending = Pending(batch, batch, batch if by_example else EVERYWHERE, batch)
         return LearnerState(batch, traces, pending, batch)
 
-    @documented_by(Init)
-    def init(params: PyTree, carry: PyTree, x: PyTree) -> LearnerState:
-        split = split_of((carry, x))
-        if split is None:
-            return learner.init(params, carry, x)
-        specs = specs_of(jax.eval_shape(learner.init, *_shapes((params, carry, x))), split)
-        return split.run(learner.init, (params, carry, x), (EVERYWHERE, split.spec(), split.spec()), specs)
+    def over(function: Callable[..., PyTree], out_specs: Callable[..., PyTree]) -> Callable[..., PyTree]:
+        """``out_specs``: what the function gives, from how the state is split and how the rest."""
+        signature = inspect.signature(function)
 
-    @documented_by(Step)
-    def step(params: PyTree, state: LearnerState, x: PyTree) -> tuple[LearnerState, PyTree]:
-        split = _split_of_state(state, x)
-        if split is None:
-            return learner.step(params, state, x)
-        specs = specs_of(state, split)
-        out_specs = (specs, split.spec())
-        return split.run(learner.step, (params, state, x), (EVERYWHERE, specs, split.spec()), out_specs)
+        @functools.wraps(function)
+        def call(*args, **kwargs):
+            given = signature.bind(*args, **kwargs).arguments
+            state = given.get("state")
+            seen = [part for name, part in given.items() if name not in ("params", "state")]
+            if isinstance(state, LearnerState):
+                seen += [state.carry, state.pending.x]
+            # What is no state is for the learner to refuse.
+            split = split_of(seen) if "state" not in given or isinstance(state, LearnerState) else None
+            if split is None:
+                return function(**given)
+            arguments, batch = tuple(given.values()), split.spec()
+            held = specs_of(jax.eval_shape(function, *_shapes(arguments)) if state is None else state, split)
+            specs = tuple({"params": EVERYWHERE, "state": held}.get(name, batch) for name in given)
+            return split.run(function, arguments, specs, out_specs(held, batch))
 
-    @documented_by(Gradient)
-    def gradient(params: PyTree, state: LearnerState, dy: PyTree) -> PyTree:
-        split = _split_of_state(state, dy)
-        if split is None:
-            return learner.gradient(params, state, dy)
-        specs = (EVERYWHERE, specs_of(state, split), split.spec())
-        return split.run(learner.gradient, (params, state, dy), specs, EVERYWHERE)
+        return call
 
-    @documented_by(Reset)
-    def reset(state: LearnerState, where: jax.Array) -> LearnerState:
-        split = _split_of_state(state, where)
-        if split is None:
-            return learner.reset(state, where)
-        specs = specs_of(state, split)
-        return split.run(learner.reset, (state, where), (specs, split.spec()), specs)
-
-    value_and_grad = sequences_over_batches(learner.value_and_grad, learner.network, LearnerState, specs_of)
-    return learner._replace(init=init, step=step, gradient=gradient, value_and_grad=value_and_grad, reset=reset)
+    return learner._replace(
+        init=over(learner.init, lambda state, batch: state),
+        step=over(learner.step, lambda state, batch: (state, batch)),
+        gradient=over(learner.gradient, lambda state, batch: EVERYWHERE),
+        value_and_grad=sequences_over_batches(learner.value_and_grad, learner.network, LearnerState, specs_of),
+        reset=over(learner.reset, lambda state, batch: state),
+    )
 
 
-def sequences_over_batches(value_and_grad: Callable, network: Cell, kind: type, specs_of: Callable) -> Callable:
+def sequences_over_batches(
+    value_and_grad: Callable[..., PyTree], network: Cell, kind: type, specs_of: Callable[..., PyTree]
+) -> Callable[..., PyTree]:
     """``value_and_grad`` of a learner, or of BPTT, that also takes batches that are split.
 
     Args:
@@ -153,7 +132,7 @@ def sequences_over_batches(value_and_grad: Callable, network: Cell, kind: type, 
     """
 
     @functools.wraps(value_and_grad)
-    def over(loss_fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    def over(loss_fn, **options):
         plain = value_and_grad(loss_fn, **options)
         has_aux = options.get("has_aux", False)
 
@@ -170,7 +149,7 @@ def sequences_over_batches(value_and_grad: Callable, network: Cell, kind: type, 
             loss_here = _of_all_examples(split, loss_fn, has_aux) if target_specs is None else loss_fn
             here = value_and_grad(loss_here, **options)
 
-            def part(*arguments: Any) -> tuple:
+            def part(*arguments):
                 (loss, end), grads = here(*arguments)
                 return (_summed(split, loss), end), grads
 
@@ -185,22 +164,17 @@ def sequences_over_batches(value_and_grad: Callable, network: Cell, kind: type, 
     return over
 
 
-def _split_of_state(state: Any, others: PyTree) -> Split | None:
-    """What is no state is for the learner to refuse."""
-    return split_of((state.carry, state.pending.x, others)) if isinstance(state, LearnerState) else None
-
-
-def _sharding_of(leaf: Any) -> NamedSharding | None:
+def _sharding_of(leaf: jax.Array) -> NamedSharding | None:
     """An array at hand knows its devices, one that is traced the names of its mesh's axes."""
     found = jax.typeof(leaf).sharding if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
     return found if isinstance(found, NamedSharding) else None
 
 
-def _shapes(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), tree)
+def _shapes(tree: PyTree, without_axes: int = 0) -> PyTree:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[without_axes:], jnp.result_type(x)), tree)
 
 
-def _target_specs(split: Split, loss_fn: Callable, y: PyTree, targets: PyTree) -> PyTree | None:
+def _target_specs(split: Split, loss_fn: Callable[..., jax.Array], y: PyTree, targets: PyTree) -> PyTree | None:
     """How targets are split where a device can compute the losses of its own examples; None where it may not.
 
     Targets that are split along their second axis, that of the batch, are; others are the same on all devices.
@@ -208,26 +182,22 @@ def _target_specs(split: Split, loss_fn: Callable, y: PyTree, targets: PyTree) -
     Args:
       y: shapes of the network's output, of the whole batch.
     """
-    devices = 1
-    for name in split.axes:
-        devices *= split.mesh.shape[name]
 
-    def spec(leaf: Any) -> PartitionSpec:
+    def spec(leaf: jax.Array) -> PartitionSpec:
         sharding = _sharding_of(leaf)
         found = sharding.spec if sharding is not None else ()
         return split.spec(None) if len(found) > 1 and found[1] in (split.axes, *split.axes) else EVERYWHERE
 
     specs = jax.tree.map(spec, targets)
     own = [len(spec) > 0 for spec in jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, PartitionSpec))]
-    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], jnp.result_type(leaf)), targets)
-    examples = jax.tree.leaves(y)[0].shape[0] // devices
-    return specs if is_per_example(loss_fn, y, target, own, examples) else None
+    examples = jax.tree.leaves(y)[0].shape[0] // math.prod(split.mesh.shape[name] for name in split.axes)
+    return specs if is_per_example(loss_fn, y, _shapes(targets, 1), own, examples) else None
 
 
-def _of_all_examples(split: Split, loss_fn: Callable, has_aux: bool) -> Callable:
+def _of_all_examples(split: Split, loss_fn: Callable[..., PyTree], has_aux: bool) -> Callable[..., PyTree]:
     """The loss of the whole batch as a function of a device's outputs; its value counts on the first device alone."""
 
-    def loss_here(y: PyTree, target_and_valid: tuple[PyTree, jax.Array | None]) -> Any:
+    def loss_here(y: PyTree, target_and_valid: tuple[PyTree, jax.Array | None]) -> PyTree:
         target, valid = target_and_valid
         number = jax.lax.axis_index(split.axes)
 

@@ -7,12 +7,11 @@ layers with all hops, a step with influences going up takes a third of the time 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
-
 import jax
 import jax.numpy as jnp
 
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
+from deepeprop_jax.learner.contract import Pending
 from deepeprop_jax.network.cell import PyTree
 from deepeprop_jax.segments import joint, single_step, upward
 from deepeprop_jax.segments.advance import advance_traces
@@ -22,143 +21,90 @@ from deepeprop_jax.traces.plan import Plan, Traces
 from deepeprop_jax.traces.state import join_slots, select_traces, split_slots
 
 
-class Ran(NamedTuple):
-    """A step that has run.
+class Stepper:
+    """A segment of one step. Where nothing else is said its parameters wait in the state, and it is run again.
 
-    Attributes:
-      carry_t, y_t: the network's carry after it, and its output.
-      step: what the gradient and the update of the traces go on from.
+    Args:
+      plan: of the network.
+      update: shapes and dtypes of what waits.
     """
 
-    carry_t: PyTree
-    y_t: PyTree
-    step: Any
+    def __init__(self, plan: Plan, update: PyTree):
+        self.plan, self.update = plan, update
 
+    def run(self, params: PyTree, carry: PyTree, x: PyTree) -> tuple[PyTree, PyTree, Segment]:
+        """The network's carry after the step, its output, and what gradient and traces go on from."""
+        step = single_step.run_step(self.plan, params, carry, x)
+        return step.carry_end, jax.tree.map(lambda leaf: leaf[0], step.outputs), step
 
-class Stepper(Protocol):
-    """What a single step needs, beside running forward."""
+    def advance(self, pending: Pending, traces: Traces) -> Traces:
+        """The traces with the step that waits."""
+        step = single_step.run_step(self.plan, pending.update, pending.carry, pending.x)
+        moved = advance_traces(step, split_slots(self.plan, traces))
+        return select_traces(pending.active, join_slots(self.plan, moved), traces)
 
-    @property
-    def plan(self) -> Plan:
-        """Of the network."""
-        ...
+    def gradient(self, step: Segment, traces: Traces, dy: PyTree) -> list[list[jax.Array]]:
+        """``inst + sum of lambda . S`` of a step, per node and real parameter leaf."""
+        return segment_gradient(step, traces, jax.tree.map(lambda leaf: leaf[None], dy), split=False)
 
-    def first_update(self, given: PyTree, params: PyTree, shapes: PyTree) -> PyTree:
+    def first_update(self, given: PyTree, params: PyTree) -> PyTree:
         """What waits before the first step: values that move nothing.
 
         Args:
           given: the user's params.
           params: the same, varying over a mesh as the carry does.
-          shapes: of what ``update_of`` gives.
         """
-        ...
-
-    def run(self, params: PyTree, carry: PyTree, x: PyTree) -> Ran:
-        """The network's step."""
-        ...
-
-    def update_of(self, step: Any, given: PyTree) -> PyTree:
-        """What waits after a step: all that its update of the traces needs beside its carry and input.
-
-        Args:
-          step: ``Ran.step``.
-        """
-        ...
-
-    def params_of(self, params: PyTree, update: PyTree) -> PyTree:
-        """The parameters of the step that waits; ``params`` are those that the user gives with its gradient."""
-        ...
-
-    def advance(self, pending: Any, traces: Traces, once: bool) -> Traces:
-        """The traces with the step that waits; ``once`` before a sequence, those across nodes may come packed."""
-        ...
-
-    def gradient(self, step: Any, traces: Traces, dy: PyTree) -> list[list[jax.Array]]:
-        """``inst + sum of lambda . S`` of a step, per node and real parameter leaf."""
-        ...
-
-
-class ByFactors(NamedTuple):
-    """All traces are own ones with local rows: the factors of the update wait."""
-
-    plan: Plan
-
-    def run(self, params: PyTree, carry: PyTree, x: PyTree) -> Ran:
-        """As a segment of one step."""
-        return _run_segment(self.plan, params, carry, x)
-
-    def first_update(self, given: PyTree, params: PyTree, shapes: PyTree) -> PyTree:
-        """Zeros."""
-        return vary_like(jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes), params)
-
-    def update_of(self, step: Segment, given: PyTree) -> list[single_step.Factors]:
-        """D, and dF/dtheta as outer products."""
-        return single_step.factors_of(step)
-
-    def params_of(self, params: PyTree, update: PyTree) -> PyTree:
-        """Only the gradient asks for them."""
-        return params
-
-    def advance(self, pending: Any, traces: Traces, once: bool) -> Traces:
-        """In place, weight by weight."""
-        return single_step.advance(self.plan, pending.active, pending.update, traces)
-
-    def gradient(self, step: Segment, traces: Traces, dy: PyTree) -> list[list[jax.Array]]:
-        """Each trace read once."""
-        return _gradient(step, traces, dy)
-
-
-class BySegment(NamedTuple):
-    """Traces of low rank: the parameters wait, and the step is run again as a segment."""
-
-    plan: Plan
-
-    def run(self, params: PyTree, carry: PyTree, x: PyTree) -> Ran:
-        """As a segment of one step."""
-        return _run_segment(self.plan, params, carry, x)
-
-    def first_update(self, given: PyTree, params: PyTree, shapes: PyTree) -> PyTree:
-        """Any parameters."""
         return own_copy(given)
 
     def update_of(self, step: Segment, given: PyTree) -> PyTree:
-        """The parameters."""
+        """What waits after a step: all that its update of the traces needs beside its carry and input."""
         return own_copy(given)
 
     def params_of(self, params: PyTree, update: PyTree) -> PyTree:
-        """Those that wait."""
+        """The parameters of the step that waits; ``params`` are those that the user gives with its gradient."""
         return update
 
-    def advance(self, pending: Any, traces: Traces, once: bool) -> Traces:
-        """By a segment of one step, or with influences going up."""
-        once = once and joint.applies(self.plan, 1, pending.active.shape[0])
-        if once:
-            traces = joint.pack(self.plan, traces)
+
+class ByFactors(Stepper):
+    """A segment of one step whose traces are own ones with local rows: D, and dF/dtheta as outer products, wait."""
+
+    def advance(self, pending: Pending, traces: Traces) -> Traces:
+        return single_step.advance(self.plan, pending.active, pending.update, traces)
+
+    def first_update(self, given: PyTree, params: PyTree) -> PyTree:
+        return vary_like(jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), self.update), params)
+
+    def update_of(self, step: Segment, given: PyTree) -> list[single_step.Factors]:
+        return single_step.factors_of(step)
+
+    def params_of(self, params: PyTree, update: PyTree) -> PyTree:
+        return params  # only the gradient asks for them
+
+
+class Upward(Stepper):
+    """A segment of one step whose traces have dense rows, or are across nodes: influences go up, and right in time."""
+
+    def advance(self, pending: Pending, traces: Traces) -> Traces:
         step = single_step.run_step(self.plan, pending.update, pending.carry, pending.x)
-        if upward.applies(self.plan) and not once:
-            return select_traces(pending.active, upward.update(step, traces), traces)
-        moved = advance_traces(step, split_slots(self.plan, traces))
-        return select_traces(pending.active, join_slots(self.plan, moved), traces)
-
-    def gradient(self, step: Segment, traces: Traces, dy: PyTree) -> list[list[jax.Array]]:
-        """That of a segment of one step."""
-        return _gradient(step, traces, dy)
+        return select_traces(pending.active, upward.update(step, traces), traces)
 
 
-def stepper_of(plan: Plan) -> Stepper:
-    """The cheapest kind that the plan allows."""
-    if single_step.applies(plan):
-        return ByFactors(plan)
-    return BySegment(plan)
+def stepper_of(plan: Plan, params: PyTree, carry: PyTree, x: PyTree) -> Stepper:
+    """The cheapest kind that the plan allows, from the shapes of what a step takes."""
+    if not single_step.applies(plan):
+        return Upward(plan, params) if upward.applies(plan) else Stepper(plan, params)
+
+    def factors(params: PyTree, carry: PyTree, x: PyTree) -> list[single_step.Factors]:
+        return single_step.factors_of(single_step.run_step(plan, params, carry, x))
+
+    return ByFactors(plan, jax.eval_shape(factors, params, carry, x))
 
 
-def _run_segment(plan: Plan, params: PyTree, carry: PyTree, x: PyTree) -> Ran:
-    step = single_step.run_step(plan, params, carry, x)
-    return Ran(step.carry_end, jax.tree.map(lambda leaf: leaf[0], step.outputs), step)
-
-
-def _gradient(step: Segment, traces: Traces, dy: PyTree) -> list[list[jax.Array]]:
-    return segment_gradient(step, traces, jax.tree.map(lambda leaf: leaf[None], dy), split=False)
+def before_sequence(stepper: Stepper, pending: Pending, traces: Traces) -> Traces:
+    """The traces with the step that waits; of many small nodes packed, as the sequence goes on with them."""
+    if joint.applies(stepper.plan, 1, pending.active.shape[0]):
+        return Stepper(stepper.plan, stepper.update).advance(pending, joint.pack(stepper.plan, traces))
+    return stepper.advance(pending, traces)
 
 
 def own_copy(tree: PyTree) -> PyTree:

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from deepeprop_jax.analysis.node import Reach, Recurrence
+from deepeprop_jax.jaxpr.program import Program
 from deepeprop_jax.jaxpr.trace import trace
-from deepeprop_jax.learner import checks
-from deepeprop_jax.learner.contract import OnlineLearner
-from deepeprop_jax.learner.deep_eprop import learner_with
-from deepeprop_jax.learner.planner import Planner
-from deepeprop_jax.learner.sequence import Length, choose_length
+from deepeprop_jax.learner.checks import check_options
+from deepeprop_jax.learner.contract import LearnerState, OnlineLearner, Pending
+from deepeprop_jax.learner.planner import analysed
+from deepeprop_jax.learner.sequence import Length, Stream, by_segments, choose_length, make_sequence
+from deepeprop_jax.learner.stepper import Stepper, before_sequence, stepper_of
 from deepeprop_jax.network.arguments import as_avals, batch_size
 from deepeprop_jax.network.build import as_cell
 from deepeprop_jax.network.cell import PyTree, graph_of
-from deepeprop_jax.report.cost import Cost, cost_of, tree_bytes
+from deepeprop_jax.report.cost import Cost, multiply_adds, tree_bytes
 from deepeprop_jax.report.memory import peak_bytes
+from deepeprop_jax.report.table import table
+from deepeprop_jax.traces.make_plan import make_plan
 from deepeprop_jax.traces.plan import Plan
+from deepeprop_jax.traces.state import trace_shapes
 
 
 class LeafReport(NamedTuple):
@@ -107,32 +111,29 @@ class Analysis(NamedTuple):
             lines.append(f"node {node.name}{depth}: carry {carry}; recurrence {node.recurrence}: {node.reason}")
             if node.remedy:
                 lines.append(f"  remedy: {node.remedy}")
-            rows = [(leaf.name, leaf.size, leaf.kind, leaf.rows, leaf.exact_rows, leaf.reason) for leaf in node.leaves]
-            lines += _table(("parameter", "entries", "trace", "rows", "rows, exact", "why"), rows, indent="  ")
-            lines.append("")
+            heads = ("parameter", "entries", "trace", "rows", "rows, exact", "why")
+            lines += [*table([heads, *node.leaves], left=(0, 2, 5), indent="  "), ""]
         costs = [
             (
-                m.name,
-                _bytes(m.cost.trace_bytes),
-                _bytes(m.cost.pending_bytes),
-                _bytes(m.cost.peak_bytes),
-                _count(m.cost.multiply_adds),
-                str(m.segment.steps),
+                mode.name,
+                *(_short(count, 1024, ("B", "KiB", "MiB", "GiB")) for count in mode.cost[:3]),
+                _short(mode.cost.multiply_adds, 1000, ("", "k", "M", "G")),
+                mode.segment.steps,
             )
-            for m in self.modes
+            for mode in self.modes
         ]
         heads = ("mode", "traces", "pending step", "gradient's peak", "multiply-adds a step", "steps a segment")
         lines.append(
             f"batch {self.batch}: what the state holds, estimates of the most that a gradient takes at once and of a "
             f"step's multiply-adds, and the longest segments:"
         )
-        lines += _table(heads, costs)
+        lines += table([heads, *costs])
         lines += dict.fromkeys(f"segments of {m.segment.steps}: {m.segment.reason}" for m in self.modes)
         return "\n".join(lines)
 
 
 def analyse(
-    network: Any, params: PyTree, carry: PyTree, x: PyTree, *, rank: int | None = None, trainable: Any = None
+    network: object, params: PyTree, carry: PyTree, x: PyTree, *, rank: int | None = None, trainable: PyTree = None
 ) -> Analysis:
     """What the library recognised in a network, leaf by leaf, and what each mode costs.
 
@@ -163,48 +164,49 @@ def analyse(
     >>> analysis.nodes[0].recurrence, [leaf.rows for leaf in analysis.nodes[0].leaves]
     ('localised', [1, 1, 1])
     """
-    checks.check_options(False, None, rank)
-    cell = as_cell(network.network if isinstance(network, OnlineLearner) else network)
-    graph = graph_of(cell)
-    exactly = Planner(graph, True, None, trainable)
-    whole = {True: exactly, False: Planner(graph, False, None, trainable, like=exactly)}
-    named = {"params": params, "carry": carry, "x": x}
-    params, carry, x = (as_avals(tree, what) for what, tree in named.items())
-    batch = batch_size(carry, x)
+    check_options(False, None, rank)
+    graph = graph_of(as_cell(network.network if isinstance(network, OnlineLearner) else network))
+    params, carry, x = as_avals(params, "params"), as_avals(carry, "carry"), as_avals(x, "x")
+    network, trained = analysed(graph, trainable, params, carry, x, {})
+    local, exact = (make_plan(network, trained, is_exact, None, None) for is_exact in (False, True))
     has_depth = any(vertex.depth is not None for vertex in graph.nodes)
-    local, exact = (whole[is_exact].plan(params, carry, x) for is_exact in (False, True))
-    nodes = tuple(_node_report(local, exact, v) for v in range(len(local.nodes)))
     hops = _useful_hops(local)
-    modes = []
-    ranks = [None] if rank is None else [None, rank]
-    for is_exact, r, m in [(True, None, m) for m in hops] + [(False, r, m) for r in ranks for m in hops]:
-        if r is not None and m and has_depth:
-            continue  # refused by deep_eprop
-        mode = whole[is_exact]
-        if m is not None or r is not None:
-            mode = Planner(graph, is_exact, m, trainable, r, like=exactly)
-        plan = mode.plan(params, carry, x)
-        learner, length = learner_with(mode, cell), choose_length(plan, batch)
-        state = jax.eval_shape(learner.init, params, carry, x)
-        peak = _gradient_bytes(learner, params, state, x, length.steps)
-        modes.append(ModeReport(is_exact, m, r, cost_of(plan, state.pending, batch, peak), length))
-    return Analysis(nodes, tuple(modes), batch)
+    modes = [(True, m, None) for m in hops] + [(False, m, None) for m in hops]
+    if rank is not None:
+        modes += [(False, m, rank) for m in hops if not (m and has_depth)]  # others are refused by deep_eprop
+    nodes = tuple(_node_report(local, exact, v) for v in range(len(local.nodes)))
+    reports = tuple(_mode_report(make_plan(network, trained, *mode), params, carry, x) for mode in modes)
+    return Analysis(nodes, reports, batch_size(carry, x))
 
 
-def _gradient_bytes(learner: OnlineLearner, params: PyTree, state: PyTree, x: PyTree, length: int) -> int:
-    """``Cost.peak_bytes``, in a sequence of several segments."""
-    steps = 3 * length
-    xs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((steps, *leaf.shape), leaf.dtype), x)
+def _mode_report(plan: Plan, params: PyTree, carry: PyTree, x: PyTree) -> ModeReport:
+    batch = batch_size(carry, x)
+    stepper, length = stepper_of(plan, params, carry, x), choose_length(plan, batch)
+    pending = Pending(carry, x, stepper.update, jax.ShapeDtypeStruct((batch,), bool))
+    state = LearnerState(carry, trace_shapes(plan, batch), pending, carry)
+    peak = tree_bytes((params, state)) + peak_bytes(_gradient_program(stepper, params, state, length.steps))
+    sizes = tree_bytes(state.traces), tree_bytes(pending)
+    return ModeReport(plan.exact, plan.hops, plan.rank, Cost(*sizes, peak, batch * multiply_adds(plan)), length)
+
+
+def _gradient_program(stepper: Stepper, params: PyTree, state: LearnerState, length: int) -> Program:
+    """What ``value_and_grad`` runs, in a sequence of several segments."""
 
     def loss_fn(y: PyTree, target: PyTree) -> jax.Array:
         leaves = [leaf for leaf in jax.tree.leaves(y) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
         return sum((jnp.sum(jnp.square(jnp.abs(leaf))).astype(float) for leaf in leaves), start=jnp.zeros(()))
 
-    targets = jax.ShapeDtypeStruct((steps,), bool)
+    def run(params: PyTree, state: LearnerState, xs: PyTree, targets: PyTree) -> PyTree:
+        sequence = make_sequence(stepper.plan, loss_fn, False, state.initial_carry, xs, targets, None, None)
+        start = Stream(state.carry, before_sequence(stepper, state.pending, state.traces))
+        ended = by_segments(params, start, sequence, length, exact=False)
+        return ended, jnp.zeros_like(state.pending.active)
+
+    steps = 3 * length
+    xs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((steps, *leaf.shape), leaf.dtype), state.pending.x)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # what it says stands in the table
-        program = trace(learner.value_and_grad(loss_fn), params, state, xs, targets, differentiated=True)
-    return tree_bytes((params, state)) + peak_bytes(program)
+        return trace(run, params, state, xs, jax.ShapeDtypeStruct((steps,), bool), differentiated=True)
 
 
 def _useful_hops(plan: Plan) -> list[int | None]:
@@ -222,23 +224,14 @@ def _node_report(local: Plan, exact: Plan, v: int) -> NodeReport:
         kind, reason = leaf.reach.value, leaf.reason
         if i not in local.trained[v]:
             kind, reason = "masked", "masked by trainable: no trace, zero gradient"
-        sizes = (leaf.name, node.params.sizes[i], kind, rows.get(i, 0), exact_rows.get(i, 0), reason)
-        leaves.append(LeafReport(*sizes))
-    carry = tuple(zip([n if n != "value" else "" for n in node.carry.names], node.carry.shapes, strict=True))
-    units = node.units.grid.shape[1]
+        held = rows.get(i, 0), exact_rows.get(i, 0)
+        leaves.append(LeafReport(leaf.name, node.params.sizes[i], kind, *held, reason))
+    carry, units = node.carry, node.units
+    names = ["" if name == "value" else name for name in carry.names]
     return NodeReport(
-        node.name,
-        node.carry.size,
-        carry,
-        tuple(node.carry.set_aside),
-        units,
-        node.units.slots,
-        local.depth(v),
-        node.recurrence.value,
-        node.why,
-        tuple(leaves),
-        _remedy(local, v),
-    )
+        node.name, carry.size, tuple(zip(names, carry.shapes, strict=True)), tuple(carry.set_aside),
+        units.grid.shape[1], units.slots, local.depth(v), node.recurrence.value, node.why, tuple(leaves), _remedy(local, v),
+    )  # fmt: skip
 
 
 def _remedy(plan: Plan, v: int) -> str:
@@ -255,44 +248,15 @@ def _remedy(plan: Plan, v: int) -> str:
             f"{', '.join(dense)} take dense rows (n = {node.carry.size} per entry): use the parameter only where its "
             f"entry meets one unit of the new carry, or freeze it with trainable"
         )
-    shapes = set(node.carry.shapes)
     if node.recurrence is Recurrence.DENSE:
         hints.append("the blocks D cost n VJPs a step: let units meet only in matrix products that reach the carry")
-        if len(shapes) == 1 and len(node.carry.shapes) == 1 and len(node.units.slot) > 1:
-            hints.append(
-                "if the carry packs several states into one array, return them as leaves of equal shape, (c, h)"
-            )
+        if len(node.carry.shapes) == 1 and len(node.units.slot) > 1:
+            hints.append("if the carry packs several states into one array, return them as leaves of equal shape")
     return "; ".join(hints)
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]], indent: str = "") -> list[str]:
-    cells = [[str(cell) for cell in row] for row in (heads, *rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
-    numeric = [
-        bool(rows) and all(not isinstance(row[i], str) or row[i][:1].isdigit() for row in rows)
-        for i in range(len(heads))
-    ]
-    lines = []
-    for row in cells:
-        padded = [
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, numeric, strict=True)
-        ]
-        lines.append((indent + "  ".join(padded)).rstrip())
-    return lines
-
-
-def _bytes(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    raise AssertionError("unreachable")
-
-
-def _count(number: int) -> str:
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.1f} {unit}"
-    return str(number)
+def _short(number: int, base: int, units: Sequence[str]) -> str:
+    size, power = float(number), 0
+    while size >= base and power < len(units) - 1:
+        size, power = size / base, power + 1
+    return f"{size:.{min(power, 1)}f} {units[power]}".rstrip()

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from deepeprop_jax.learner.contract import OnlineLearner
 from deepeprop_jax.network.arguments import as_arrays
 from deepeprop_jax.network.cell import PyTree
 from deepeprop_jax.reference import LossFn, bptt, is_differentiable
+from deepeprop_jax.report.table import table
 from deepeprop_jax.traces.low_rank import trace_error
 
 
@@ -50,23 +52,15 @@ class Comparison(NamedTuple):
 
     def __str__(self) -> str:
         heads = ("parameter", "cosine", "relative error", "norm ratio", "norm of BPTT")
-        lines = [
-            (row.path, *(_show(value, form) for value, form in zip(row[1:], (".4f", ".2e", ".4f", ".2e"), strict=True)))
-            for row in (*self.rows, self.total)
-        ]
-        widths = [max(len(line[column]) for line in (heads, *lines)) for column in range(len(heads))]
-
-        def render(line: tuple[str, ...]) -> str:
-            numbers = (cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))
-            return "  ".join((line[0].ljust(widths[0]), *numbers))
-
-        rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+        shown = [[row.path, *map(_show, row[1:], (".4f", ".2e", ".4f", ".2e"))] for row in (*self.rows, self.total)]
+        first, *lines, last = table([heads, *shown])
+        rule = "-" * len(first)
         lost = [f"trace {name}: relative error {value:.2e} (estimate)" for name, value in self.trace_errors.items()]
-        return "\n".join((render(heads), rule, *map(render, lines[:-1]), rule, render(lines[-1]), *lost))
+        return "\n".join((first, rule, *lines, rule, last, *lost))
 
 
 def compare_to_bptt(
-    learner: Any, params: PyTree, carry: PyTree, xs: PyTree, targets: PyTree, loss_fn: LossFn
+    learner: OnlineLearner, params: PyTree, carry: PyTree, xs: PyTree, targets: PyTree, loss_fn: LossFn
 ) -> Comparison:
     """A learner's gradient beside that of BPTT through the same network, per parameter and for the whole.
 
@@ -83,8 +77,7 @@ def compare_to_bptt(
     Returns:
       A ``Comparison``: ``rows``, ``total``, and a table when printed ("-": undefined, as one of the two is zero).
     """
-    named = {"params": params, "carry": carry, "xs": xs}
-    params, carry, xs = (as_arrays(tree, what) for what, tree in named.items())
+    params, carry, xs = as_arrays(params, "params"), as_arrays(carry, "carry"), as_arrays(xs, "xs")
     state = learner.init(params, carry, jax.tree.map(lambda leaf: leaf[0], xs))
     (_, end), grads = jax.jit(learner.value_and_grad(loss_fn))(params, state, xs, targets)
     _, reference = jax.jit(bptt(learner.network, loss_fn))(params, carry, xs, targets)

@@ -1,8 +1,8 @@
-"""The cost model: bytes of the state and multiply-adds of one step, from the plan alone."""
+"""The cost model: the multiply-adds of one step, from the plan alone."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -11,10 +11,9 @@ from deepeprop_jax.analysis.node import Node
 from deepeprop_jax.jaxpr.program import Equation, dot_axes, shape_of
 from deepeprop_jax.jaxpr.real_leaves import RealView
 from deepeprop_jax.jaxpr.trace import trace
-from deepeprop_jax.network.cell import parents
+from deepeprop_jax.network.cell import PyTree, parents
 from deepeprop_jax.traces.block import Rows
-from deepeprop_jax.traces.depth import kept_pairs
-from deepeprop_jax.traces.low_rank import PROBES, Layout
+from deepeprop_jax.traces.low_rank import PROBES
 from deepeprop_jax.traces.plan import Plan
 
 
@@ -36,76 +35,24 @@ class Cost(NamedTuple):
     multiply_adds: int
 
 
-def tree_bytes(tree: Any) -> int:
+def tree_bytes(tree: PyTree) -> int:
     """Bytes of all arrays of a pytree (or of their shapes)."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if not jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
     return sum(int(np.prod(leaf.shape, dtype=int)) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
 
 
-def trace_numbers(plan: Plan) -> int:
-    """Numbers in all traces, for one example."""
-    own = sum(plan.depth(v) * sum(block.rows * block.columns for block in plan.own[v]) for v in range(len(plan.nodes)))
-    pairs = [kept_pairs(plan.depth(v), plan.bands[v]).target.size for v in range(len(plan.nodes))]
-    bands = sum(pairs[v] * node.carry.size * plan.columns[v] for v, node in enumerate(plan.nodes))
-    cross = sum(pair.layers * plan.nodes[v].carry.size * pair.columns for (v, _), pair in plan.pairs.items())
-    low_rank = sum(plan.depth(v) * _low_rank_numbers(layout) for v, layout in enumerate(plan.low_rank))
-    return own + low_rank + bands + cross
+def multiply_adds(plan: Plan) -> int:
+    """``Cost.multiply_adds``, for one example."""
+    return sum(plan.depth(v) * _of_a_layer(plan, v) for v in range(len(plan.nodes)))
 
 
-def _low_rank_numbers(layout: Layout | None) -> int:
-    shapes = () if layout is None else layout.shapes(1, np.dtype(float))
-    return sum(leaf.size for leaf in shapes)
-
-
-def cost_of(plan: Plan, pending: Any, batch: int, peak: int) -> Cost:
-    """The cost of a plan for a batch.
-
-    Args:
-      pending: shapes and dtypes.
-      peak: ``Cost.peak_bytes``.
-    """
-    item = np.dtype(plan.dtype).itemsize
-    traces = trace_numbers(plan) * batch * item
-    held = tree_bytes(pending)
-    adds = sum(_multiply_adds(plan, v) for v in range(len(plan.nodes)))
-    return Cost(traces, held, peak, batch * adds)
-
-
-def _widths(plan: Plan, v: int) -> tuple[int, int, int, int]:
-    """Columns that arrive at node v, columns it passes on, kept ones of those, own ones (all layers of a source)."""
-    arriving = sum(plan.all_columns(k) for k in plan.sources(v))
-    upward = sum(plan.all_columns(k) for k in range(v + 1) if (v, k) in plan.transmitted)
-    kept = sum(pair.columns for (target, _), pair in plan.pairs.items() if target == v)
-    return arriving, upward, kept + plan.bands[v] * plan.columns[v], plan.columns[v]
-
-
-def _local_columns(plan: Plan, k: int) -> int:
-    """Columns whose influence on node k's own output stays two factors, see ``influence``."""
-    has_depth = plan.graph.nodes[k].depth is not None
-    return 0 if has_depth else sum(block.columns for block in plan.own[k] if block.kind is Rows.LOCAL)
-
-
-def _in_factors(plan: Plan, v: int) -> dict[int, int]:
-    """Per source, the columns that arrive at node v as two factors."""
-    if plan.graph.nodes[v].depth is not None:
-        return {}
-    direct = parents(plan.graph.nodes[v].wire)
-    return {k: _local_columns(plan, k) for k in plan.sources(v) if k in direct}
-
-
-def _reached(plan: Plan, v: int) -> bool:
-    """Whether influences of nodes below, or between its own layers, arrive at node v's carry."""
-    passed_on = any(p == v for p, _ in plan.transmitted)
-    return bool(plan.sources(v)) or (plan.graph.nodes[v].depth is not None and (passed_on or plan.bands[v] > 0))
-
-
-def _multiply_adds(plan: Plan, v: int) -> int:
-    node, depth = plan.nodes[v], plan.depth(v)
+def _of_a_layer(plan: Plan, v: int) -> int:
+    node, has_depth, sources = plan.nodes[v], plan.graph.nodes[v].depth is not None, plan.sources(v)
     forward = _program_multiply_adds(node)
     n, slots = node.carry.size, node.units.slots
     inputs, outputs = node.input.size, node.output.size
-    arriving, upward, kept, _ = _widths(plan, v)
-    recurrence = n if plan.full_jacobian(v) else slots  # multiply-adds per trace number
+    full = plan.full_jacobian(v)
+    recurrence = n if full else slots  # multiply-adds per trace number
     total = 3 * forward  # forward, and both products of the reverse pass
     for block in plan.own[v]:
         per_row = slots if block.kind is Rows.LOCAL else recurrence
@@ -117,25 +64,37 @@ def _multiply_adds(plan: Plan, v: int) -> int:
         total += (2 * rank + PROBES + 2 * rank**2) * (rows + columns)  # with the step's factors and the kept ones
         total += 4 * rank**2 * rows  # an orthonormal basis
         total += rank * sum(block.columns for block in layout.blocks)  # the gradient
+    passed_on = any(p == v for p, _ in plan.transmitted)
+    reached = bool(sources) or (has_depth and (passed_on or plan.bands[v] > 0))  # its carry, by others' influences
     dense = any(block.kind is Rows.DENSE for block in plan.own[v])
-    if n and (dense or plan.full_jacobian(v) or _reached(plan, v)):
-        total += 2 * n * forward  # one VJP per carry component
-    elif n:
-        total += 2 * slots * forward
+    if n:  # one VJP per carry component, or per slot of a unit
+        total += 2 * (n if dense or full or reached else slots) * forward
     factors = _in_factors(plan, v)
-    total += n * inputs * (arriving - sum(factors.values())) + n * kept * (recurrence + 1)
+    arriving = sum(plan.all_columns(k) for k in sources) - sum(factors.values())
+    kept = sum(pair.columns for (target, _), pair in plan.pairs.items() if target == v)
+    total += n * inputs * arriving + n * (kept + plan.bands[v] * plan.columns[v]) * (recurrence + 1)
     for k, columns in factors.items():
         source = plan.nodes[k]
         total += n * inputs * source.carry.size + n * source.units.slots * columns
+    upward = sum(plan.all_columns(k) for k in range(v + 1) if (v, k) in plan.transmitted)
     if upward and node.cut.output_rows is None:
         total += outputs * (n + inputs) * upward + 2 * outputs * forward
-    return depth * total
+    return total
+
+
+def _in_factors(plan: Plan, v: int) -> dict[int, int]:
+    """Per source, the columns that arrive at node v as two factors, see ``influence``."""
+    vertices = plan.graph.nodes
+    if vertices[v].depth is not None:
+        return {}
+    direct = [k for k in plan.sources(v) if k in parents(vertices[v].wire) and vertices[k].depth is None]
+    return {k: sum(block.columns for block in plan.own[k] if block.kind is Rows.LOCAL) for k in direct}
 
 
 def _program_multiply_adds(node: Node) -> int:
-    """Multiply-adds of the cell itself: of dots and convolutions, and one per element elsewhere."""
+    """Of the cell itself: those of dots and convolutions, and one per element elsewhere."""
 
-    def avals(view: RealView) -> Any:
+    def avals(view: RealView) -> PyTree:
         return jax.tree.unflatten(view.treedef, view.avals)
 
     program = trace(node.apply, avals(node.params), avals(node.carry), avals(node.input))

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
 from deepeprop_jax.jaxpr.primitives import FUSED, FUSED_ONCE, VIEWS
 from deepeprop_jax.jaxpr.program import (
+    Atom,
     Equation,
     Program,
     Variable,
@@ -28,6 +28,9 @@ from deepeprop_jax.jaxpr.trace import inside
 
 _NOT_ALONE = VIEWS | {"broadcast_in_dim", "iota", "rev", "slice", "transpose"}
 """Left in a loop, unless for something that is taken out of it."""
+
+_IN_PLACE = FUSED | FUSED_ONCE | {"dynamic_update_slice"}
+_READ_FUSED = _IN_PLACE | {"in order", "scatter-add"}
 
 
 class _InOrder:
@@ -60,7 +63,7 @@ def _expanded(program: Program) -> Program:
     return program._replace(equations=equations, constants=constants)
 
 
-def _without_fixed(body: Program, outside: list[Any]) -> tuple[Program, list[Equation], list[Variable]]:
+def _without_fixed(body: Program, outside: Sequence[Atom]) -> tuple[Program, list[Equation], list[Variable]]:
     """The body of a loop without what is the same at every turn; that, over the atoms ``outside`` that the body's first
     inputs are; and what of it the body reads, as its last inputs."""
     atoms = dict(zip(body.inputs, outside, strict=False))
@@ -124,7 +127,7 @@ class _Run:
         readers = self._readers[variable]
         return all(_reads_fused(e) for e in readers) and (equation.name in FUSED or len(readers) < 2)
 
-    def _behind(self, atoms: Sequence[Any]) -> frozenset[Variable]:
+    def _behind(self, atoms: Iterable[Atom]) -> frozenset[Variable]:
         """The stored values that are read where ``atoms`` are."""
         return frozenset().union(*(self._stored_in[atom] for atom in atoms if is_variable(atom)))
 
@@ -135,18 +138,16 @@ class _Run:
             for variable in read:
                 readers[variable].append(i)
         missing = [len(read) for read in reads]
-        ready: deque[list[Variable] | int] = deque([[variable] for variable in inputs])
-        ready.extend(i for i, count in enumerate(missing) if not count)
-        order = []
+        ready: deque[tuple[list[Equation], list[Variable]]] = deque(([], [variable]) for variable in inputs)
+        ready.extend(([step], step.outputs) for step, count in zip(steps, missing, strict=True) if not count)
+        order: list[Equation] = []
         while ready:
-            now = ready.popleft()
-            if isinstance(now, int):
-                order.append(steps[now])
-            for variable in steps[now].outputs if isinstance(now, int) else now:
-                for i in readers[variable]:
-                    missing[i] -= 1
-                    if not missing[i]:
-                        ready.append(i)
+            run, made = ready.popleft()
+            order += run
+            for i in (i for variable in made for i in readers[variable]):
+                missing[i] -= 1
+                if not missing[i]:
+                    ready.append(([steps[i]], steps[i].outputs))
         return order
 
     def _written_over(self, program: Program, carried: Iterable[tuple[int, int]]) -> set[Variable]:
@@ -199,18 +200,13 @@ class _Run:
 
 
 def _reads_fused(equation: Equation) -> bool:
-    name = equation.name
-    if name in FUSED or name in FUSED_ONCE or name.startswith("reduce"):
-        return True
-    return name in ("in order", "scatter-add", "dynamic_update_slice")
+    return equation.name in _READ_FUSED or equation.name.startswith("reduce")
 
 
 def _in_place(equation: Equation, loops: bool = True) -> bool:
     """Whether a result can take the place of an operand that nothing reads afterwards."""
     name = equation.name
-    if name in FUSED or name in FUSED_ONCE or name.startswith("scatter") or name == "dynamic_update_slice":
-        return True
-    return loops and name in ("scan", "while", "cond")
+    return name in _IN_PLACE or name.startswith("scatter") or (loops and name in ("scan", "while", "cond"))
 
 
 def _with_operands_in_order(equations: list[Equation]) -> list[Equation]:

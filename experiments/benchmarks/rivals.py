@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from deepeprop_jax import OnlineLearner, deep_eprop, hoisted_bptt
-from deepeprop_jax.learner.sequence import Stream, as_params, by_steps, make_sequence
+from deepeprop_jax.learner.sequence import Stream, by_steps, make_sequence
 from deepeprop_jax.reference import bptt, checkpointed_bptt, forward_rtrl, truncated_bptt
 from experiments.benchmarks import peer
 from experiments.benchmarks.problems import Problem, squared_error
@@ -79,8 +79,8 @@ def _lattice(problem: Problem, **options: Any) -> Rival:
     def run(params: Any, state: Any, xs: Any, targets: Any) -> tuple:
         plan = learner.plan(params, state.carry, xs[0])
         steps = make_sequence(plan, squared_error, False, state.initial_carry, xs, targets, None, None)
-        result = by_steps(plan, params, Stream(state.carry, state.traces), steps)
-        return result.loss, as_params(plan, result.grads), result.end
+        (loss, end), grads = by_steps(params, Stream(state.carry, state.traces), steps)
+        return loss, grads, end
 
     return _started(learner, run)
 

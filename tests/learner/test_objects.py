@@ -63,12 +63,12 @@ def test_help_shows_the_contract():
     }
     for function, contract in contracts.items():
         text = inspect.getdoc(function)
-        assert text == inspect.getdoc(contract.__call__)
+        assert text == inspect.getdoc(contract)
         assert "Args:" in text
         for name in list(inspect.signature(function).parameters):
             assert f"{name}:" in text, (contract, name)
         assert list(inspect.signature(function).parameters) == list(inspect.signature(contract.__call__).parameters)[1:]
-    assert inspect.getdoc(jax.jit(learner.step)) == inspect.getdoc(Step.__call__)
+    assert inspect.getdoc(jax.jit(learner.step)) == inspect.getdoc(Step)
     for function in (hoisted_bptt(own_cell), hoisted_bptt(own_cell)(loss_fn), learner.plan):
         assert inspect.getdoc(function)
 
