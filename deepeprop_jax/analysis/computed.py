@@ -6,12 +6,10 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from deepeprop_jax.analysis.node import Cuts, Node, Others, Product, Reals, VjpProgram
-from deepeprop_jax.analysis.units import to_grid
-from deepeprop_jax.jaxpr.batched import Lifted, Values, evaluate, pull, union
-from deepeprop_jax.jaxpr.program import Atom, Variable, backward_slice, dot_axes, read_by, shape_of, variables
+from deepeprop_jax.jaxpr.batched import Lifted, Values, pull, union
+from deepeprop_jax.jaxpr.program import Atom, Variable, dot_axes, read_by, shape_of, variables
 from deepeprop_jax.jaxpr.real_leaves import Parts, RealView, float32_or_wider
 
 
@@ -34,34 +32,11 @@ Blocks = Callable[[Reals, Reals, Reals, Others], jax.Array]
 """``(params, carry_tm1, input, others) -> (K, K, units)``, entry [r, s, i] = dh_t[r, i] / dh_tm1[s, i]."""
 
 
-def blocks_of(node: Node) -> Blocks:
-    """One pass per slot where labels certify it, else from the full Jacobian."""
-    if node.program.local_rule is None:
-        return blocks_from_jacobian(node)
-    program, rule, view, units = node.program.program, node.program.local_rule, node.carry, node.units
-    carry_bar = node.program.to_carry.outputs
-    equations = backward_slice(program.equations, carry_bar)
-    basis = np.eye(units.slots)[units.slot].T  # (K, n): ones on slot r, which stay in every unit
-
-    def blocks(p: Reals, h: Reals, u: Reals, others: Others) -> jax.Array:
-        known = program.constants | dict(zip(program.inputs, jax.tree.leaves((p, h, u, others)), strict=False))
-
-        def slot_row(ct: jax.Array) -> jax.Array:
-            cts = [part.astype(leaf.dtype) for part, leaf in zip(view.unflatten(ct), h, strict=True)]
-            seeded = known | dict(zip(node.program.cotangents, cts, strict=True))
-            carry = evaluate(equations, seeded, carry_bar, rule)
-            return to_grid(view.flatten([jnp.broadcast_to(c, x.shape) for c, x in zip(carry, h, strict=True)]), units)
-
-        return jax.vmap(slot_row)(jnp.asarray(basis, float32_or_wider(*(leaf.dtype for leaf in h))))
-
-    return blocks
-
-
 def blocks_from_jacobian(node: Node) -> Blocks:
-    """Of the full Jacobian those entries alone."""
+    """Of the full Jacobian those entries alone, for a cell whose labels do not certify D: n VJPs a step."""
 
     def blocks(p: Reals, h: Reals, u: Reals, others: Others) -> jax.Array:
-        _, vjp = jax.vjp(lambda at: node.cut.next_carry(p, at, u, others, h), h)
+        _, vjp = jax.vjp(lambda at: node.cut.next_carry(p, at, u, others, h).real, h)
         view = RealView(h)
 
         def row(ct: jax.Array) -> jax.Array:

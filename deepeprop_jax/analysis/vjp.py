@@ -64,7 +64,7 @@ def vjp_program(cut: Cut, views: Sequence[RealView], units: Units) -> Found:
     """Trace and split a cell's step and VJP; ``views`` of its params, carry and input."""
     reals = [view.real_avals for view in views]
     others = tuple(view.other_avals for view in views)
-    primal = unconcatenate(trace(cut.next_carry_parts, *reals, others, reals[1]))
+    primal = unconcatenate(trace(cut.next_carry, *reals, others, reals[1]))
 
     def step(p: Reals, h: Reals, u: Reals, others: Others, ct: Reals):
         point = h

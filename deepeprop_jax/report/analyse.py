@@ -230,7 +230,8 @@ def _node_report(local: Plan, exact: Plan, v: int) -> NodeReport:
     names = ["" if name == "value" else name for name in carry.names]
     return NodeReport(
         node.name, carry.size, tuple(zip(names, carry.shapes, strict=True)), tuple(carry.set_aside),
-        units.grid.shape[1], units.slots, local.depth(v), node.recurrence.value, node.why, tuple(leaves), _remedy(local, v),
+        units.grid.shape[1], units.slots, local.depth(v), node.recurrence.value, node.why, tuple(leaves),
+        _remedy(local, v),
     )  # fmt: skip
 
 

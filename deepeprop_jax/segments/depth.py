@@ -185,7 +185,7 @@ class DeepSegment:
         return DeepBack(start, params, rows, [Lifted(leaf, axes) for leaf in bottom])
 
 
-def unit_vectors(part: DeepSegment, layer: jax.Array) -> LayerEnd:
+def layer_end(part: DeepSegment, layer: jax.Array) -> LayerEnd:
     """Every unit vector on one layer's carry, (L, n, ...)."""
     view = part.node.carry
     here = jnp.arange(part.depth) == layer

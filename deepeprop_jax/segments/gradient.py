@@ -10,9 +10,8 @@ from deepeprop_jax.jaxpr.batched import Leaves, Lifted
 from deepeprop_jax.network.cell import PyTree
 from deepeprop_jax.segments import joint
 from deepeprop_jax.segments.depth import DeepBack
-from deepeprop_jax.segments.flow import Flow, start_of
 from deepeprop_jax.segments.kept import Kept, everything, groups, kept_by, nodes_of
-from deepeprop_jax.segments.network import Segment
+from deepeprop_jax.segments.network import Flow, Segment, start_of
 from deepeprop_jax.segments.node import Back, NodeSegment
 from deepeprop_jax.traces.block import add_columns
 from deepeprop_jax.traces.plan import Traces

@@ -14,9 +14,8 @@ from jax import lax
 
 from deepeprop_jax.segments.cotangents import rows_of
 from deepeprop_jax.segments.depth import DeepBack
-from deepeprop_jax.segments.flow import Flow, start_of
 from deepeprop_jax.segments.kept import Kept, groups, kept_by, nodes_of
-from deepeprop_jax.segments.network import Segment
+from deepeprop_jax.segments.network import Flow, Segment, start_of
 from deepeprop_jax.segments.node import Back, NodeSegment
 from deepeprop_jax.segments.own import recurrence
 from deepeprop_jax.traces import dense

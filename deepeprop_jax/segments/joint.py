@@ -21,10 +21,10 @@ import numpy as np
 from deepeprop_jax.jaxpr.batched import Leaves, Lifted, add, broadcast
 from deepeprop_jax.network.cell import parents
 from deepeprop_jax.segments.cotangents import rows_of
-from deepeprop_jax.segments.flow import Flow, start_of
+from deepeprop_jax.segments.depth import DeepSegment
 from deepeprop_jax.segments.kept import Kept, everything, kept_by, nodes_of, within
 from deepeprop_jax.segments.ladder import Ladder, climb_down, ladders
-from deepeprop_jax.segments.network import Segment
+from deepeprop_jax.segments.network import Flow, Segment, start_of
 from deepeprop_jax.segments.node import Back, NodeSegment
 from deepeprop_jax.segments.through_time import Past
 from deepeprop_jax.segments.unit_vectors import back_units
@@ -215,7 +215,8 @@ class JointFlow(Flow):
             dy = self._arriving(nodes[-1], above[nodes[-1]], rows)
             by_node = [self._unit_vectors(v, rows) for v in nodes]
             end = [jnp.stack([x.value for x in leaves if x is not None]) for leaves in zip(*by_node, strict=True)]
-            self._down[nodes] = climb_down(self.segment, nodes, dy, end, self._traces, self.sizes_of(rows))
+            parts = [_simple(self.segment.nodes[v]) for v in nodes]
+            self._down[nodes] = climb_down(self.plan, parts, nodes, dy, end, self._traces, self.sizes_of(rows))
         return self._down[nodes]
 
     def _arriving(self, p: int, kept: Kept, rows: tuple[int, ...]) -> Leaves:
@@ -235,8 +236,7 @@ class JointFlow(Flow):
         dy = self._arriving(p, kept, rows)
         if p not in rows and all(x is None for x in dy):
             return None, {}
-        node, vertex = self.segment.nodes[p], self.plan.graph.nodes[p]
-        assert isinstance(node, NodeSegment)  # see applies()
+        node, vertex = _simple(self.segment.nodes[p]), self.plan.graph.nodes[p]
         upto, recurrence = "input" if parents(vertex.wire) else "carry", self.recurrence(p, kept)
         if rows == (p,) and recurrence is Past.LOCAL:
             back = back_units(node, upto)
@@ -261,6 +261,11 @@ class JointFlow(Flow):
         ends = np.cumsum(view.sizes)[:-1]
         parts = zip(np.split(vectors, ends, axis=1), view.shapes, view.dtypes, strict=True)
         return [Lifted(jnp.asarray(x.reshape(-1, *shape), dtype), "r") for x, shape, dtype in parts]
+
+
+def _simple(part: NodeSegment | DeepSegment) -> NodeSegment:
+    assert isinstance(part, NodeSegment)  # see applies()
+    return part
 
 
 def _inside(segment: Segment, flow: JointFlow, k: int) -> jax.Array:

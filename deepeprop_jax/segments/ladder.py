@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -13,7 +14,6 @@ from deepeprop_jax.jaxpr.batched import Leaves, Lifted, broadcast
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
 from deepeprop_jax.network.cell import PyTree, parents
 from deepeprop_jax.segments.cotangents import rows_of, vector
-from deepeprop_jax.segments.network import Segment
 from deepeprop_jax.segments.node import NodeSegment
 from deepeprop_jax.segments.through_time import Past, with_inputs
 from deepeprop_jax.traces.plan import Plan, Traces
@@ -70,17 +70,24 @@ def ladders(plan: Plan) -> list[tuple[int, ...]]:
 
 
 def climb_down(
-    segment: Segment, nodes: tuple[int, ...], dy: Leaves, end: list[jax.Array], traces: Traces, sizes: dict[str, int]
+    plan: Plan,
+    parts: Sequence[NodeSegment],
+    nodes: tuple[int, ...],
+    dy: Leaves,
+    end: list[jax.Array],
+    traces: Traces,
+    sizes: dict[str, int],
 ) -> Ladder:
     """Pull the rows of all nodes above, and their own, down through a ladder.
 
     Args:
+      parts: its nodes, after the segment.
+      nodes: their numbers.
       dy: cotangent of the highest one's output at every step; empty for zero.
       end: per real leaf of a carry, (nodes, rows, ...) cotangents of the last carries.
     """
-    plan, lowest = segment.plan, nodes[0]
+    lowest = nodes[0]
     node, name = plan.nodes[lowest], plan.name(lowest, lowest)
-    parts = [part for part in (segment.nodes[p] for p in nodes) if isinstance(part, NodeSegment)]
     flags = parts[0].flags
     recurrence = Past.FULL if plan.full_jacobian(lowest) else Past.LOCAL
 

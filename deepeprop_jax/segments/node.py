@@ -130,7 +130,7 @@ class NodeSegment:
     def _output_of_one(self, p, h_t, h_tm1, u, h_t_other, h_tm1_other, u_other, point) -> tuple[Reals, list]:
         """g of one example at one step."""
         others = (self.params.other, h_tm1_other, u_other)
-        parts = self.node.cut.output_parts(p, h_t, h_tm1, u, others, h_t_other, point)
+        parts = self.node.cut.output(p, h_t, h_tm1, u, others, h_t_other, point)
         return parts.real, parts.other
 
     # --- linear values -----------------------------------------------------------------------------------------------
