@@ -58,7 +58,7 @@ class Labels(NamedTuple):
         return Labels(function(self.low), function(self.high))
 
     def broadcast(self, shape: tuple[int, ...]) -> Labels:
-        """The same labels along new axes."""
+        """Labels along new axes, of the units that they name now."""
         return self.map(lambda x: np.broadcast_to(x, shape))
 
     @property

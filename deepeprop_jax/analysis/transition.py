@@ -11,7 +11,7 @@ import numpy as np
 
 from deepeprop_jax.analysis.derived_carry import derived_leaves, through_sources
 from deepeprop_jax.analysis.node import Cut, Others, Points, Reals
-from deepeprop_jax.jaxpr.complex_pairs import Pair, Value, both_parts, evaluate_in_pairs
+from deepeprop_jax.jaxpr.complex_pairs import Complex, Value, both_parts, evaluate_in_pairs
 from deepeprop_jax.jaxpr.program import (
     Atom,
     Equation,
@@ -64,11 +64,11 @@ def cut_cell(apply: Callable, params: RealView, carry: RealView, x: RealView, y:
     uses = frozenset(str(name) for name, variable in zip(names, program.inputs, strict=True) if variable in used)
 
     def whole_carry(h: Reals, other: Sequence[jax.Array], point: Reals) -> list[Value]:
-        leaves, at = (view_h.join_leaves(real, other, Pair) for real in (h, point))
+        leaves, at = (view_h.join_leaves(real, other, Complex) for real in (h, point))
         return through_sources(derived, program.constants, leaves, at)
 
     def environment(p: Reals, h: Reals, u: Reals, others: Others, point: Reals) -> dict[Variable, Value]:
-        before, behind = params.join_leaves(p, others[0], Pair), x.join_leaves(u, others[2], Pair)
+        before, behind = params.join_leaves(p, others[0], Complex), x.join_leaves(u, others[2], Complex)
         leaves = [*before, *whole_carry(h, others[1], point), *behind]
         return {**program.constants, **dict(zip(program.inputs, leaves, strict=True))}
 
@@ -97,7 +97,7 @@ def _selected_rows(outputs: Sequence[Recovery], view_h: RealView, view_y: RealVi
     starts = np.cumsum([0, *view_h.sizes])
     parts = zip(starts, view_h.sizes, view_h.real_avals, strict=False)
     numbers = [np.arange(start, start + size, dtype=aval.dtype).reshape(aval.shape) for start, size, aval in parts]
-    leaves = view_h.join_leaves(numbers, [], Pair)
+    leaves = view_h.join_leaves(numbers, [], Complex)
     real = view_y.split_leaves([output(leaves) for output in outputs], both_parts).real
     return np.concatenate([leaf.ravel() for leaf in real]).astype(int) if real else None
 
@@ -153,4 +153,4 @@ def _taken(equation: Equation, start: int, stop: int, x: jax.Array) -> jax.Array
 
 def _of_parts(function: Callable[[jax.Array], jax.Array]) -> Callable[[Value], Value]:
     """A function of both parts of a pair."""
-    return lambda x: x.map(function) if isinstance(x, Pair) else function(x)
+    return lambda x: x.map(function) if isinstance(x, Complex) else function(x)

@@ -25,7 +25,7 @@ def _axes_of(leaf: jax.Array) -> frozenset[str]:
 
 
 def vary(tree: Tree, axes: frozenset[str]) -> Tree:
-    """The same values, of a type that varies along ``axes`` too."""
+    """Values of a type that varies along ``axes`` too."""
 
     def cast(leaf: jax.Array) -> jax.Array:
         missing = tuple(sorted(axes - _axes_of(leaf)))
@@ -35,12 +35,12 @@ def vary(tree: Tree, axes: frozenset[str]) -> Tree:
 
 
 def vary_like(tree: Tree, *others: object) -> Tree:
-    """The same values, of a type that varies along all axes along which ``others`` vary."""
+    """Values of a type that varies along all axes along which ``others`` vary."""
     return vary(tree, varying_axes(*others))
 
 
 def vary_alike(*trees: Tree) -> tuple[Tree, ...]:
-    """The same pytrees; every leaf varies along all axes along which any does."""
+    """Pytrees whose every leaf varies along all axes along which any does."""
     return vary(trees, varying_axes(trees))
 
 

@@ -74,7 +74,7 @@ STORED = frozenset(
 VIEWS = frozenset(
     ["copy", "copy_p", "expand_dims", "optimization_barrier", "pvary", "reshape", "squeeze", "stop_gradient"]
 )
-"""The same bytes under another shape."""
+"""Bytes kept, under another shape."""
 
 FUSED = VIEWS | frozenset([
     "abs", "add", "add_any", "and", "broadcast_in_dim", "ceil", "clamp", "complex", "conj", "convert_element_type",

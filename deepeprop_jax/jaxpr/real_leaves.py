@@ -85,7 +85,7 @@ class RealView:
         self.size = sum(self.sizes)
 
     def without(self, leaves: Collection[int]) -> RealView:
-        """The same with some leaves set aside."""
+        """The view in which some leaves are set aside."""
         return RealView(jax.tree.unflatten(self.treedef, self.avals), leaves) if leaves else self
 
     def split(self, tree: PyTree) -> Parts:
@@ -95,7 +95,7 @@ class RealView:
     def split_leaves(
         self, leaves: Sequence[jax.Array], parts: Callable = lambda leaf: (jnp.real(leaf), jnp.imag(leaf))
     ) -> Parts:
-        """The same from its flat leaves; ``parts`` gives the two parts of a complex one."""
+        """The real and the other ones of a pytree's flat leaves; ``parts`` gives the two parts of a complex one."""
         found = Parts([], [])
         for leaf, kind in zip(leaves, self.kinds, strict=True):
             if kind is Kind.COMPLEX:

@@ -24,7 +24,7 @@ from deepeprop_jax.network.cell import Cell, Graph, PyTree
 from deepeprop_jax.segments.single_step import Factors
 
 EVERYWHERE = PartitionSpec()
-"""The same on all devices."""
+"""A whole copy on each device."""
 
 
 class Split(NamedTuple):

@@ -61,7 +61,7 @@ def update_layers(
       from_below: per node k below, U^{v,k} at the bottom layer.
 
     Returns:
-      The same traces one step on, and Y^{v,k} at the top layer for the sources that are passed on (v itself included).
+      All these traces one step on, and Y^{v,k} at the top layer for the sources that are passed on (v itself included).
     """
     node, depth, columns, band = plan.nodes[v], plan.depth(v), plan.columns[v], plan.bands[v]
     wanted = wanted_of(plan, v)

@@ -67,7 +67,7 @@ def influence(segment: Segment, flow: Flow, v: int, k: int, leaves: tuple[int, .
 def influence_of_layers(
     segment: Segment, flow: Flow, k: int, traces: Traces, kept: Kept, top: jax.Array | None = None
 ) -> jax.Array:
-    """The same of all trained parameters of a node k with depth, layer by layer: (L, batch, rows, columns).
+    """What rows owe to all trained parameters of a node k with depth, layer by layer: (L, batch, rows, columns).
 
     Args:
       kept: what the layers see through time.

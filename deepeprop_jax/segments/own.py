@@ -79,7 +79,7 @@ def advance_local(
 def advance_low_rank(
     part: NodeSegment, layout: low_rank.Layout, trace: low_rank.LowRank, dtype: jnp.dtype
 ) -> low_rank.LowRank:
-    """The same of all weights that are held as one product of low rank."""
+    """The trace of all weights that are held as one product of low rank, one segment on."""
     sizes = part.sizes
 
     def joined(values: Sequence[Lifted | None], widths: Sequence[int]) -> jax.Array:

@@ -20,7 +20,7 @@ from deepeprop_jax.segments.through_time import Past
 from deepeprop_jax.segments.unit_vectors import back_units
 from deepeprop_jax.traces.block import Block, Rows
 from deepeprop_jax.traces.kinds import advance, push
-from deepeprop_jax.traces.output_influence import Influence, Product, add_leaves
+from deepeprop_jax.traces.output_influence import Factored, Influence, add_leaves
 
 
 class Partials(NamedTuple):
@@ -160,7 +160,7 @@ def own_output(
     Y^{k,k}_t = dg/dh_t S^{k,k}_t + dg/dh_{t-1} S^{k,k}_{t-1} + dg/dtheta
     """
     leaves = dict(partial.output_params or {})
-    products: list[Product] = []
+    products: list[Factored] = []
     rows = node.cut.output_rows
     for block, trace_tm1, trace_t in zip(wanted.own, traces_tm1, traces_t, strict=True):
         parts = [(partial.output_carry_t if rows is None else rows, trace_t)]
@@ -168,7 +168,7 @@ def own_output(
             parts.append((partial.output_carry_tm1, trace_tm1))
         for matrix, trace in parts:
             if block.kind is Rows.LOCAL:
-                products.append(Product(block, matrix, trace))
+                products.append(Factored(block, matrix, trace))
             else:  # it has no fewer rows than outputs
                 columns = push(node, block, matrix, trace) if rows is None else trace[:, rows]
                 add_leaves(node.params, block, columns, leaves)

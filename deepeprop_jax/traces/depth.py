@@ -49,18 +49,18 @@ def kept_pairs(depth: int, band: int) -> KeptPairs:
     return KeptPairs(target, np.arange(target.size) - start[target] + target - count[target], start)
 
 
-class Place(NamedTuple):
+class PlaceInBand(NamedTuple):
     """Where a pair of layers lies among those kept; anywhere if it is not."""
 
     kept: jax.Array
     index: jax.Array
 
 
-def place_of(depth: int, band: int, target: jax.Array, source: jax.Array) -> Place:
+def place_of(depth: int, band: int, target: jax.Array, source: jax.Array) -> PlaceInBand:
     """Of one pair of layers."""
     pairs, first = kept_pairs(depth, band), jnp.maximum(target - band, 0)
     index = jnp.asarray(pairs.start)[target] + source - first
-    return Place((source >= first) & (source < target), jnp.clip(index, 0, pairs.target.size - 1))
+    return PlaceInBand((source >= first) & (source < target), jnp.clip(index, 0, pairs.target.size - 1))
 
 
 def put_pairs(held: jax.Array, found: jax.Array, target: jax.Array, band: int) -> jax.Array:

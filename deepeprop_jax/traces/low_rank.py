@@ -45,7 +45,7 @@ class LowRank(NamedTuple):
     probed: jax.Array
 
 
-class Place(NamedTuple):
+class PlaceOfLeaf(NamedTuple):
     """Where a parameter leaf lies in S.
 
     Attributes:
@@ -74,7 +74,7 @@ class Layout(NamedTuple):
 
     rank: int
     blocks: tuple[Block, ...]
-    places: tuple[Place, ...]
+    places: tuple[PlaceOfLeaf, ...]
     deltas: tuple[int, ...]
     factors: tuple[Atom, ...]
     row_widths: tuple[int, ...]

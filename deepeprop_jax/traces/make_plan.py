@@ -12,7 +12,7 @@ from deepeprop_jax.jaxpr.program import Atom, is_variable
 from deepeprop_jax.jaxpr.real_leaves import float32_or_wider
 from deepeprop_jax.traces.block import Block, Rows
 from deepeprop_jax.traces.hops import Hops
-from deepeprop_jax.traces.low_rank import Layout, Place
+from deepeprop_jax.traces.low_rank import Layout, PlaceOfLeaf
 from deepeprop_jax.traces.plan import Plan, needs_full_jacobian
 
 
@@ -87,7 +87,7 @@ def layout_of(node: Node, own: tuple[Block, ...], rank: int) -> Layout | None:
     return Layout(
         rank,
         tuple(block for block, *_ in found),
-        tuple(Place(row_slices[delta], column_slices[z], first) for _, delta, z, first in found),
+        tuple(PlaceOfLeaf(row_slices[delta], column_slices[z], first) for _, delta, z, first in found),
         tuple(index for index, _ in rows.values()),
         tuple(columns),
         tuple(widths),

@@ -21,7 +21,7 @@ from deepeprop_jax.traces.block import Block
 from deepeprop_jax.traces.kinds import push, select_rows
 
 
-class Product(NamedTuple):
+class Factored(NamedTuple):
     """``M S``, in the columns of one block.
 
     Attributes:
@@ -48,7 +48,7 @@ class Influence(NamedTuple):
 
     source: Node
     trained: tuple[int, ...]
-    products: tuple[Product, ...] = ()
+    products: tuple[Factored, ...] = ()
     leaves: Mapping[int, jax.Array] = MappingProxyType({})
     whole: jax.Array | None = None
 
@@ -70,7 +70,7 @@ class Influence(NamedTuple):
         ]
         return found._replace(products=tuple(placed))
 
-    def _matrix(self, part: Product) -> jax.Array:
+    def _matrix(self, part: Factored) -> jax.Array:
         if not _selects(part):
             return jnp.asarray(part.matrix)
         selection = jnp.eye(self.source.carry.size, dtype=part.trace.dtype)[part.matrix]
@@ -112,7 +112,7 @@ def add_leaves(view: RealView, block: Block, columns: jax.Array, leaves: dict[in
         start += view.sizes[i]
 
 
-def _selects(part: Product) -> bool:
+def _selects(part: Factored) -> bool:
     return isinstance(part.matrix, np.ndarray)
 
 

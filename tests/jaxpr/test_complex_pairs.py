@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepeprop_jax.jaxpr.complex_pairs import Pair, both_parts, evaluate_in_pairs
+from deepeprop_jax.jaxpr.complex_pairs import Complex, both_parts, evaluate_in_pairs
 from deepeprop_jax.jaxpr.program import backward_slice
 from deepeprop_jax.jaxpr.real_leaves import RealView
 from deepeprop_jax.jaxpr.trace import trace
@@ -59,7 +59,7 @@ def _in_pairs(function):
     view, outputs = RealView((Z, W, X)), RealView(jax.eval_shape(function, Z, W, X))
 
     def run(real: list) -> list:
-        known = {**program.constants, **dict(zip(program.inputs, view.join_leaves(real, [], Pair), strict=True))}
+        known = {**program.constants, **dict(zip(program.inputs, view.join_leaves(real, [], Complex), strict=True))}
         return outputs.split_leaves(evaluate_in_pairs(program.equations, known, program.outputs), both_parts).real
 
     return run, view, outputs

@@ -12,7 +12,7 @@ from deepeprop_jax import Cell, deep_eprop
 from deepeprop_jax.jaxpr.computed_once import computed_once
 from deepeprop_jax.traces.block import Block, Rows
 from deepeprop_jax.traces.joint_rows import joint
-from deepeprop_jax.traces.output_influence import Influence, Product, add_leaves
+from deepeprop_jax.traces.output_influence import Factored, Influence, add_leaves
 
 BATCH = 2
 
@@ -76,7 +76,7 @@ def test_factors_multiply_out(name):
     for parts in ((blocks, traces), (join.blocks, join.join(traces))):
 
         def influence(matrix, parts=parts):
-            return Influence(node, trained, tuple(Product(b, matrix, s) for b, s in zip(*parts, strict=True)))
+            return Influence(node, trained, tuple(Factored(b, matrix, s) for b, s in zip(*parts, strict=True)))
 
         def close(found, wanted):
             np.testing.assert_allclose(found.multiplied_out(BATCH, wanted.shape[1], jnp.float64), wanted, atol=1e-12)
