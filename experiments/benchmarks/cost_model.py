@@ -8,7 +8,7 @@ local rows (K carry slots), n_v |θ_k| for each pair of layers whose rows are de
     hoisted             3 B|θ|                              none
     e-prop, segments    3 B|θ| + B P (1 + (K + 1) / C)      (12 B P + 8|θ|) / C: read, read and write a trace
     exact, segments     3 B|θ| + 2 B P + B P (N + 1) / C    (12 B P + 8|θ|) / C
-    lattice, stream     as in segments, with C = 1
+    stream              as in segments, with C = 1
 
 N is the length of all carries. In segments of exact mode, the cotangents of all N carry components go backward through
 every step (B P multiply-adds, as each reaches every weight once), and their outer products make the traces (B P more);
@@ -51,7 +51,7 @@ def cost(rival: str, problem: Problem) -> Cost | None:
     mode = rival.removeprefix("stream, ").split(",")[0]
     if mode not in OPTIONS or "rank" in rival:
         return None
-    by_steps = rival.startswith("stream") or rival.endswith(("C = 1", "lattice"))
+    by_steps = rival.startswith("stream") or rival.endswith("C = 1")
     length = 1 if by_steps else problem.segment
     own, cross, slots = _trace_numbers(problem._replace(steps=1, batch=1, segment=1), mode)
     components = sum(_reals(leaf) for leaf in jax.tree.leaves(carry)) // problem.batch

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from deepeprop_jax import OnlineLearner, deep_eprop, hoisted_bptt
-from deepeprop_jax.learner.sequence import Stream, by_steps, make_sequence
 from deepeprop_jax.reference import bptt, checkpointed_bptt, forward_rtrl, truncated_bptt
 from experiments.benchmarks import peer
 from experiments.benchmarks.problems import Problem, squared_error
@@ -72,19 +71,6 @@ def _segments(problem: Problem, within: str = "eprop", length: int | None = None
     return _started(learner, run)
 
 
-def _lattice(problem: Problem, **options: Any) -> Rival:
-    """The recursion as it is written, one step of the lattice at a time."""
-    learner = deep_eprop(problem.network(), **options)
-
-    def run(params: Any, state: Any, xs: Any, targets: Any) -> tuple:
-        plan = learner.plan(params, state.carry, xs[0])
-        steps = make_sequence(plan, squared_error, False, state.initial_carry, xs, targets, None, None)
-        (loss, end), grads = by_steps(params, Stream(state.carry, state.traces), steps)
-        return loss, grads, end
-
-    return _started(learner, run)
-
-
 def _stream(problem: Problem, descend: bool = False, **options: Any) -> Rival:
     """A step and its gradient, one after the other: the gradients are summed, or each taken as a step of descent."""
     learner = deep_eprop(problem.network(), **options)
@@ -123,9 +109,6 @@ RIVALS: dict[str, Callable[[Problem], Rival]] = {
     "hops=0, C = 1": partial(_segments, length=1, hops=0),
     "all hops, C = 1": partial(_segments, length=1),
     "exact, C = 1": partial(_segments, length=1, exact=True),
-    "hops=0, lattice": partial(_lattice, hops=0),
-    "all hops, lattice": _lattice,
-    "exact, lattice": partial(_lattice, exact=True),
     "stream, hops=0": partial(_stream, hops=0),
     "stream, hops=0, descent": partial(_stream, descend=True, hops=0),
     "stream, all hops": _stream,

@@ -49,7 +49,7 @@ def _length() -> tuple[Comparison, ...]:
 
 def _exact() -> tuple[Comparison, ...]:
     engine = ("exact", "all hops", "all hops, exact inside")
-    steps = ("exact, C = 1", "exact, lattice", "all hops, lattice")
+    steps = ("exact, C = 1", "all hops, C = 1")
     base = Problem("leaky tanh", 64, steps=512, segment=256, batch=8)
     sizes = (
         base,
@@ -58,13 +58,13 @@ def _exact() -> tuple[Comparison, ...]:
     )
     return (
         *(Comparison(problem, (REFERENCE, HOISTED, *engine)) for problem in sizes),
-        # Against the lattice, short sequences: it is the slow one.
+        # Against single steps, short sequences: they are slow.
         *(
             Comparison(problem._replace(steps=64, segment=16), (REFERENCE, *engine, *steps), rounds=5)
             for problem in sizes
         ),
         Comparison(
-            base._replace(steps=32, batch=1, segment=16), (REFERENCE, "exact", "exact, lattice", "jacfwd"), rounds=5
+            base._replace(steps=32, batch=1, segment=16), (REFERENCE, "exact", "exact, C = 1", "jacfwd"), rounds=5
         ),
     )
 
@@ -85,7 +85,6 @@ def _stream() -> tuple[Comparison, ...]:
         "stream, hops=0",
         "stream, hops=0, descent",
         "hops=0, C = 1",
-        "hops=0, lattice",
     )
     small = Problem("leaky tanh", 32, batch=1, steps=128, segment=16)
     return (
@@ -96,7 +95,7 @@ def _stream() -> tuple[Comparison, ...]:
 
 
 def _depth() -> tuple[Comparison, ...]:
-    rivals = (REFERENCE, HOISTED, *ENGINE, "hops=0, lattice")
+    rivals = (REFERENCE, HOISTED, *ENGINE, "hops=0, C = 1")
     base = Problem("GRU", 64, steps=256, layers=4, inputs=64)
     return (
         Comparison(base._replace(scanned=True), rivals),
@@ -104,7 +103,7 @@ def _depth() -> tuple[Comparison, ...]:
         *(
             Comparison(
                 base._replace(features=16, inputs=16, batch=4, segment=32, scanned=scanned),
-                rivals=(REFERENCE, "all hops", "all hops, lattice"),
+                rivals=(REFERENCE, "all hops", "all hops, C = 1"),
             )
             for scanned in (True, False)
         ),
@@ -147,7 +146,7 @@ def _million() -> tuple[Comparison, ...]:
 SWEPT = ("steps", "features", "layers", "batch", "segment")
 SUITES: dict[str, Suite] = {
     "acceptance": Suite("Time of a gradient, own-node traces, against BPTT", _acceptance()),
-    "exact": Suite("Exact mode and all hops against the lattice and forward mode", _exact()),
+    "exact": Suite("Exact mode and all hops against single steps and forward mode", _exact()),
     "rank": Suite("Own-node traces of low rank, against whole ones", _rank()),
     "stream": Suite("A gradient after every step", _stream()),
     "depth": Suite("Layers as one stack(cell, depth=L), and written out", _depth()),

@@ -27,10 +27,10 @@ from experiments.training.against_bptt import compare_layers
 ROOT = Path(__file__).parents[3]
 TINY = Problem("leaky tanh", 3, steps=7, batch=2, segment=3, inputs=2)
 OURS = [name for name in RIVALS if not name.startswith("braintrace")]
-EXACT = ("BPTT, hoisted", "BPTT, checkpointed", "jacfwd", "exact", "exact, C = 1", "exact, lattice", "stream, exact")
+EXACT = ("BPTT, hoisted", "BPTT, checkpointed", "jacfwd", "exact", "exact, C = 1", "stream, exact")
 SAME = {
-    "hops=0": ("hops=0, C = 1", "hops=0, lattice", "stream, hops=0"),
-    "all hops": ("all hops, C = 1", "all hops, lattice", "stream, all hops"),
+    "hops=0": ("hops=0, C = 1", "stream, hops=0"),
+    "all hops": ("all hops, C = 1", "stream, all hops"),
 }
 
 
@@ -166,7 +166,7 @@ def test_the_cost_model_by_hand() -> None:
     inside, boundary = own + cross, 2 * (own + cross) / 3
     assert cost("all hops", TINY).multiply_adds == pytest.approx(2 * (3 * weights + inside + boundary))
     dense = 3 * own + cross
-    assert cost("exact, lattice", TINY).multiply_adds == pytest.approx(2 * (3 * weights + dense * (2 + 7)))
+    assert cost("exact, C = 1", TINY).multiply_adds == pytest.approx(2 * (3 * weights + dense * (2 + 7)))
     with jax.enable_x64(False):
         # Four gates, each with a kernel on x, one on h and one bias; every weight has two rows, for c and for h.
         lstm, weights = TINY._replace(cell="LSTM"), 4 * (6 + 9 + 3) + 4 * (9 + 9 + 3)
@@ -250,7 +250,7 @@ def test_the_page_takes_tables_between_its_markers(tmp_path: Path, record: dict,
     (tmp_path / "short.json").write_text(json.dumps(suite))
     page = "a\n<!-- benchmark short: note -->\nold\n<!-- end of benchmark short -->\nb"
     filled = document.fill(page, tmp_path)
-    assert "old" not in filled and "| hops=0, lattice |" in filled and filled.endswith("-->\nb")
+    assert "old" not in filled and "| hops=0, C = 1 |" in filled and filled.endswith("-->\nb")
     assert document.fill(filled, tmp_path) == filled
     with pytest.raises(ValueError, match="short"):
         document.fill("<!-- benchmark short: note -->", tmp_path)
