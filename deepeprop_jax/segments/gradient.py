@@ -21,7 +21,10 @@ from deepeprop_jax.traces.products import cross_gradient, is_kept, own_gradient,
 def segment_gradient(
     segment: Segment, traces: Traces, dy: PyTree, exact: bool = False, split: bool = True
 ) -> list[list[jax.Array]]:
-    """``inside + sum over kept (v, k) of lambda^v_0 . S^{v,k}_start``, per node and real parameter leaf.
+    """``inside + Σ_v λ^v · S^{v,k}`` (eq. 4) for every node k, per real parameter leaf.
+
+    S^{v,k} is the influence of k's parameters on v's carry at the segment's start, and λ^v the cotangent of that carry
+    under the losses of the segment (eq. 5); v runs over the nodes for which it is kept.
 
     Args:
       traces: at the segment's start.
@@ -62,13 +65,13 @@ def _of_source(segment: Segment, flow: Flow, k: int, seen: Kept, traces: Traces,
         through = flow.through(v, seen)
         if not is_kept(plan, v, k, traces) or through is None or not through.start:
             continue
-        start = start_of(segment, v, through, "b", flow.sizes)
+        signal = start_of(segment, v, through, "b", flow.sizes)  # λ^v
         if v != k:
-            columns = columns + cross_gradient(plan, v, k, start, traces)
+            columns = columns + cross_gradient(plan, v, k, signal, traces)
         elif plan.graph.nodes[k].depth is None:
-            grads = [a + b for a, b in zip(grads, own_gradient(plan, k, start, traces, split), strict=True)]
+            grads = [a + b for a, b in zip(grads, own_gradient(plan, k, signal, traces, split), strict=True)]
         else:
-            columns = columns + own_gradient_of_layers(plan, k, start, traces)
+            columns = columns + own_gradient_of_layers(plan, k, signal, traces)
     if joint.name_of(plan, k) in traces:
         columns = columns + joint.gradient(segment, flow, k, flow.exact, traces)[None]
     add_columns(plan.nodes[k].params, grads, plan.trained[k], columns)

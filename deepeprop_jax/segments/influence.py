@@ -1,8 +1,9 @@
 """Influences with a row per number of a carry, from a segment's start to its end.
 
-    S^{v,k}_end = sum over p of  dh^v_end/dh^p_start . S^{p,k}_start  +  dh^v_end/dtheta^k inside     eq. 9-11
+    S^{v,k}_end = Σ_w M^{v,w} S^{w,k}_start + added,    M^{v,w} = ∂h^v_end/∂h^w_start,    added = ∂h^v_end/∂θ^k inside
 
-Every unit vector on v's last carry is pulled back through the segment, to every p and to the parameters of k.
+Every unit vector on v's last carry is pulled back through the segment, to every kept node w and to the parameters of k.
+For C = 1 it is eq. 9 with eq. 10 and 11 put in, the way up multiplied out first.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from deepeprop_jax.traces.products import cross_gradient, is_kept, own_columns, 
 
 
 def influence(segment: Segment, flow: Flow, v: int, k: int, leaves: tuple[int, ...], traces: Traces) -> jax.Array:
-    """Rows of node v (of one of its layers), columns of node k's ``leaves``: (batch, n_v, columns).
+    """S^{v,k}_end: rows of node v (of one of its layers), columns of node k's ``leaves``, (batch, n_v, columns).
 
-    Where k has depth, ``leaves`` are all that are trained, and the columns those of the kept layers, one after the
-    other.
+    Where k has depth, ``leaves`` are all that are trained; the columns are those of its uppermost layers, as many as
+    the pair keeps, side by side. Nodes are in order from below, so that v owes nothing to those after it. M^{v,w} is
+    (batch, n_v, n_w); but M^{v,v} through D is its blocks, (batch, K, K, units), and ``M S`` is ``advance`` then.
 
     Args:
       flow: from unit vectors on v's last carry.
@@ -42,25 +44,25 @@ def influence(segment: Segment, flow: Flow, v: int, k: int, leaves: tuple[int, .
         return jnp.moveaxis(total[plan.depth(k) - plan.pairs[v, k].sources :], 0, 2).reshape(*total.shape[1:3], -1)
     kept = kept_by(plan, k)
     total = _inside(segment, flow, k, leaves, kept)
-    for p in nodes_of(kept):
-        through = flow.through(p, kept) if p <= v else None
-        if not is_kept(plan, p, k, traces) or through is None or not through.start:
+    for w in nodes_of(kept):
+        through = flow.through(w, kept) if w <= v else None
+        if not is_kept(plan, w, k, traces) or through is None or not through.start:
             continue
         if isinstance(through, DeepBack):
-            total = total + _by_example(plan, p, k, start_of(segment, p, through, "rb", sizes), traces)[0]
+            total = total + _by_example(plan, w, k, start_of(segment, w, through, "rb", sizes), traces)[0]
             continue
-        part = segment.nodes[p]
-        own_units = p == v and not plan.full_jacobian(v)
+        part = segment.nodes[w]
+        own_units = w == v and not plan.full_jacobian(v)
         if own_units and isinstance(part, NodeSegment):
             matrix = recurrence(part, plan.dtype)
         else:
-            matrix = jnp.swapaxes(start_of(segment, p, through, "rb", sizes), 0, 1)  # (batch, rows, n_p)
-        if p == k:
+            matrix = jnp.swapaxes(start_of(segment, w, through, "rb", sizes), 0, 1)  # (batch, rows, n_w)
+        if w == k:
             total = total + own_columns(plan, k, leaves, matrix, traces, own_units)
         elif own_units:
-            total = total + dense.advance(plan.nodes[p].units, matrix, traces[plan.name(p, k)])
+            total = total + dense.advance(plan.nodes[w].units, matrix, traces[plan.name(w, k)])
         else:
-            total = total + dense.push(matrix, traces[plan.name(p, k)])
+            total = total + dense.push(matrix, traces[plan.name(w, k)])
     return total
 
 
@@ -79,13 +81,13 @@ def influence_of_layers(
     if isinstance(back, DeepBack) and back.rows is not None:
         every = tuple(range(len(plan.nodes[k].params.sizes)))
         total = columns_of(plan.nodes[k], plan.trained[k], back.rows, every).astype(plan.dtype)
-    for p in nodes_of(kept):
-        through = flow.through(p, kept)
-        if not is_kept(plan, p, k, traces) or through is None or not through.start:
+    for w in nodes_of(kept):
+        through = flow.through(w, kept)
+        if not is_kept(plan, w, k, traces) or through is None or not through.start:
             continue
-        start = start_of(segment, p, through, "rb", sizes)
-        if p != k:
-            total = total + _by_example(plan, p, k, start, traces)
+        start = start_of(segment, w, through, "rb", sizes)
+        if w != k:
+            total = total + _by_example(plan, w, k, start, traces)
             continue
         highest = jnp.asarray(plan.depth(k) - 1) if top is None else top
         if name in traces and traces[name].band is not None:
@@ -128,23 +130,25 @@ def _inside(segment: Segment, flow: Flow, k: int, leaves: tuple[int, ...], kept:
     return jnp.concatenate([rows_of(found[i], view.sizes[i], sizes, plan.dtype) for i in leaves], axis=-1)
 
 
-def _by_example(plan: Plan, p: int, k: int, start: jax.Array, traces: Traces) -> jax.Array:
-    """``M S^{p,k}`` where p or k has depth: what a gradient takes from the traces, row by row and example by example.
+def _by_example(plan: Plan, w: int, k: int, start: jax.Array, traces: Traces) -> jax.Array:
+    """``M S^{w,k}`` where w or k has depth, from what a gradient takes from the traces, λ · S summed over examples:
+    with the rows of M one by one for λ, and batches of one.
 
     Args:
-      start: (rows, batch, n_p), behind an axis of layers where p has depth.
+      start: (rows, batch, n_w), behind an axis of layers where w has depth.
 
     Returns:
       (layers of k, batch, rows, columns).
     """
-    names = {plan.name(p, k), plan.low_rank_name(k) if p == k else plan.name(p, k)}
+    names = {plan.name(w, k), plan.low_rank_name(k) if w == k else plan.name(w, k)}
     held = {name: traces[name] for name in names if name in traces}
-    example = 0 if plan.graph.nodes[p].depth is None else 1  # the axis of a trace that is the batch's
+    example = 0 if plan.graph.nodes[w].depth is None else 1  # the axis of a trace that is the batch's
 
     def row(start: jax.Array, held: Traces) -> jax.Array:
         start, held = jax.tree.map(lambda leaf: jnp.expand_dims(leaf, example), (start, held))
-        own = own_gradient_of_layers if p == k else None
-        return cross_gradient(plan, p, k, start, held) if own is None else own(plan, k, start, held)
+        if w == k:
+            return own_gradient_of_layers(plan, k, start, held)
+        return cross_gradient(plan, w, k, start, held)
 
     rows = jax.vmap(row, (example, None), 1)
     return jax.vmap(rows, (example + 1, example), 1)(start, held)

@@ -1,4 +1,4 @@
-"""What a source sees through time, and what passes on only what its outputs owe to their own step."""
+"""Which nodes a source sees through time in a segment; the others pass on only what outputs owe to their own step."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The paper's recursion over C steps at once, in matrix products; C = 1 is the recursion as it is printed.
 
     grad   += (inside the segment, reverse mode)  +  sum over kept (v, k) of lambda^v_0 . S^{v,k}_start         eq. 4, 5
-    S^{v,k}_end = sum over p of  dh^v_end/dh^p_start . S^{p,k}_start  +  dh^v_end/dtheta^k inside the segment   eq. 9-11
+    S^{v,k}_end = sum over w of  dh^v_end/dh^w_start . S^{w,k}_start  +  dh^v_end/dtheta^k inside the segment   eq. 9-11
 
 lambda_0 is the cotangent of the carries at the segment's start under the losses of the segment. All four terms are one
 pull of cotangents back through the segment, node by node and within a node step by step: of the losses, or of unit
@@ -101,7 +101,7 @@ class Segment:
         return seen
 
     def distribute(self, wire: Wire, view: RealView, ct: Leaves, sizes: dict[str, int]) -> dict[int, Leaves]:
-        """The cotangent of what a wire carries, handed to the outputs that it is made of."""
+        """The cotangent of what a wire carries, handed to the outputs that it is made of: eq. 11 transposed."""
         sources = parents(wire)
         if not sources or all(c is None for c in ct):
             return {}
@@ -133,6 +133,8 @@ Arrived = Back | DeepBack | None
 
 class Flow:
     """Cotangents on their way down through a segment, from one place, for every set of nodes that a source may see.
+
+    From the losses, what it finds at the segment's start is lambda (eq. 5); from unit vectors on a last carry, M.
 
     Args:
       segment: the network that ran.

@@ -161,7 +161,11 @@ class NodeSegment:
         return [self._coefficients.get(v, {}) for v in variables]
 
     def blocks(self) -> dict[tuple[int, int], Lifted]:
-        """D: per new and old carry leaf (r, s) of one shape, d h_t[r] / d h_tm1[s] of the same unit."""
+        """D, the unit-local blocks of ∂F/∂h (eq. 6): per new and old carry leaf (r, s) of one shape, ∂h_t[r]/∂h_tm1[s]
+        of the same unit; all else is dropped.
+
+        Ones on the whole of leaf r give every unit's own entry where what mixes units stands still (``local_rule``).
+        """
         if self._blocks is None:
             self._blocks = {}
             shapes, rule = self.node.carry.shapes, self.program.local_rule

@@ -2,7 +2,9 @@
 
     S_end = (product of all D) S_start + what each step adds, through the steps after it          eq. 6
 
-Both follow from ones on a slot of the last carry, pulled back through D.
+A unit is one index of a carry shape; its K slots are the carry leaves of that shape. D is K x K for each unit. Through
+D a cotangent never leaves its unit: so ones on a whole slot of the last carry, pulled back, give that row of every
+unit's own product of all D at once, and what the steps add to that row.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ class SlotRow(NamedTuple):
 
 
 def slot_rows(part: NodeSegment, dtype: jnp.dtype) -> list[SlotRow]:
-    """Per slot of a unit."""
+    """One ``SlotRow`` per slot: the rows of the K x K products."""
     node, rows = part.node, []
     for slot in range(node.units.slots):
         back = part.back_slot(slot)
@@ -45,7 +47,7 @@ def slot_rows(part: NodeSegment, dtype: jnp.dtype) -> list[SlotRow]:
 
 
 def immediate(rows: list[SlotRow], block: Block, sizes: dict[str, int], dtype: jnp.dtype) -> jax.Array:
-    """What the steps of a segment add to a trace of one parameter leaf, (batch, K, |leaf|)."""
+    """What a segment adds to a local trace of one parameter leaf, (batch, K, |leaf|); of one step, ∂F/∂θ."""
     (leaf,) = block.leaves
     found = (row.params[leaf] for row in rows)
     flat = [Lifted(jnp.zeros(block.columns)) if x is None else x.flat() for x in found]

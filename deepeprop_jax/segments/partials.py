@@ -1,6 +1,9 @@
-"""The partial derivatives of one layer in one step, and the two moves that they make: right in time, and up.
+"""The partial derivatives of one layer in one step, and the two moves that they make: right in time, and up (eq. 9).
 
-Every array has a leading batch axis.
+Every array has a leading batch axis. n is the number of components of the carry. A unit is one index of a carry shape;
+its K slots are the carry leaves of that shape. Columns are parameter entries, and a block is columns in one array: with
+n rows where dense, with the K rows of the one unit that an entry reaches where local. In ``Lifted`` values axis c is
+the step, r the row (of a unit vector that goes back), b the example.
 """
 
 from __future__ import annotations
@@ -27,13 +30,13 @@ class Partials(NamedTuple):
     """The partial derivatives of one layer in one step, in the traces' dtype; None where nothing asks for them.
 
     Attributes:
-      carry: dF/dh, unit-local blocks (batch, K, K, units) or the full Jacobian (batch, n, n).
-      own: dF/dtheta per own block, (batch, rows, columns).
-      input: dF/du, (batch, n, inputs).
-      output_carry_t: dg/dh_t, (batch, outputs, n); None also where y_t selects components of h_t.
-      output_carry_tm1: dg/dh_tm1.
-      output_input: dg/du, (batch, outputs, inputs).
-      output_params: dg/dtheta per trained leaf, (batch, outputs, columns of the leaf).
+      carry: ∂F/∂h, unit-local blocks (batch, K, K, units) or the full Jacobian (batch, n, n).
+      own: ∂F/∂θ per own block, (batch, rows, columns).
+      input: ∂F/∂u, (batch, n, inputs).
+      output_carry_t: ∂g/∂h_t, (batch, outputs, n); None also where y_t selects components of h_t.
+      output_carry_tm1: ∂g/∂h_{t-1}.
+      output_input: ∂g/∂u, (batch, outputs, inputs).
+      output_params: ∂g/∂θ per trained leaf, (batch, outputs, columns of the leaf).
     """
 
     carry: jax.Array | None = None
@@ -51,7 +54,7 @@ class Wanted(NamedTuple):
     Attributes:
       own: blocks of the layer's own trace.
       trained: indices of the trained real parameter leaves.
-      full: whether dF/dh enters in full; else by its unit-local blocks D.
+      full: whether ∂F/∂h enters in full; else by its unit-local blocks D.
       input: whether influences of layers below arrive.
       output: whether influences are passed on upward.
       own_output: whether the layer's own influence is among them.
@@ -68,8 +71,8 @@ class Wanted(NamedTuple):
 def partials(part: NodeSegment, wanted: Wanted, dtype: jnp.dtype) -> Partials:
     """All partial derivatives that ``wanted`` asks for.
 
-    One pull with ones on a whole slot gives every unit-local dF/dtheta at once; one with all unit vectors on the carry
-    the dense rows, dF/dh and dF/du; one with those on the output the derivatives of g.
+    One pull with ones on a whole slot gives every unit-local ∂F/∂θ at once; one with all unit vectors on the carry
+    the dense rows, ∂F/∂h and ∂F/∂u; one with those on the output the derivatives of g.
 
     Args:
       part: the layer, after a segment of one step.
@@ -84,6 +87,7 @@ def _of_carry(part: NodeSegment, wanted: Wanted, dtype: jnp.dtype) -> Partials:
     node, sizes = part.node, part.sizes | {"r": part.node.carry.size}
     every: dict[int, jax.Array] = {}
     carry = inputs = None
+    # With the full Jacobian the plan holds own traces with dense rows alone, so that no slot is asked for.
     slots = [] if wanted.full else slot_rows(part, dtype)
     if not wanted.full:
         carry = computed_once(jnp.stack([row.start for row in slots], axis=1))
@@ -144,11 +148,11 @@ def own_influence(
 ) -> tuple[jax.Array, ...]:
     """A layer's influence of its own parameters, one step to the right.
 
-    S^{k,k}_t = dF/dh S^{k,k}_{t-1} + dF/dtheta
+    S^{k,k}_t = ∂F/∂h S^{k,k}_{t-1} + ∂F/∂θ                      eq. 6; the terminal node of eq. 10
     """
     return tuple(
-        advance(node, block, partial.carry, trace_tm1) + immediate
-        for block, trace_tm1, immediate in zip(blocks, traces_tm1, partial.own, strict=True)
+        advance(node, block, partial.carry, trace_tm1) + added
+        for block, trace_tm1, added in zip(blocks, traces_tm1, partial.own, strict=True)
     )
 
 
@@ -157,7 +161,7 @@ def own_output(
 ) -> Influence:
     """What a layer's output owes to its own parameters.
 
-    Y^{k,k}_t = dg/dh_t S^{k,k}_t + dg/dh_{t-1} S^{k,k}_{t-1} + dg/dtheta
+    Y^{k,k}_t = ∂g/∂h_t S^{k,k}_t + ∂g/∂h_{t-1} S^{k,k}_{t-1} + ∂g/∂θ
     """
     leaves = dict(partial.output_params or {})
     products: list[Factored] = []
@@ -192,10 +196,11 @@ def cross_influence(
 ) -> tuple[jax.Array | None, Influence | None]:
     """The influence of parameters below: up from the layer below, and to the right from the step before.
 
-        S^{v,k}_t = dF/dh S^{v,k}_{t-1} + dF/du U^{v,k}_t
-        Y^{v,k}_t = dg/dh_t S^{v,k}_t + dg/dh_{t-1} S^{v,k}_{t-1} + dg/du U^{v,k}_t
+        S^{v,k}_t = ∂F/∂h S^{v,k}_{t-1} + ∂F/∂u U^{v,k}_t              eq. 9; the nonterminal node of eq. 10
+        Y^{v,k}_t = ∂g/∂h_t S^{v,k}_t + ∂g/∂h_{t-1} S^{v,k}_{t-1} + ∂g/∂u U^{v,k}_t
 
-    Columns without a past pass on their instantaneous influence, the second term, alone.
+    Columns run over k's layers from bottom to top. ``hops`` keeps the uppermost, nearest to v, so the kept columns are
+    the last. The others only pass through: of them S_t is ∂F/∂u U alone.
 
     Args:
       past: what is kept of S_{t-1}; None if all columns only pass through.
@@ -219,6 +224,7 @@ def cross_influence(
     if not upward:
         return trace_t, None
     if node.cut.output_rows is not None and influence is not None:
+        # y_t is components of h_t: ∂g/∂h_t selects rows, and the other terms are zero.
         return trace_t, influence.map(lambda part: part[:, node.cut.output_rows])
     output = Influence(from_below.source, from_below.trained)
     if influence is not None:

@@ -1,10 +1,12 @@
 """The paper's recursion, one step at a time, on the lattice of time (right) and depth (up).
 
-    S^{v,k}_t = dF/dh S^{v,k}_{t-1} + dF/du U^{v,k}_t + [v = k] dF/dtheta                               eq. 9 to 11
-    Y^{v,k}_t = dg/dh_t S^{v,k}_t + dg/dh_{t-1} S^{v,k}_{t-1} + dg/du U^{v,k}_t + [v = k] dg/dtheta
+    S^{v,k}_t = ∂F/∂h S^{v,k}_{t-1} + ∂F/∂u U^{v,k}_t + [v = k] ∂F/∂θ                                  eq. 9, 10
+    Y^{v,k}_t = ∂g/∂h_t S^{v,k}_t + ∂g/∂h_{t-1} S^{v,k}_{t-1} + ∂g/∂u U^{v,k}_t + [v = k] ∂g/∂θ
+    U^{v,k}_t = Σ_p ∂u^v_t/∂y^p_t Y^{p,k}_t, over v's parents p                                        eq. 11
 
-S^{v,k} is the influence of node k's parameters on node v's carry, Y^{v,k} on its output, and U^{v,k} the Y^{p,k} of v's
-parents p, placed into v's input. With exact=False dF/dh stands for its unit-local blocks D, in both lines.
+S^{v,k} is the influence of node k's parameters on node v's carry, Y^{v,k} on its output, and U^{v,k} on its input. With
+exact=False ∂F/∂h, in S, is cut to its unit-local blocks D (eq. 6); ∂g/∂h is not. A pair (v, k) is kept (S^{v,k} is
+stored), or only passed on (something above needs Y^{v,k}, without a past), or both.
 Over C steps, ``influence`` pulls unit vectors down instead; for one step, and dense cells, going up takes a third of
 the time. (B. Millidge, "Generalizing E-prop to Deep Networks", arXiv:2512.24506.)
 """
@@ -100,7 +102,7 @@ def _own_upward(
 
 
 def _input_influence(step: Segment, v: int, k: int, outputs: dict[tuple[int, int], Influence]) -> Influence:
-    """U^{v,k}: the Y^{p,k} of v's parents, placed into v's input."""
+    """U^{v,k} = Σ_p ∂u^v/∂y^p Y^{p,k}, over v's parents p: their Y, placed into v's input (eq. 11)."""
     plan = step.plan
     wire, view = plan.graph.nodes[v].wire, plan.nodes[v].input
     if isinstance(wire, int):
