@@ -216,4 +216,14 @@ def scan_back(
         values = [Lifted(next(rest), x.axes[1:]) if "c" in x.axes else x for x in leaves]
         return body(carry, jax.tree.unflatten(structure, values))
 
-    return lax.scan(step, start, [x.value for x in leaves if "c" in x.axes], length, reverse=True)
+    return scan(step, start, [x.value for x in leaves if "c" in x.axes], length, reverse=True)
+
+
+def scan(
+    body: Callable[[Carry, Tree], tuple[Carry, Output]], start: Carry, xs: Tree, length: int, reverse: bool = False
+) -> tuple[Carry, Output]:
+    """``lax.scan`` over the steps of a segment; of one step without a loop, which XLA would first compile."""
+    if length > 1:
+        return lax.scan(body, start, xs, length, reverse)
+    end, found = body(start, jax.tree.map(lambda leaf: leaf[0], xs))
+    return end, jax.tree.map(lambda leaf: leaf[None], found)

@@ -9,10 +9,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from deepeprop_jax.analysis.node import VjpProgram
-from deepeprop_jax.jaxpr.batched import Leaves, Lifted, Values, add, broadcast, elementwise, scan_back, union
+from deepeprop_jax.jaxpr.batched import Leaves, Lifted, Values, add, broadcast, elementwise, scan, scan_back, union
 from deepeprop_jax.jaxpr.mesh_axes import vary, varying_axes
 from deepeprop_jax.jaxpr.real_leaves import Parts, PyTree, float32_or_wider, select_examples
 
@@ -112,7 +111,7 @@ def run_forward(program: VjpProgram, values: Values, start: Parts, initial: Part
         plain = now.resets is None and now.valid is None
         return held, (carry, None if plain else new, stored)
 
-    end, (carry_tm1, carry_t, stored) = lax.scan(body, start, (list(moving.values()), flags), steps)
+    end, (carry_tm1, carry_t, stored) = scan(body, start, (list(moving.values()), flags), steps)
     return Run(end, carry_tm1, carry_t, stored)
 
 
