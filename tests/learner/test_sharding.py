@@ -156,7 +156,7 @@ def test_losses_and_aux_and_the_way_of_eager_calls():
 def test_other_axes_than_the_batch_may_not_be_split():
     p = problem("stack_2", steps=6, batch=8)
     mesh = mesh_of(AxisType.Explicit)
-    x = jax.device_put(p.xs[0], NamedSharding(mesh, PartitionSpec(None, "data")))
+    x = jax.device_put(jnp.ones((8, 8), p.xs.dtype), NamedSharding(mesh, PartitionSpec(None, "data")))
     with pytest.raises(ValueError, match="only the batch axis may be split"):
         deep_eprop(p.network).init(p.params, p.carry, x)
 
