@@ -225,5 +225,5 @@ def scan(
     """``lax.scan`` over the steps of a segment; of one step without a loop, which XLA would first compile."""
     if length > 1:
         return lax.scan(body, start, xs, length, reverse)
-    end, found = body(start, jax.tree.map(lambda leaf: leaf[0], xs))
-    return end, jax.tree.map(lambda leaf: leaf[None], found)
+    end, found = body(start, jax.tree.map(lambda leaf: lax.squeeze(leaf, (0,)), xs))
+    return end, jax.tree.map(lambda leaf: lax.expand_dims(leaf, (0,)), found)

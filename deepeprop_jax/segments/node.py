@@ -37,6 +37,10 @@ from deepeprop_jax.segments.through_time import (
 )
 from deepeprop_jax.traces.block import spread
 
+_FEW = 2**16
+"""Up to so many numbers that rows of all examples add in one step, they are computed as they are read, which compiles
+faster."""
+
 
 class Back(NamedTuple):
     """What ``back`` finds.
@@ -363,8 +367,9 @@ class NodeSegment:
         if self.node.recurrent:
             wanted = self.program.to_params
             deltas = self.linear_values(wanted, back.steps)
-            # Of one step no product sums over steps: each entry of a weight would compute its delta anew.
-            deltas = computed_once(deltas) if keep == "rb" and self.sizes["c"] == 1 else deltas
+            if keep == "rb" and self.sizes["c"] == 1 and sizes["b"] * sizes["r"] * self.node.params.size > _FEW:
+                # No product sums over steps: each entry of a weight would compute its delta anew.
+                deltas = computed_once(deltas)
             found = sums(self.program.cuts, deltas, self.read, self.program.linear, keep)
         if "params" not in self.node.cut.output_uses or all(d is None for d in back.output):
             return found
