@@ -177,10 +177,23 @@ def checkpointed_bptt(network: Cell, loss_fn: LossFn, segment_length: int) -> Ru
     Raises:
       ValueError: ``segment_length``, of which T need not be a multiple, below 1.
     """
+    segments = loop_over_segments(segment_length, lambda carry: carry, jax.checkpoint)
+    return reverse_mode(network.apply, loss_fn, segments)
+
+
+def loop_over_segments(
+    segment_length: int, boundary: Callable[[PyTree], PyTree], wrapped: Callable = lambda segment: segment
+) -> Callable:
+    """A ``loop`` for ``reverse_mode``: segments of C steps, each ``wrapped``, the carry between them through
+    ``boundary``; the last segment may be shorter.
+
+    Raises:
+      ValueError: ``segment_length`` below 1.
+    """
     _check_positive("segment_length", segment_length)
 
     def loop(step: Callable, carry: PyTree, steps: _Steps) -> tuple[PyTree, jax.Array]:
-        segment = jax.checkpoint(lambda carry, part: _scan(step, carry, part))
+        segment = wrapped(lambda carry, part: _scan(step, boundary(carry), part))
         whole = _length(steps) // segment_length * segment_length
         parts = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, segment_length, *leaf.shape[1:]), steps)
         carry, loss = _scan(segment, carry, parts)
@@ -189,7 +202,7 @@ def checkpointed_bptt(network: Cell, loss_fn: LossFn, segment_length: int) -> Ru
             loss = loss + last
         return carry, loss
 
-    return reverse_mode(network.apply, loss_fn, loop)
+    return loop
 
 
 def truncated_bptt(network: Cell, loss_fn: LossFn, k: int) -> Run:
