@@ -73,7 +73,7 @@ class Sequence(NamedTuple):
         """Before the first step."""
         plan = self.plan
         grads = [[jnp.zeros(shape, plan.dtype) for shape in plan.leaf_shapes(v)] for v in range(len(plan.nodes))]
-        return Sums(stream, *vary_like((jnp.zeros((), self.loss_dtype), grads), stream))
+        return Sums(stream, *vary_like((jnp.zeros((), self.loss_dtype), grads), stream, self.inputs))
 
     def loss_and_dy(
         self, y: PyTree, target: PyTree, valid: jax.Array | None
@@ -89,6 +89,16 @@ class Sequence(NamedTuple):
 
         found, dy = jax.value_and_grad(with_aux, has_aux=True, allow_int=True)(y)
         return found, dy if valid is None else keep_examples(valid, dy)
+
+    def losses_and_dy(
+        self, outputs: PyTree, targets: PyTree, valid: jax.Array | None
+    ) -> tuple[tuple[jax.Array, PyTree], PyTree]:
+        """``loss_and_dy`` of every step of a segment; of one step as it is, not under ``vmap``."""
+        arguments = (outputs, targets, valid)
+        if jax.tree.leaves(outputs)[0].shape[0] > 1:
+            return jax.vmap(self.loss_and_dy)(*arguments)
+        found = self.loss_and_dy(*jax.tree.map(lambda leaf: leaf[0], arguments))
+        return jax.tree.map(lambda leaf: leaf[None], found)
 
     def ended(self, sums: Sums, aux: PyTree) -> Ended:
         """After the last step."""
@@ -149,12 +159,12 @@ def choose_length(plan: Plan, batch: int, steps: int | None = None) -> Length:
 def by_segments(params: PyTree, start: Stream, sequence: Sequence, length: int, exact: bool) -> Ended:
     """Segments of ``length`` steps, the last one shorter; in some plans single steps with influences going up."""
     plan, inputs = sequence.plan, sequence.inputs
-    ready, loss_and_dy = prepare(plan, params), jax.vmap(sequence.loss_and_dy)
+    ready = prepare(plan, params)
 
     def run(sums: Sums, inputs: tuple[PyTree, PyTree, Flags]) -> tuple[Sums, PyTree]:
         (carry, traces), (xs, targets, flags) = sums.stream, inputs
         part = Segment(ready, carry, sequence.initial_carry, xs, flags)
-        (losses, aux), dy = loss_and_dy(part.outputs, targets, flags.valid)
+        (losses, aux), dy = sequence.losses_and_dy(part.outputs, targets, flags.valid)
         if flags.resets is not None:  # by where, so that nothing of what a trace held can spread
             traces = without_examples(plan, flags.resets[0], traces)
         found = segment_gradient(part, traces, dy, exact, split=not up)
@@ -185,7 +195,7 @@ def by_segments(params: PyTree, start: Stream, sequence: Sequence, length: int, 
         auxes.append(aux)
     elif whole:
         (sums, _), aux = lax.scan(cut_out, (sums, jnp.zeros((), int)), None, whole)
-        auxes.append(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux))
+        auxes.append(jax.tree.map(lambda leaf: leaf.reshape(whole * length, *leaf.shape[2:]), aux))
     if steps % length:
         sums, aux = run(sums, jax.tree.map(lambda leaf: leaf[whole * length :], inputs))
         auxes.append(aux)

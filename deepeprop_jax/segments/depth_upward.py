@@ -71,7 +71,7 @@ def update_layers(
     inside = {k: u.multiplied_out(batch, node.input.size, plan.dtype) for k, u in from_below.items()}
     if wanted.own_output:
         inside[v] = jnp.zeros((depth, batch, node.input.size, columns), plan.dtype)
-    inside = vary_like(inside, part.carry_end)
+    inside = vary_like(inside, part.params, part.carry_end, part.outputs)  # there may be no carry
 
     def body(
         passed: tuple[dict[int, jax.Array], jax.Array | None], layer: NodeSegment, held: PyTree

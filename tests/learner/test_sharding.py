@@ -9,10 +9,11 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from deepeprop_jax import deep_eprop, hoisted_bptt
+from deepeprop_jax import Cell, deep_eprop, hoisted_bptt, stack
 from deepeprop_jax.analysis.per_example import is_per_example
 from tests.gradients import SAME, assert_same_gradient
 from tests.zoo import problem
@@ -151,6 +152,34 @@ def test_losses_and_aux_and_the_way_of_eager_calls():
     assert jnp.allclose(loss, needed, rtol=SAME)
     assert jnp.array_equal(aux["big"], needed_aux["big"])
     assert_same_gradient((grads, aux["y"]), (needed_grads, needed_aux["y"]), SAME)
+
+
+FORWARD = Cell(None, lambda m, h, x: ((), jnp.tanh(m @ x)))
+RECURRENT = Cell(None, lambda w, h, x: (jnp.tanh(w @ h + x),) * 2)
+WITHOUT_CARRY = {
+    "a deep node below": (stack(stack(FORWARD, depth=2), RECURRENT), [(2, 3, 3), (3, 3)], ((), jnp.zeros((4, 3)))),
+    "a deep node above": (stack(RECURRENT, stack(FORWARD, depth=2)), [(3, 3), (2, 3, 3)], (jnp.zeros((4, 3)), ())),
+    "all nodes": (stack(FORWARD, FORWARD), [(3, 3), (3, 3)], ((), ())),
+}
+
+
+@pytest.mark.parametrize("length", [1, 2])
+@pytest.mark.parametrize("name", WITHOUT_CARRY)
+def test_nodes_without_carry_vary_as_their_inputs_do(name, length):
+    """Under shard_map sums and the way up start from zeros, which have to vary over the mesh where no carry does."""
+    network, shapes, carry = WITHOUT_CARRY[name]
+    draw = np.random.default_rng(0).normal
+    params, xs = tuple(jnp.asarray(draw(size=shape)) for shape in shapes), jnp.asarray(draw(size=(5, 4, 3)))
+
+    def gradient(params, carry, xs):
+        learner = deep_eprop(network, exact=True)
+        run = learner.value_and_grad(lambda y, target: jnp.sum(y**2), segment_length=length)
+        return run(params, learner.init(params, carry, xs[0]), xs, jnp.zeros(5))[1]
+
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
+    specs = (PartitionSpec(), PartitionSpec("data"), PartitionSpec(None, "data"))
+    mapped = jax.shard_map(gradient, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())
+    assert_same_gradient(jax.jit(mapped)(params, carry, xs), jax.jit(gradient)(params, carry, xs), SAME)
 
 
 def test_other_axes_than_the_batch_may_not_be_split():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from deepeprop_jax import Cell, deep_eprop, graph
 from deepeprop_jax.reference import bptt
-from tests.gradients import FLOAT64, assert_same_gradient
+from tests.gradients import FLOAT32, FLOAT64, assert_same_gradient
 
 
 def cell(apply, params, carry):
@@ -111,3 +112,29 @@ def test_bfloat16_parameters_remember_over_a_long_segment(length):
     np.testing.assert_allclose(seen, by_step, rtol=1e-2)  # parameters' own rounding is 4e-3
     for a, b in zip(jax.tree.leaves(traces), jax.tree.leaves(traces_by_step), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-2)
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_aux_without_elements_keeps_its_shape(length):
+    learner = deep_eprop(nn.GRUCell(features=3), exact=True)
+    xs = jnp.ones((5, 2, 2), jnp.float32)
+    params, carry = learner.network.init(jax.random.key(0), xs[0])
+    run = learner.value_and_grad(lambda y, t: (jnp.sum(y), y[:0]), segment_length=length, has_aux=True)
+    ((_, aux), _), _ = run(params, learner.init(params, carry, xs[0]), xs, jnp.zeros(5))
+    assert aux.shape == (5, 0, 3)
+
+
+def test_the_loss_of_single_steps_is_called_as_it_is():
+    """Not under vmap, which callbacks have to allow."""
+    learner = deep_eprop(nn.GRUCell(features=3), exact=True)
+    xs = jnp.ones((4, 2, 2), jnp.float32)
+    params, carry = learner.network.init(jax.random.key(0), xs[0])
+
+    def loss_fn(y, target):
+        scale = jax.pure_callback(lambda t: np.float32(2), jax.ShapeDtypeStruct((), jnp.float32), target)
+        return scale * jnp.sum(y**2)
+
+    state, targets = learner.init(params, carry, xs[0]), jnp.zeros(4, jnp.float32)
+    found = jax.jit(learner.value_and_grad(loss_fn, segment_length=1))(params, state, xs, targets)[1]
+    plain = learner.value_and_grad(lambda y, t: 2 * jnp.sum(y**2), segment_length=1)
+    assert_same_gradient(found, jax.jit(plain)(params, state, xs, targets)[1], FLOAT32)
