@@ -2,6 +2,7 @@
 
 from importlib import metadata
 
+from deepeprop_jax.learner.carry_basis import BasisLearner, CarryBasis, carry_basis, with_basis
 from deepeprop_jax.learner.contract import LearnerState, OnlineLearner
 from deepeprop_jax.learner.deep_eprop import deep_eprop
 from deepeprop_jax.learner.hoisted_bptt import hoisted_bptt
@@ -20,10 +21,13 @@ except metadata.PackageNotFoundError:  # a clone on the path, not installed
     __version__ = "unknown"
 
 __all__ = [
+    "BasisLearner",
+    "CarryBasis",
     "Cell",
     "LearnerState",
     "OnlineLearner",
     "analyse",
+    "carry_basis",
     "compare_to_bptt",
     "deep_eprop",
     "graph",
@@ -36,4 +40,5 @@ __all__ = [
     "params_to_nnx",
     "stack",
     "trace_error",
+    "with_basis",
 ]

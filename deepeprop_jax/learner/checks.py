@@ -10,6 +10,7 @@ import numpy as np
 from deepeprop_jax.learner.contract import LearnerState
 from deepeprop_jax.network.arguments import batch_size, check_nesting, check_same, leaf_avals, path_name, strong
 from deepeprop_jax.network.cell import Graph, PyTree
+from deepeprop_jax.traces import projected
 
 STATE_REMEDY = "Make the state with this learner's init, for these params and this batch size."
 
@@ -46,6 +47,7 @@ def check_state(graph: Graph, state: LearnerState) -> None:
     for what, carry in (("carry", state.carry), ("pending carry", state.pending.carry)):
         check_same(carry, state.initial_carry, f"the state's {what}", STATE_REMEDY)
     names = {f"{v.name} <- {k.name}" for v in graph.nodes for k in graph.nodes}
+    names.add(projected.NAME)
     strange = [name for name in state.traces if name.removesuffix(", low rank") not in names]
     if strange:
         raise ValueError(
@@ -92,8 +94,17 @@ def check_flags(flags: jax.Array, shape: tuple[int, ...], what: str) -> jax.Arra
     return jnp.asarray(flags)
 
 
-def check_options(exact: object, hops: object, rank: object) -> None:
+def check_options(exact: object, hops: object, rank: object, carry_rank: object = None) -> None:
     """The options of ``deep_eprop``."""
+    _check_count("carry_rank", carry_rank, 0, "None or an integer >= 0, the directions of the carry that are kept")
+    others = [name for name, value in (("hops", hops), ("rank", rank)) if value is not None] + ["exact"] * (
+        exact is True
+    )
+    if carry_rank is not None and others:
+        raise ValueError(
+            f"carry_rank stands in place of all other traces, so {', '.join(others)} must not be given beside it; seen "
+            f"carry_rank={carry_rank!r}, exact={exact!r}, hops={hops!r}, rank={rank!r}."
+        )
     if not isinstance(exact, bool):
         raise TypeError(f"exact must be True or False; seen {exact!r}.")
     _check_count("hops", hops, 0, "None (all) or an integer >= 0, the recurrent layers a trace is carried upward")

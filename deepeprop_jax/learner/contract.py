@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import jax
 
 from deepeprop_jax.network.cell import Cell, PyTree, reduced
+from deepeprop_jax.traces.plan import Plan
 
 F = TypeVar("F", bound=Callable[..., PyTree])
 
@@ -238,7 +239,7 @@ class OnlineLearner(NamedTuple):
     value_and_grad: ValueAndGrad
     reset: Reset
     network: Cell
-    plan: Callable[[PyTree, PyTree, PyTree], tuple]
+    plan: Callable[[PyTree, PyTree, PyTree], Plan]
 
     def __reduce__(self) -> tuple:
         return reduced(self)

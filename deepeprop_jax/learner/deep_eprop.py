@@ -26,11 +26,17 @@ from deepeprop_jax.network.arguments import as_arrays, as_avals, batch_size, che
 from deepeprop_jax.network.build import as_cell
 from deepeprop_jax.network.cell import PyTree, graph_of, remade
 from deepeprop_jax.traces.plan import Plan
-from deepeprop_jax.traces.state import select_traces, trace_shapes
+from deepeprop_jax.traces.state import first_traces, reset_traces, trace_shapes
 
 
 def deep_eprop(
-    network: object, *, exact: bool = False, hops: int | None = None, rank: int | None = None, trainable: PyTree = None
+    network: object,
+    *,
+    exact: bool = False,
+    hops: int | None = None,
+    rank: int | None = None,
+    carry_rank: int | None = None,
+    trainable: PyTree = None,
 ) -> OnlineLearner:
     """Train a recurrent network forward in time: gradients from traces, with memory constant in the sequence's length.
 
@@ -77,12 +83,13 @@ def deep_eprop(
     >>> jax.tree.structure(grads) == jax.tree.structure(params)
     True
     """
-    checks.check_options(exact, hops, rank)
+    checks.check_options(exact, hops, rank, carry_rank)
     cell = as_cell(network)
-    made = _Functions(Planner(graph_of(cell), exact, hops, trainable, rank))
+    made = _Functions(Planner(graph_of(cell), exact, hops, trainable, rank, carry_rank))
     learner = OnlineLearner(made.init, made.step, made.gradient, made.value_and_grad, made.reset, cell, made.plan)
     learner = over_batches(learner, graph_of(cell))
-    return remade(learner, deep_eprop, cell, exact=exact, hops=hops, rank=rank, trainable=trainable)
+    options = {"exact": exact, "hops": hops, "rank": rank, "carry_rank": carry_rank, "trainable": trainable}
+    return remade(learner, deep_eprop, cell, **options)
 
 
 class _Functions:
@@ -106,7 +113,7 @@ class _Functions:
         given, carry, x = _arrays(params=params, carry=carry, x=x)
         params, carry, x = vary_alike(given, carry, x)
         stepper, batch = self._planner.once(stepper_of, params, carry, x), batch_size(carry, x)
-        traces = jax.tree.map(lambda aval: jnp.zeros(aval.shape, aval.dtype), trace_shapes(stepper.plan, batch))
+        traces = first_traces(stepper.plan, batch)
         update = stepper.first_update(given, params)
         pending = Pending(own_copy(carry), own_copy(x), update, jnp.zeros(batch, bool))
         return _vary(LearnerState(own_copy(carry), traces, pending, own_copy(carry)), params, carry, x)
@@ -173,7 +180,7 @@ class _Functions:
         where = checks.check_flags(where, state.pending.active.shape, "where")
         update = state.pending.update
         state, where = vary_alike(state, where)
-        traces = select_traces(where, jax.tree.map(jnp.zeros_like, state.traces), state.traces)
+        traces = reset_traces(where, state.traces)
         # ``gradient`` gives such an example zero, but zero times a number that is not finite would be none.
         carry = select_examples(where, state.initial_carry, state.pending.carry)
         x = select_examples(where, jax.tree.map(_finite, state.pending.x), state.pending.x)

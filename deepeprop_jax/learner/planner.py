@@ -28,13 +28,19 @@ class Planner:
 
     Args:
       graph: the network.
-      exact, hops, trainable, rank: as given to ``deep_eprop``.
+      exact, hops, trainable, rank, carry_rank: as given to ``deep_eprop``.
     """
 
     def __init__(
-        self, graph: Graph, exact: bool, hops: int | None, trainable: PyTree | None = None, rank: int | None = None
+        self,
+        graph: Graph,
+        exact: bool,
+        hops: int | None,
+        trainable: PyTree | None = None,
+        rank: int | None = None,
+        carry_rank: int | None = None,
     ):
-        self.graph, self._trainable, self._mode = graph, trainable, (exact, hops, rank)
+        self.graph, self._trainable, self._mode = graph, trainable, (exact, hops, rank, carry_rank)
         self._nodes: dict[Hashable, Node] = {}
         self._plans: dict[Hashable, Plan] = {}
         self._made: dict[Hashable, object] = {}

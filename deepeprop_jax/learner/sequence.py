@@ -146,6 +146,8 @@ def choose_length(plan: Plan, batch: int, steps: int | None = None) -> Length:
     dense = {v for v, own in enumerate(plan.own) if plan.bands[v] or any(block.kind is Rows.DENSE for block in own)}
     rows = max((plan.nodes[v].carry.size for v in dense | {v for v, _ in plan.pairs}), default=0)
     longest, reason = 64, "traces of local rows move once a segment, whose activations fit the cache"
+    if plan.projection is not None:
+        longest, reason = 32, "a carry is projected once a segment, which costs a pass over R numbers per parameter"
     if rows:
         widest = max(node.carry.size + node.input.size for node in plan.nodes)
         layers = max(plan.depth(v) for v in range(len(plan.nodes)))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from deepeprop_jax.jaxpr.real_leaves import PyTree
-from deepeprop_jax.segments import joint
+from deepeprop_jax.segments import joint, projected
 from deepeprop_jax.segments.cotangents import unit_vectors
 from deepeprop_jax.segments.depth import DeepSegment, layer_end
 from deepeprop_jax.segments.influence import influence, influence_of_layers
@@ -27,12 +27,15 @@ from deepeprop_jax.traces.block import Rows
 from deepeprop_jax.traces.depth import DeepTraces, columns_of, put_pairs
 from deepeprop_jax.traces.low_rank import LowRank
 from deepeprop_jax.traces.plan import Plan, Traces
+from deepeprop_jax.traces.projected import NAME
 
 
 def advance_traces(segment: Segment, traces: Traces) -> Traces:
     """All traces, from the segment's start to its end."""
     plan = segment.plan
     new: Traces = joint.update(segment, traces)
+    if plan.projection is not None:
+        new[NAME] = projected.advance(segment, traces[NAME])
     for v, (node, part) in enumerate(zip(plan.nodes, segment.nodes, strict=True)):
         if isinstance(part, DeepSegment):
             new |= _advance_deep(segment, v, part, traces)
@@ -49,7 +52,7 @@ def advance_traces(segment: Segment, traces: Traces) -> Traces:
         dense = [i for i, block in enumerate(blocks) if block.kind is Rows.DENSE]
         sources = [k for k in range(v) if plan.name(v, k) in traces]
         if dense or sources:
-            flow = Flow(segment, [], (v, unit_vectors(node.carry)), rows=node.carry.size)
+            flow = Flow(segment, [], {v: unit_vectors(node.carry)}, rows=node.carry.size)
             for i in dense:
                 own[i] = influence(segment, flow, v, v, blocks[i].leaves, traces)
             new |= {plan.name(v, k): influence(segment, flow, v, k, plan.trained[k], traces) for k in sources}
@@ -129,7 +132,7 @@ def _influences(segment: Segment, v: int, part: DeepSegment, traces: Traces, wid
     own = traces.get(name, DeepTraces((), None)).own
 
     def layer(wide: Wide, index: jax.Array) -> tuple[Wide, None]:
-        flow = Flow(segment, [], (v, layer_end(part, index)), rows=n)
+        flow = Flow(segment, [], {v: layer_end(part, index)}, rows=n)
         held = traces | {plan.name(v, k): trace for k, trace in wide.across.items()}
         if name in traces:
             held |= {name: DeepTraces(tuple(wide.dense.get(i, trace) for i, trace in enumerate(own)), wide.band)}

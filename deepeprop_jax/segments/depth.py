@@ -46,15 +46,17 @@ class DeepBack(NamedTuple):
 
 
 class LayerEnd(NamedTuple):
-    """Cotangents of the last carry of one layer alone.
+    """Cotangents of the last carries of all layers, or of one layer alone.
 
     Attributes:
-      leaves: per real leaf of the carry, (L, r, ...), zero for the others.
-      layer: which; nothing is pulled back through those above it.
+      leaves: per real leaf of the carry, (L, axis, ...).
+      layer: the one layer; nothing is pulled back through those above it. None for all.
+      axis: "r" or "b".
     """
 
     leaves: list[jax.Array]
-    layer: jax.Array
+    layer: jax.Array | None
+    axis: str = "r"
 
 
 class DeepSegment:
@@ -159,7 +161,7 @@ class DeepSegment:
         def body(dy: list[jax.Array], part: NodeSegment, other: PyTree) -> tuple[list[jax.Array], PyTree]:
             layer, end = other
             arrived: Leaves = [Lifted(leaf, axes) for leaf in dy]
-            back = part.back(recurrence, arrived, [Lifted(leaf, "r") for leaf in end], sizes["r"])
+            back = part.back(recurrence, arrived, [Lifted(leaf, axis) for leaf in end], sizes["r"])
             below = full(back.input)
             if len(climb) < self.depth:
                 here = (layer >= climb.start) & (layer < climb.stop)
@@ -179,7 +181,7 @@ class DeepSegment:
             flat = [leaf.reshape(*leaf.shape[:2], -1) for leaf in params] or [nothing]
             return below, (start, [], jnp.swapaxes(jnp.concatenate(flat, axis=-1), 0, 1))
 
-        leaves, top = ([], None) if end is None else (end.leaves, end.layer)
+        leaves, top, axis = LayerEnd([], None) if end is None else end
         others = (jnp.arange(self.depth), leaves)
         bottom, (start, params, rows) = self.over_layers(body, full(output), others, top)
         return DeepBack(start, params, rows, [Lifted(leaf, axes) for leaf in bottom])

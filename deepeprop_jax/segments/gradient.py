@@ -8,7 +8,7 @@ import numpy as np
 
 from deepeprop_jax.jaxpr.batched import Leaves, Lifted
 from deepeprop_jax.network.cell import PyTree
-from deepeprop_jax.segments import joint
+from deepeprop_jax.segments import joint, projected
 from deepeprop_jax.segments.depth import DeepBack
 from deepeprop_jax.segments.kept import Kept, everything, groups, kept_by, nodes_of
 from deepeprop_jax.segments.network import Flow, Segment, start_of
@@ -16,6 +16,7 @@ from deepeprop_jax.segments.node import Back, NodeSegment
 from deepeprop_jax.traces.block import add_columns
 from deepeprop_jax.traces.plan import Traces
 from deepeprop_jax.traces.products import cross_gradient, is_kept, own_gradient, own_gradient_of_layers
+from deepeprop_jax.traces.projected import NAME
 
 
 def segment_gradient(
@@ -29,7 +30,7 @@ def segment_gradient(
     Args:
       traces: at the segment's start.
       dy: cotangent of the outputs at every step, in ``jax.grad``'s convention.
-      exact: whether credit inside the segment is exact.
+      exact: whether credit inside the segment is exact; beside a projected carry it is.
       split: whether own traces with local rows stand as ``state.split_slots`` gives them, or as in the state.
 
     Returns:
@@ -37,6 +38,7 @@ def segment_gradient(
     """
     plan = segment.plan
     leaves: Leaves = [Lifted(leaf, "cb") for leaf in plan.output.split_cotangent(dy)]
+    exact = exact or plan.projection is not None
     flow = Flow(segment, leaves, exact=exact)
     found = []
     for k in range(len(plan.nodes)):
@@ -49,6 +51,8 @@ def segment_gradient(
         else:
             by_leaf = zip(*([leaf[np.array(layers)] for leaf in part] for layers, part in parts), strict=True)
             found.append([jnp.concatenate(leaf) for leaf in by_leaf])
+    if plan.projection is not None:
+        projected.add_gradient(segment, flow, traces[NAME], found)
     return found
 
 

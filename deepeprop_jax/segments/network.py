@@ -13,6 +13,7 @@ their output owes to its own step. With exact=False dF/dh stands for its unit-lo
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -139,7 +140,7 @@ class Flow:
     Args:
       segment: the network that ran.
       outputs: the cotangent of the network's outputs, per real leaf; empty for zero.
-      end: a node, and unit vectors on its last carry: ``Leaves``, or where it has depth ``depth.unit_vectors``.
+      ends: per node, cotangents of its last carry: ``Leaves``, or where it has depth ``LayerEnd``.
       rows: size of axis r.
       exact: whether carries go back through dF/dh everywhere; else only where a source sees them, and through D.
     """
@@ -148,13 +149,13 @@ class Flow:
         self,
         segment: Segment,
         outputs: Leaves,
-        end: tuple[int, Leaves | LayerEnd] | None = None,
+        ends: Mapping[int, Leaves | LayerEnd] | None = None,
         rows: int = 1,
         exact: bool = False,
     ):
         self.segment, self.plan, self.exact = segment, segment.plan, exact
         self.sizes = segment.sizes | {"r": rows}
-        self.end = end
+        self.ends = dict(ends or {})
         graph = self.plan.graph
         self._seeds = segment.distribute(graph.output, self.plan.output, outputs, self.sizes) if outputs else {}
         self._found: dict[tuple[int, Kept], tuple[Arrived, dict[int, Leaves]]] = {}
@@ -169,7 +170,7 @@ class Flow:
 
     def through(self, v: int, kept: Kept) -> Arrived:
         """What arrives in node v, and leaves it, where only what is in ``kept`` passes cotangents on through time."""
-        reached = kept if self.end is None else within(kept, range(self.end[0] + 1))
+        reached = within(kept, range(max(self.ends) + 1)) if self.ends else kept
         return self._through(v, reached)[0]
 
     def _through(self, v: int, kept: Kept) -> tuple[Arrived, dict[int, Leaves]]:
@@ -183,7 +184,7 @@ class Flow:
         for w in self.children[v]:
             part = self._through(w, kept)[1].get(v, [])
             dy = [add(a, b) for a, b in zip(dy, part, strict=True)] if dy and part else dy or list(part)
-        end = self.end[1] if self.end is not None and self.end[0] == v else None
+        end = self.ends.get(v)
         if end is None and all(d is None for d in dy):
             return None, {}
         node, vertex = self.segment.nodes[v], self.plan.graph.nodes[v]
@@ -192,7 +193,7 @@ class Flow:
         upto = "input" if wanted else "carry"
         back: Back | DeepBack
         if isinstance(node, DeepSegment):
-            keep = "" if self.end is None else "rb"
+            keep = "rb" if self.ends else ""
             assert end is None or isinstance(end, LayerEnd)
             back = node.back(recurrence, dy, end, self.sizes, keep, self._climb(v, kept))
         elif recurrence is Past.LOCAL and end is not None:

@@ -10,25 +10,35 @@ from deepeprop_jax.analysis.node import AnalysedNetwork, Node, Reach
 from deepeprop_jax.jaxpr import thin
 from deepeprop_jax.jaxpr.program import Atom, is_variable
 from deepeprop_jax.jaxpr.real_leaves import float32_or_wider
+from deepeprop_jax.network.cell import parents
 from deepeprop_jax.traces.block import Block, Rows
 from deepeprop_jax.traces.hops import Hops
 from deepeprop_jax.traces.low_rank import Layout, PlaceOfLeaf
 from deepeprop_jax.traces.plan import Plan, needs_full_jacobian
+from deepeprop_jax.traces.projected import Projection
 
 
 def make_plan(
-    network: AnalysedNetwork, trained: tuple[tuple[int, ...], ...], exact: bool, hops: int | None, rank: int | None
+    network: AnalysedNetwork,
+    trained: tuple[tuple[int, ...], ...],
+    exact: bool,
+    hops: int | None,
+    rank: int | None,
+    carry_rank: int | None = None,
 ) -> Plan:
     """Decide which influences are kept, and how.
 
     Args:
       trained: per node, the indices of its trained real parameter leaves.
-      exact, hops, rank: as given to ``deep_eprop``.
+      exact, hops, rank, carry_rank: as given to ``deep_eprop``.
     """
     graph, nodes = network.graph, network.nodes
     columns = tuple(sum(n.params.sizes[i] for i in idx) for n, idx in zip(nodes, trained, strict=True))
     dtype = float32_or_wider(*(dtype for node in nodes for dtype in node.params.dtypes + node.carry.dtypes))
-    blocks = [own_blocks(node, idx, exact) for node, idx in zip(nodes, trained, strict=True)]
+    if carry_rank is None:
+        projection, blocks = None, [own_blocks(node, idx, exact) for node, idx in zip(nodes, trained, strict=True)]
+    else:  # it stands for all influences
+        projection, blocks, hops = _projection(network, trained, carry_rank), [()] * len(nodes), 0
     layouts = [None if rank is None else layout_of(n, own, rank) for n, own in zip(nodes, blocks, strict=True)]
     gone = [set() if layout is None else {block.leaves for block in layout.blocks} for layout in layouts]
     own = tuple(tuple(b for b in bs if b.leaves not in leaves) for bs, leaves in zip(blocks, gone, strict=True))
@@ -36,9 +46,27 @@ def make_plan(
     bands = tuple(reach.band(v) for v in range(len(nodes)))
     pairs, transmitted = reach.pairs()
     return Plan(
-        graph, nodes, exact, hops, rank, trained, columns, own, tuple(layouts), bands, pairs, transmitted, dtype,
-        network.output, network.output_avals,
+        graph, nodes, exact, hops, rank, trained, columns, own, tuple(layouts), bands, pairs, transmitted, projection,
+        dtype, network.output, network.output_avals,
     )  # fmt: skip
+
+
+def _projection(network: AnalysedNetwork, trained: tuple[tuple[int, ...], ...], rank: int) -> Projection:
+    """See ``Projection``."""
+    graph, nodes = network.graph, network.nodes
+    seen: list[bool] = [node.carry.size > 0 for node in nodes]
+    for v in reversed(range(len(nodes))):
+        for p in parents(graph.nodes[v].wire):
+            seen[p] = seen[p] or seen[v]
+    sources = tuple(k for k, leaves in enumerate(trained) if leaves and seen[k])
+    sizes = [(vertex.depth or 1) * node.carry.size for vertex, node in zip(graph.nodes, nodes, strict=True)]
+    starts = tuple(itertools.accumulate(sizes, initial=0))
+    if rank > starts[-1]:
+        raise ValueError(
+            f"carry_rank={rank} is more than the {starts[-1]} real numbers of the network's carry; with as many "
+            f"directions as numbers the gradient is that of BPTT, as with exact=True."
+        )
+    return Projection(rank, sources, starts)
 
 
 def own_blocks(node: Node, trained: tuple[int, ...], exact: bool) -> tuple[Block, ...]:

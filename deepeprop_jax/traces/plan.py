@@ -11,6 +11,7 @@ from deepeprop_jax.jaxpr.real_leaves import RealView
 from deepeprop_jax.network.cell import Graph, PyTree
 from deepeprop_jax.traces.block import Block
 from deepeprop_jax.traces.low_rank import Layout
+from deepeprop_jax.traces.projected import Projection
 
 Traces = dict[str, PyTree]
 """Per kept pair, ``"v <- k"``: the node's own traces (a tuple with one array per block, or ``DeepTraces``), or the
@@ -52,6 +53,7 @@ class Plan(NamedTuple):
       bands: per node with depth, over how many layers upward its own influences are kept.
       pairs: the kept influences across nodes, by (v, k).
       transmitted: the (p, k) whose output influence Y^{p,k} something above needs.
+      projection: what is carried along few directions; None without ``carry_rank``.
       dtype: of all traces.
       output: view of the network's output, of one example.
       output_avals: its shapes and dtypes.
@@ -69,6 +71,7 @@ class Plan(NamedTuple):
     bands: tuple[int, ...]
     pairs: dict[tuple[int, int], KeptPair]
     transmitted: frozenset[tuple[int, int]]
+    projection: Projection | None
     dtype: np.dtype
     output: RealView
     output_avals: PyTree

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from deepeprop_jax.network.cell import PyTree
-from deepeprop_jax.traces import local
+from deepeprop_jax.traces import local, projected
 from deepeprop_jax.traces.block import Rows
 from deepeprop_jax.traces.depth import DeepTraces, kept_pairs
 from deepeprop_jax.traces.plan import Plan, Traces
+from deepeprop_jax.traces.projected import ProjectedCarry
 
 
 def trace_shapes(plan: Plan, batch: int) -> Traces:
@@ -33,7 +34,31 @@ def trace_shapes(plan: Plan, batch: int) -> Traces:
     for (v, k), pair in plan.pairs.items():
         layers = () if plan.graph.nodes[v].depth is None else (pair.layers,)
         traces[plan.name(v, k)] = array(*layers, batch, plan.nodes[v].carry.size, pair.columns)
+    if plan.projection is not None:
+        rank, numbers = plan.projection.rank, plan.projection.numbers
+        columns = {
+            plan.graph.nodes[k].name: [array(rank, batch, *plan.leaf_shapes(k)[i]) for i in plan.trained[k]]
+            for k in plan.projection.sources
+        }
+        traces[projected.NAME] = ProjectedCarry(columns, *(array(rank, numbers) for _ in range(3)))
     return traces
+
+
+def first_traces(plan: Plan, batch: int) -> Traces:
+    """Zeros; a projected carry's basis is random."""
+    traces = jax.tree.map(lambda aval: jnp.zeros(aval.shape, aval.dtype), trace_shapes(plan, batch))
+    if plan.projection is not None:
+        basis = projected.random_basis(jax.random.key(0), plan.projection.rank, plan.projection.numbers, plan.dtype)
+        traces[projected.NAME] = ProjectedCarry(traces[projected.NAME].columns, basis, basis, basis)
+    return traces
+
+
+def reset_traces(where: jax.Array, traces: Traces) -> Traces:
+    """Traces, as they stand in the state, that are zero for some examples: (batch,)."""
+    zeros = jax.tree.map(jnp.zeros_like, traces)
+    if projected.NAME in traces:
+        zeros[projected.NAME] = traces[projected.NAME]._replace(columns=zeros[projected.NAME].columns)
+    return select_traces(where, zeros, traces)
 
 
 def select_traces(where: jax.Array, traces: Traces, others: Traces) -> Traces:
@@ -44,7 +69,12 @@ def select_traces(where: jax.Array, traces: Traces, others: Traces) -> Traces:
         front = a.ndim - 3
         return jnp.where(where.reshape((1,) * front + (-1,) + (1,) * 2), a, b)
 
-    return jax.tree.map(choose, traces, others)
+    return {
+        name: projected.select(where, trace, others[name])
+        if isinstance(trace, ProjectedCarry)
+        else jax.tree.map(choose, trace, others[name])
+        for name, trace in traces.items()
+    }
 
 
 def split_slots(plan: Plan, traces: Traces) -> Traces:
@@ -83,6 +113,8 @@ def without_examples(plan: Plan, where: jax.Array, traces: Traces) -> Traces:
     layers_first = {name for v, d in enumerate(deep) if d for name in plan.trace_names(v)}
 
     def without(name: str, trace: PyTree) -> PyTree:
+        if isinstance(trace, ProjectedCarry):
+            return projected.without_examples(where, trace)
         front = (1,) if name in layers_first else ()
         return jax.tree.map(
             lambda t: jnp.where(where.reshape(*front, -1, *(1,) * (t.ndim - 1 - len(front))), 0, t), trace

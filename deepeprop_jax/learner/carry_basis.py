@@ -1,0 +1,284 @@
+"""The basis of a projected carry, learnt online: from a learner's own segments, without BPTT and without a future."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from deepeprop_jax.jaxpr.batched import Leaves, Lifted
+from deepeprop_jax.learner import checks
+from deepeprop_jax.learner.balanced_truncation import balanced_truncation, square_root
+from deepeprop_jax.learner.contract import LearnerState, OnlineLearner
+from deepeprop_jax.learner.sequence import Sequence as Steps
+from deepeprop_jax.learner.sequence import make_sequence
+from deepeprop_jax.learner.tangent import Moving, carry_numbers, no_tangent, push_forward, random_tangent
+from deepeprop_jax.network.arguments import as_arrays
+from deepeprop_jax.network.cell import Cell, PyTree
+from deepeprop_jax.segments.network import Flow, Segment, prepare
+from deepeprop_jax.segments.projected import flow_of, signal
+from deepeprop_jax.traces import projected
+from deepeprop_jax.traces.plan import Plan
+
+
+class CarryBasis(NamedTuple):
+    """A basis of a projected carry, and what it is learnt from. A pytree: it goes through jit, vmap and checkpoints.
+
+    N counts the real numbers of the carry of one example: node by node from below, the leaves of each in pytree order,
+    a complex leaf as its real part and then its imaginary part, without leaves that follow from others (spikes).
+
+    Attributes:
+      directions, lift: (R, N) Uᵀ and Aᵀ: an influence S is kept as A Uᵀ S.
+      weights: (N,) how much each direction of the whole space would carry, sorted; the first R are kept.
+      signals: (J, N, N) Σ_j, second moments of the cotangents that arrive in the carry from 1 / (1 - g_j) segments
+        ahead or less, each of trace one.
+      tangents: (N, N) Σs, second moments of what a random change of the parameters makes of the carry, of trace one.
+      updates: () how many there were.
+    """
+
+    directions: jax.Array
+    lift: jax.Array
+    weights: jax.Array
+    signals: jax.Array
+    tangents: jax.Array
+    updates: jax.Array
+
+
+class InitBasis(Protocol):
+    """A random orthonormal basis, and moments that know nothing yet.
+
+    Args:
+      key: from ``jax.random.key``.
+      params, carry, x: as given to ``learner.init``.
+    """
+
+    def __call__(self, key: jax.Array, params: PyTree, carry: PyTree, x: PyTree) -> CarryBasis: ...
+
+
+class UpdateBasis(Protocol):
+    """Run a sequence, collect moments at every boundary between segments, and choose the directions anew.
+
+    Steps after the last whole segment are not looked at. Once in four calls of ``value_and_grad`` is enough.
+
+    *Cost*: forward, one pull of two cotangents back to the carries, one tangent; no parameter's gradient. (J + 1)
+    eigenvalue problems and one singular value decomposition of N x N, once a call.
+
+    Args:
+      basis: the one before.
+      key: another one for every call.
+      params, state, xs, targets, resets, valid: as given to ``value_and_grad``'s ``run``; of the state its carry alone.
+    """
+
+    def __call__(
+        self,
+        basis: CarryBasis,
+        key: jax.Array,
+        params: PyTree,
+        state: LearnerState,
+        xs: PyTree,
+        targets: PyTree,
+        resets: jax.Array | None = None,
+        valid: jax.Array | None = None,
+    ) -> CarryBasis: ...
+
+
+class BasisLearner(NamedTuple):
+    """What ``carry_basis`` returns: two pure functions.
+
+    Attributes:
+      init: ``init(key, params, carry, x) -> basis``.
+      update: ``update(basis, key, params, state, xs, targets) -> basis``.
+    """
+
+    init: InitBasis
+    update: UpdateBasis
+
+
+def carry_basis(
+    learner: OnlineLearner,
+    loss_fn: Callable[..., PyTree],
+    *,
+    segment_length: int,
+    horizons: Sequence[float] = (0.5, 0.75, 0.9, 0.97),
+    rate: float = 0.05,
+    ridge: float = 1e-6,
+) -> BasisLearner:
+    """Learn along which directions a carry is to be projected, from what an online learner sees.
+
+    Two second moments decide (see ``balanced_truncation``). Σλ is that of the cotangents at boundaries. Those of a
+    segment's own losses come from no further than its end; where later ones will point is estimated by pulls: a random
+    cotangent at the segment's end, drawn with the moments Σ_j so far, goes back through the segment's true Jacobian M,
+
+        q = Mᵀ Σ_j^½ z,  z ~ N(0, 1)          Σ_j ← (1 - rate) Σ_j + rate ((1 - g_j) cov(λ) + g_j cov(q))
+
+    for several horizons 1 / (1 - g_j), in segments, at once, and Σλ is their mean; the examples of a batch share them
+    out. A pull never passes through U, so directions that were missed are found. Σs is the moment of a tangent S ξ for
+    random ξ, centred over the batch, over the boundaries so far where the batch is one example. Every boundary counts
+    alike, whatever its size.
+
+    Args:
+      learner: from ``deep_eprop(network, carry_rank=R)``.
+      loss_fn: as for ``value_and_grad``, without aux.
+      segment_length: C, that of the learner's segments.
+      horizons: the g_j, in [0, 1).
+      rate: how much one call counts; the first ones count more.
+      ridge: added to the moments' eigenvalues, in units of their mean. Below 1e-6 float32 is not enough.
+
+    Returns:
+      A ``BasisLearner``. Give its basis to a state by ``with_basis``.
+
+    Raises:
+      TypeError, ValueError: an option of a wrong type or out of range; a learner without ``carry_rank``.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> from deepeprop_jax import carry_basis, deep_eprop, with_basis
+    >>> learner = deep_eprop(nn.GRUCell(features=4), carry_rank=2)
+    >>> xs, key = jnp.ones((6, 2, 3), jnp.float32), jax.random.key(0)
+    >>> params, carry = learner.network.init(key, xs[0])
+    >>> loss_fn = lambda y, target: jnp.mean((y - target) ** 2)
+    >>> basis_learner = carry_basis(learner, loss_fn, segment_length=3)
+    >>> basis = basis_learner.init(key, params, carry, xs[0])
+    >>> state = learner.init(params, carry, xs[0])
+    >>> basis = basis_learner.update(basis, key, params, state, xs, jnp.zeros(6))
+    >>> state = with_basis(state, basis)
+    >>> (loss, state), grads = learner.value_and_grad(loss_fn, segment_length=3)(params, state, xs, jnp.zeros(6))
+    """
+    checks.check_sequence_options(loss_fn, segment_length)
+    gains = np.asarray(horizons, float)
+    if gains.ndim != 1 or not gains.size or not ((gains >= 0) & (gains < 1)).all():
+        raise ValueError(f"horizons must be numbers g with 0 <= g < 1, such as (0.5, 0.9); seen {horizons!r}.")
+    if not 0 < rate <= 1 or ridge < 0:
+        raise ValueError(f"needed 0 < rate <= 1 and ridge >= 0; seen rate={rate!r}, ridge={ridge!r}.")
+
+    def rank_of(plan: Plan) -> int:
+        if plan.projection is None:
+            raise ValueError("The learner has no projected carry; make it by deep_eprop(network, carry_rank=R).")
+        return min(plan.projection.rank, plan.projection.numbers)
+
+    def init(key, params, carry, x):
+        plan = learner.plan(params, carry, x)
+        rank, numbers, dtype = rank_of(plan), plan.projection.numbers, plan.dtype
+        directions = projected.random_basis(key, rank, numbers, dtype)
+        nothing = jnp.eye(numbers, dtype=dtype) / max(numbers, 1)
+        signals = jnp.broadcast_to(nothing, (gains.size, numbers, numbers))
+        weights = jnp.ones(numbers, dtype)
+        return CarryBasis(directions, directions, weights, signals, nothing, jnp.zeros((), jnp.int32))
+
+    def update(basis, key, params, state, xs, targets, resets=None, valid=None):
+        params, xs = as_arrays(params, "params"), as_arrays(xs, "xs")
+        plan = learner.plan(params, state.carry, jax.tree.map(lambda leaf: leaf[0], xs))
+        rank = rank_of(plan)
+        steps = make_sequence(plan, loss_fn, False, state.initial_carry, xs, targets, resets, valid)
+        found = _moments(learner.network, steps, basis.signals, segment_length, key, params, state.carry)
+        now = jnp.maximum(rate, 1 / (basis.updates + 1)).astype(plan.dtype)
+        g = jnp.asarray(gains, plan.dtype)[:, None, None]
+        signals = _towards(basis.signals, (1 - g) * found.own[None] + g * found.pulled, found.pulled, now)
+        tangents = _towards(basis.tangents, found.tangents, found.tangents, now)
+        directions, lift, weights = balanced_truncation(signals.mean(0), tangents, rank, ridge)
+        return CarryBasis(directions, lift, weights, signals, tangents, basis.updates + 1)
+
+    return BasisLearner(init, update)
+
+
+def with_basis(state: LearnerState, basis: CarryBasis) -> LearnerState:
+    """The state whose carry is projected along another basis from its next segment, or step, on.
+
+    What the state holds stays as it is, with the lift that belongs to it, until then.
+
+    Args:
+      state: of a learner with ``carry_rank=R``.
+      basis: from ``carry_basis``, or anything with ``directions`` and ``lift``, (R, N).
+
+    Raises:
+      ValueError: a state without a projected carry; arrays of another shape.
+    """
+    if projected.NAME not in state.traces:
+        raise ValueError(
+            "The state has no projected carry; make it with a learner of deep_eprop(network, carry_rank=R)."
+        )
+    held = state.traces[projected.NAME]
+    for name in ("directions", "lift"):
+        seen, needed = jnp.shape(getattr(basis, name)), getattr(held, name).shape
+        if seen != needed:
+            raise ValueError(f"{name} must have shape (R, N) = {needed}; seen {seen}.")
+    new = held._replace(
+        directions=jnp.asarray(basis.directions, held.lift.dtype), lift=jnp.asarray(basis.lift, held.lift.dtype)
+    )
+    return state._replace(traces=state.traces | {projected.NAME: new})
+
+
+class _Moments(NamedTuple):
+    """Sums over boundaries: cov(λ), (N, N), by horizon cov(q), (J, N, N), and cov(τ), (N, N)."""
+
+    own: jax.Array
+    pulled: jax.Array
+    tangents: jax.Array
+
+
+def _moments(
+    network: Cell,
+    steps: Steps,
+    signals: jax.Array,
+    length: int,
+    key: jax.Array,
+    params: PyTree,
+    carry: PyTree,
+) -> _Moments:
+    """Of one sequence, each of trace one, or zero where nothing was seen."""
+    plan, horizons = steps.plan, len(signals)
+    assert plan.projection is not None
+    ready = prepare(plan, params)
+    total, batch = jax.tree.leaves(steps.inputs[0])[0].shape[:2]
+    length = min(length, total)
+    probe_key, pull_key = jax.random.split(key)
+    probe = random_tangent(plan, probe_key, params)
+    roots = jax.vmap(lambda moments: square_root(moments, 0))(signals) / np.sqrt(horizons)
+
+    def segment(loop: tuple, index: jax.Array) -> tuple[tuple, None]:
+        carry, tau, mean, sums = loop
+        cut = partial(lax.dynamic_slice_in_dim, start_index=index * length, slice_size=length)
+        xs, targets, flags = jax.tree.map(cut, steps.inputs)
+        part = Segment(ready, carry, steps.initial_carry, xs, flags)
+        _, dy = steps.losses_and_dy(part.outputs, targets, flags.valid)
+        leaves: Leaves = [Lifted(leaf, "cb") for leaf in plan.output.split_cotangent(dy)]
+        own = signal(part, Flow(part, leaves, exact=True), "b")  # λ
+        horizon = (jnp.arange(batch) + index) % horizons
+        noise = jax.random.normal(jax.random.fold_in(pull_key, index), own.shape, plan.dtype)
+        seen = part.after_resets()
+        pulled = signal(seen, flow_of(seen, jnp.einsum("bnm,bm->bn", roots[horizon], noise), "b"), "rb")[0]  # q
+        of_horizon = [jnp.where((horizon == j)[:, None], pulled, 0) for j in range(horizons)]
+        numbers = carry_numbers(plan, tau)
+        centred = numbers - (numbers.mean(0) if batch > 1 else mean)[None]
+        sums = _Moments(
+            sums.own + _cov(own), sums.pulled + jnp.stack([_cov(q) for q in of_horizon]), sums.tangents + _cov(centred)
+        )
+        mean = mean + (numbers[0] - mean) / (index + 1).astype(mean.dtype)
+        tau = push_forward(network, params, probe, Moving(carry, tau), steps.initial_carry, xs, flags)
+        return (part.carry_end, tau, mean, sums), None
+
+    nothing = jnp.zeros((plan.projection.numbers,) * 2, plan.dtype)
+    sums = _Moments(nothing, jnp.zeros_like(signals), nothing)
+    start = carry, no_tangent(carry), nothing[0], sums
+    (*_, sums), _ = lax.scan(segment, start, jnp.arange(total // length))
+    return _Moments(_of_trace_one(sums.own), jax.vmap(_of_trace_one)(sums.pulled), _of_trace_one(sums.tangents))
+
+
+def _cov(rows: jax.Array) -> jax.Array:
+    """aᵀ a / tr(aᵀ a), zero for zero."""
+    return _of_trace_one(rows.T @ rows)
+
+
+def _of_trace_one(moments: jax.Array) -> jax.Array:
+    total = jnp.trace(moments)
+    return moments / jnp.where(total > 0, total, 1)
+
+
+def _towards(old: jax.Array, new: jax.Array, seen: jax.Array, rate: jax.Array) -> jax.Array:
+    """A running mean of moments, (..., N, N); where nothing was seen it stays."""
+    total = jnp.trace(seen, axis1=-2, axis2=-1)[..., None, None]
+    return jnp.where(total > 0, old + rate * (new - old), old)

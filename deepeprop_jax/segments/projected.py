@@ -1,0 +1,113 @@
+"""The projected carry over the C steps of a segment, whose own credit is exact.
+
+    grad^k  =  inside  +  (λ A) V^k                     λ: cotangent of all carries at the segment's start
+    V^k     ←  Uᵀ M A V^k  +  Uᵀ ∂h_end/∂θ^k inside     M = ∂h_end/∂h_start
+
+The R directions U are pulled back from the segment's end as rows, through all nodes at once: R reverse passes over what
+the segment's losses go back through as well, and no Jacobian.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from deepeprop_jax.jaxpr.batched import Leaves, Lifted, broadcast
+from deepeprop_jax.segments.depth import DeepBack, DeepSegment, LayerEnd
+from deepeprop_jax.segments.kept import everything
+from deepeprop_jax.segments.network import Flow, Segment, start_of
+from deepeprop_jax.segments.node import Back, NodeSegment
+from deepeprop_jax.traces import projected
+from deepeprop_jax.traces.projected import ProjectedCarry
+
+
+def signal(segment: Segment, flow: Flow, axes: str) -> jax.Array:
+    """What a flow finds at the segment's start in all carries together, (*axes, N)."""
+    plan, seen = segment.plan, everything(segment.plan)
+    parts = []
+    for v, node in enumerate(plan.nodes):
+        back, size = flow.through(v, seen), plan.depth(v) * node.carry.size
+        lead = tuple(flow.sizes[axis] for axis in axes)
+        if back is None or not back.start or not size:
+            parts.append(jnp.zeros((*lead, size), plan.dtype))
+            continue
+        found = start_of(segment, v, back, axes, flow.sizes)
+        parts.append(jnp.moveaxis(found, 0, -2).reshape(*lead, -1) if isinstance(back, DeepBack) else found)
+    return jnp.concatenate(parts, axis=-1)
+
+
+def flow_of(segment: Segment, rows: jax.Array, axis: str) -> Flow:
+    """Cotangents of all last carries together, (rows or batch, N), on their way down.
+
+    Args:
+      axis: which of the two, "r" or "b".
+    """
+    plan, ends = segment.plan, {}
+    for v, (node, part) in enumerate(zip(plan.nodes, segment.nodes, strict=True)):
+        if node.carry.size:
+            assert plan.projection is not None
+            ends[v] = _end(part, plan.projection.of_node(v, rows), axis)
+    return Flow(segment, [], ends, rows=len(rows) if axis == "r" else 1, exact=True)
+
+
+def _end(part: NodeSegment | DeepSegment, rows: jax.Array, axis: str) -> Leaves | LayerEnd:
+    view = part.node.carry
+    if isinstance(part, NodeSegment):
+        pairs = zip(view.unflatten(rows), view.dtypes, strict=True)
+        return [Lifted(leaf.astype(dtype), axis) for leaf, dtype in pairs]
+    by_layer = jnp.moveaxis(rows.reshape(len(rows), part.depth, view.size), 1, 0)
+    leaves = [leaf.astype(dtype) for leaf, dtype in zip(view.unflatten(by_layer), view.dtypes, strict=True)]
+    return LayerEnd(leaves, None, axis)
+
+
+def along(segment: Segment, flow: Flow, held: ProjectedCarry, axes: str) -> jax.Array:
+    """What a flow finds at the segment's start, times the lift that the columns are held in: (*axes, R)."""
+    return signal(segment, flow, axes) @ held.held.T
+
+
+def add_gradient(segment: Segment, flow: Flow, held: ProjectedCarry, grads: list[list[jax.Array]]) -> None:
+    """Add ``(λ A) V^k`` to the gradient of every node k.
+
+    Args:
+      flow: from the segment's losses.
+      grads: per node and real parameter leaf.
+    """
+    plan = segment.plan
+    assert plan.projection is not None
+    toward = along(segment, flow, held, "b")
+    for k in plan.projection.sources:
+        for i, leaf in zip(plan.trained[k], held.columns[plan.graph.nodes[k].name], strict=True):
+            grads[k][i] = grads[k][i] + projected.contract(toward, leaf)
+
+
+def advance(segment: Segment, held: ProjectedCarry) -> ProjectedCarry:
+    """To the segment's end, where the columns are held in the basis of now."""
+    plan, seen = segment.plan, everything(segment.plan)
+    assert plan.projection is not None
+    if not plan.projection.rank:
+        return held
+    flow = flow_of(segment, held.directions, "r")
+    mixing = along(segment, flow, held, "rb")
+    columns: projected.Columns = {}
+    for k in plan.projection.sources:
+        name = plan.graph.nodes[k].name
+        added = _inside(segment, flow, k, flow.through(k, seen))
+        columns[name] = [
+            projected.advance(mixing, leaf, added.get(i))
+            for i, leaf in zip(plan.trained[k], held.columns[name], strict=True)
+        ]
+    return held._replace(columns=columns, held=held.lift)
+
+
+def _inside(segment: Segment, flow: Flow, k: int, back: Back | DeepBack | None) -> dict[int, jax.Array]:
+    """``Uᵀ ∂h_end/∂θ^k`` of the segment's own steps, by real parameter leaf: (R, batch, [layers,] ...)."""
+    node, part, dtype = segment.plan.nodes[k], segment.nodes[k], segment.plan.dtype
+    if back is None:
+        return {}
+    if isinstance(back, DeepBack):
+        assert back.rows is not None
+        rows = jnp.transpose(back.rows, (2, 1, 0, 3)).astype(dtype)
+        return dict(enumerate(node.params.unflatten(rows)))
+    assert isinstance(part, NodeSegment)
+    found = part.parameters(back, "rb", flow.sizes)
+    return {i: broadcast(x, "rb", flow.sizes).astype(dtype) for i, x in enumerate(found) if x is not None}

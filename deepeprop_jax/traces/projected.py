@@ -1,0 +1,113 @@
+"""The projected carry: the influence of all parameters on all carries, kept along R directions of the carry.
+
+    S  ≈  A V,    V = Uᵀ S        S: N x |theta|,  U and A: N x R,  V: R x |theta| for every example
+
+N counts the real numbers of all carries together. What a cotangent λ of the carries owes to a parameter is λ · S, and
+(λ · A) V of it is kept: all of it where λ lies in the span of U and Uᵀ A = 1. The columns of U are called directions,
+those of A the lift. Both are the same for all examples.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+NAME = "projected carry"
+"""The key of V in the state's traces."""
+
+_WRITTEN_OUT = 16
+"""Up to so many directions V M is a sum of products, which XLA fuses with what is added to it."""
+
+Columns = dict[str, list[jax.Array]]
+"""V by the name of the node whose parameters they are: per trained real leaf (R, batch, [layers,] ...)."""
+
+
+class Projection(NamedTuple):
+    """What a projected carry is of.
+
+    Attributes:
+      rank: R.
+      sources: the nodes whose parameters have an influence on a carry.
+      starts: per node, where the numbers of its carry start among all N; N at the end.
+    """
+
+    rank: int
+    sources: tuple[int, ...]
+    starts: tuple[int, ...]
+
+    @property
+    def numbers(self) -> int:
+        """N."""
+        return self.starts[-1]
+
+    def of_node(self, v: int, rows: jax.Array) -> jax.Array:
+        """What of rows (..., N) belongs to node v's carry."""
+        return rows[..., self.starts[v] : self.starts[v + 1]]
+
+
+class ProjectedCarry(NamedTuple):
+    """A projected carry, and the basis that it is kept in.
+
+    Attributes:
+      columns: V.
+      held: (R, N) the lift that belongs to ``columns``: that of the basis with which they were made.
+      directions, lift: (R, N) Uᵀ and Aᵀ, the basis from now on.
+    """
+
+    columns: Columns
+    held: jax.Array
+    directions: jax.Array
+    lift: jax.Array
+
+
+def contract(along: jax.Array, columns: jax.Array) -> jax.Array:
+    """``(λ A) V`` of one leaf, summed over the batch.
+
+    Args:
+      along: λ A, (batch, R).
+      columns: (R, batch, ...).
+    """
+    return jnp.einsum("br,rb...->...", along, columns)
+
+
+def advance(mixing: jax.Array, columns: jax.Array, added: jax.Array | None) -> jax.Array:
+    """``V <- (Uᵀ M A) V + Uᵀ G`` of one leaf.
+
+    Args:
+      mixing: Uᵀ M A, (R, batch, R).
+      columns: (R, batch, ...).
+      added: Uᵀ G, of the same shape; None for zero.
+    """
+    rank, batch = columns.shape[:2]
+    if rank > _WRITTEN_OUT:
+        moved = jnp.einsum("ibj,jb...->ib...", mixing, columns)
+    else:
+        wide = mixing.reshape(rank, batch, *(1,) * (columns.ndim - 2), rank)
+        moved = sum(wide[..., j] * columns[j][None] for j in range(rank))
+    return moved if added is None else moved + added
+
+
+def select(where: jax.Array, held: ProjectedCarry, other: ProjectedCarry) -> ProjectedCarry:
+    """Per example, the columns of ``held`` where true and those of ``other`` elsewhere.
+
+    The basis is that of ``held`` if any is true: elsewhere columns are zero then, or are held in the same basis.
+    """
+
+    def choose(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.where(where.reshape(1, -1, *(1,) * (a.ndim - 2)), a, b)
+
+    columns = jax.tree.map(choose, held.columns, other.columns)
+    return held._replace(columns=columns, held=jnp.where(where.any(), held.held, other.held))
+
+
+def without_examples(where: jax.Array, held: ProjectedCarry) -> ProjectedCarry:
+    """Zero for some examples: (batch,)."""
+    return select(where, held._replace(columns=jax.tree.map(jnp.zeros_like, held.columns)), held)
+
+
+def random_basis(key: jax.Array, rank: int, numbers: int, dtype: np.dtype) -> jax.Array:
+    """R orthonormal directions of N numbers, (R, N)."""
+    return jnp.linalg.qr(jax.random.normal(key, (numbers, rank), dtype))[0].T

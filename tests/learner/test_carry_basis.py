@@ -1,0 +1,160 @@
+"""A basis learnt online: its moments beside a plain computation, and what it is good for."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from deepeprop_jax import carry_basis, deep_eprop, with_basis
+from deepeprop_jax.learner.balanced_truncation import balanced_truncation
+from deepeprop_jax.reference import bptt
+from tests.gradients import FLOAT64, assert_same_gradient
+from tests.zoo import problem, start
+
+KEY = jax.random.key(3)
+
+
+def learnt(name: str, rank: int = 2, length: int = 3, updates: int = 1, batch: int = 4, **options):
+    p = problem(name, steps=options.pop("steps", 9), batch=batch)
+    learner = deep_eprop(p.network, carry_rank=rank)
+    basis_learner = carry_basis(learner, p.loss_fn, segment_length=length, **options)
+    state = start(learner, p)
+    basis = jax.jit(basis_learner.init)(KEY, p.params, p.carry, p.xs[0])
+    update = jax.jit(basis_learner.update)
+    for i in range(updates):
+        basis = update(basis, jax.random.fold_in(KEY, i), p.params, state, p.xs, p.targets)
+    return p, learner, state, basis
+
+
+def cov(rows):
+    moments = rows.T @ rows
+    return moments / jnp.trace(moments)
+
+
+def test_moments_equal_those_of_jacobians_and_tangents():
+    """One update from nothing: by reverse mode, forward mode and Jacobians of plain functions."""
+    p, learner, _, basis = learnt("stack_2", horizons=(0.5, 0.9))
+    plan = learner.plan(p.params, p.carry, p.xs[0])
+    numbers, batch, length = plan.projection.numbers, 4, 3
+    leaves, tree = jax.tree.flatten(jax.tree.map(lambda leaf: leaf[0], p.carry))
+    cuts = np.cumsum([leaf.size for leaf in leaves])[:-1]
+
+    def flat(carry):
+        return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(carry)])
+
+    def segment(params, vector, xs, targets):
+        """Of one example: (numbers after the segment, its losses)."""
+        parts = [a.reshape(b.shape) for a, b in zip(jnp.split(vector, cuts), leaves, strict=True)]
+
+        def step(carry, at):
+            carry, y = p.network.apply(params, carry, at[0])
+            target = {"value": at[1]["value"], "weight": at[1]["weight"]}
+            return carry, p.loss_fn(y, target)
+
+        carry, losses = lax.scan(step, tree.unflatten(parts), (xs, targets))
+        return flat(carry), losses.sum()
+
+    probe_key, pull_key = jax.random.split(jax.random.fold_in(KEY, 0))
+    probe = []
+    for v, part in enumerate(p.params):
+        own, shape = jax.tree.flatten(part)
+        keys = jax.random.split(jax.random.fold_in(probe_key, v), max(len(own), 1))
+        probe.append(shape.unflatten([jax.random.normal(k, a.shape, a.dtype) for k, a in zip(keys, own, strict=False)]))
+    probe = tuple(probe)
+    h = jax.vmap(flat)(p.carry)
+    tau, own, pulled, tangents = jnp.zeros_like(h), 0.0, [0.0, 0.0], 0.0
+    root = np.eye(numbers) / np.sqrt(2)  # nothing is known yet
+    over = jax.vmap(segment, (None, 0, 1, {"value": 1, "weight": None}))
+    jacobians = jax.vmap(jax.jacrev(segment, 1), (None, 0, 1, {"value": 1, "weight": None}))
+    for i in range(3):
+        xs, targets = jax.tree.map(lambda a, i=i: a[i * length : (i + 1) * length], (p.xs, p.targets))
+        M, k = jacobians(p.params, h, xs, targets)
+        noise = jax.random.normal(jax.random.fold_in(pull_key, i), h.shape)
+        q = jnp.einsum("bnm,bn->bm", M, noise @ root)
+        horizon = (np.arange(batch) + i) % 2
+        own = own + cov(k)
+        pulled = [total + cov(q[horizon == j]) for j, total in enumerate(pulled)]
+        if i:
+            tangents = tangents + cov(tau - tau.mean(0)[None])
+        here = (lambda params, h, at=(xs, targets): over(params, h, *at)), (p.params, h), (probe, tau)
+        (h, _), (tau, _) = jax.jvp(*here)
+    own, tangents = own / jnp.trace(own), tangents / jnp.trace(tangents)
+    signals = [(1 - g) * own + g * total / jnp.trace(total) for g, total in zip((0.5, 0.9), pulled, strict=True)]
+    assert_same_gradient(basis.signals, jnp.stack(signals), FLOAT64)
+    assert_same_gradient(basis.tangents, tangents, FLOAT64)
+
+
+def test_balanced_truncation_keeps_what_is_large_in_both():
+    signals, tangents = jnp.diag(jnp.array([1.0, 4.0, 0.0, 9.0])), jnp.diag(jnp.array([16.0, 1.0, 9.0, 1.0]))
+    directions, lift, weights = balanced_truncation(signals, tangents, 2, 1e-12)
+    assert jnp.allclose(directions @ lift.T, np.eye(2), atol=1e-6)
+    assert jnp.all(jnp.diff(weights) <= 0)
+    kept = np.abs(np.asarray(lift)).sum(0) > 1e-3
+    assert kept.tolist() == [True, False, False, True]  # 2 has no signal, whatever its tangents are
+    # In other coordinates of the carry it is the same projection.
+    change, exact = np.random.default_rng(0).normal(size=(4, 4)), balanced_truncation(signals, tangents, 2, 0)
+    back = np.linalg.inv(change)
+    moved = balanced_truncation(back.T @ signals @ back, change @ tangents @ change.T, 2, 0)
+    assert jnp.allclose(moved[1].T @ moved[0], change @ (exact[1].T @ exact[0]) @ back, atol=1e-6)
+
+
+def error(p, learner, state, length: int) -> float:
+    run = jax.jit(learner.value_and_grad(p.loss_fn, segment_length=length))
+    grads = run(p.params, state, p.xs, p.targets)[1]
+    right = jax.jit(bptt(p.network, p.loss_fn))(p.params, p.carry, p.xs, p.targets)[1]
+    pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(right), strict=True)
+    squares = [(jnp.sum(jnp.abs(a - b) ** 2), jnp.sum(jnp.abs(b) ** 2)) for a, b in pairs]
+    return float(jnp.sqrt(sum(a for a, _ in squares) / sum(b for _, b in squares)))
+
+
+@pytest.mark.parametrize("name", ["stack_3", "complex_dense", "depth_4"])
+def test_a_learnt_basis_is_better_than_a_random_one(name):
+    p, learner, state, basis = learnt(name, updates=12, steps=12, batch=8)
+    assert error(p, learner, with_basis(state, basis), 3) < 0.8 * error(p, learner, state, 3)
+
+
+@pytest.mark.parametrize("name", ["custom_vjp_spike", "alif_refractory", "counter_and_key", "derived_leaves"])
+def test_cells_of_every_kind_have_a_basis_and_one_example_too(name):
+    for batch in (1, 4):
+        *_, basis = learnt(name, rank=1, updates=3, batch=batch)
+        assert jnp.allclose(basis.directions @ basis.lift.T, np.eye(1), atol=1e-8)
+        assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(basis))
+        assert jnp.allclose(jnp.trace(basis.signals, axis1=1, axis2=2), 1)
+
+
+def test_resets_and_valid_steps_are_seen():
+    p, learner, state, _ = learnt("linen_gru", updates=0)
+    basis_learner = carry_basis(learner, p.loss_fn, segment_length=3)
+    basis = basis_learner.init(KEY, p.params, p.carry, p.xs[0])
+    update = jax.jit(basis_learner.update)
+    resets, valid = jnp.zeros((9, 4), bool), jnp.ones((9, 4), bool)
+    plain = update(basis, KEY, p.params, state, p.xs, p.targets, resets, valid)
+    with_resets = update(basis, KEY, p.params, state, p.xs, p.targets, resets.at[4].set(True), valid)
+    held = update(basis, KEY, p.params, state, p.xs, p.targets, resets, valid.at[4:6].set(False))
+    assert_same_gradient(plain, update(basis, KEY, p.params, state, p.xs, p.targets), FLOAT64)
+    for other in (with_resets, held):
+        assert float(jnp.abs(other.tangents - plain.tangents).max()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"horizons": (0.5, 1.0)}, "horizons must be"),
+        ({"rate": 0.0}, "rate <= 1"),
+        ({"segment_length": 0}, "segment_length"),
+    ],
+)
+def test_options_are_checked(options, message):
+    p = problem("linen_gru")
+    with pytest.raises(ValueError, match=message):
+        carry_basis(deep_eprop(p.network, carry_rank=1), p.loss_fn, **({"segment_length": 3} | options))
+
+
+def test_a_learner_without_a_projected_carry_is_refused():
+    p = problem("linen_gru")
+    basis_learner = carry_basis(deep_eprop(p.network), p.loss_fn, segment_length=3)
+    with pytest.raises(ValueError, match="no projected carry"):
+        basis_learner.init(KEY, p.params, p.carry, p.xs[0])
