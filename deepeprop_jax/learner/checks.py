@@ -11,6 +11,7 @@ from deepeprop_jax.learner.contract import LearnerState
 from deepeprop_jax.network.arguments import batch_size, check_nesting, check_same, leaf_avals, path_name, strong
 from deepeprop_jax.network.cell import Graph, PyTree
 from deepeprop_jax.traces import projected
+from deepeprop_jax.traces.plan import Mode
 
 STATE_REMEDY = "Make the state with this learner's init, for these params and this batch size."
 
@@ -94,21 +95,26 @@ def check_flags(flags: jax.Array, shape: tuple[int, ...], what: str) -> jax.Arra
     return jnp.asarray(flags)
 
 
-def check_options(exact: object, hops: object, rank: object, carry_rank: object = None) -> None:
+def check_options(mode: Mode) -> None:
     """The options of ``deep_eprop``."""
-    _check_count("carry_rank", carry_rank, 0, "None or an integer >= 0, the directions of the carry that are kept")
-    others = [name for name, value in (("hops", hops), ("rank", rank)) if value is not None] + ["exact"] * (
-        exact is True
-    )
-    if carry_rank is not None and others:
+    if not isinstance(mode.exact, bool):
+        raise TypeError(f"exact must be True or False; seen {mode.exact!r}.")
+    hops = "None (all) or an integer >= 0, the recurrent layers a trace is carried upward"
+    _check_count("hops", mode.hops, 0, hops)
+    _check_count("rank", mode.rank, 1, "None (whole traces) or an integer >= 1, the directions that a trace keeps")
+    carry_rank = "None or an integer >= 0, the directions of the carry along which influences are kept"
+    _check_count("carry_rank", mode.carry_rank, 0, carry_rank)
+    _check_count("project_every", mode.project_every, 1, "an integer >= 1, how many single steps go into a projection")
+    if not isinstance(mode.own_traces, bool):
+        raise TypeError(f"own_traces must be True or False; seen {mode.own_traces!r}.")
+    others = [name for name in ("hops", "rank") if getattr(mode, name) is not None] + ["exact"] * mode.exact
+    if mode.carry_rank is not None and others:
         raise ValueError(
-            f"carry_rank stands in place of all other traces, so {', '.join(others)} must not be given beside it; seen "
-            f"carry_rank={carry_rank!r}, exact={exact!r}, hops={hops!r}, rank={rank!r}."
+            f"carry_rank stands in place of all other traces, so {' and '.join(others)} must not be given beside it."
         )
-    if not isinstance(exact, bool):
-        raise TypeError(f"exact must be True or False; seen {exact!r}.")
-    _check_count("hops", hops, 0, "None (all) or an integer >= 0, the recurrent layers a trace is carried upward")
-    _check_count("rank", rank, 1, "None (whole traces) or an integer >= 1, the directions that a trace keeps")
+    others = [name for name in ("own_traces", "project_every") if getattr(mode, name) != getattr(Mode(), name)]
+    if mode.carry_rank is None and others:
+        raise ValueError(f"{' and '.join(others)} belong to a projected carry; give carry_rank=R too.")
 
 
 def _check_count(name: str, value: object, least: int, needed: str) -> None:

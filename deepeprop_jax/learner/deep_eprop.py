@@ -25,7 +25,7 @@ from deepeprop_jax.learner.stepper import Stepper, before_sequence, own_copy, st
 from deepeprop_jax.network.arguments import as_arrays, as_avals, batch_size, check_same
 from deepeprop_jax.network.build import as_cell
 from deepeprop_jax.network.cell import PyTree, graph_of, remade
-from deepeprop_jax.traces.plan import Plan
+from deepeprop_jax.traces.plan import Mode, Plan
 from deepeprop_jax.traces.state import first_traces, reset_traces, trace_shapes
 
 
@@ -36,6 +36,8 @@ def deep_eprop(
     hops: int | None = None,
     rank: int | None = None,
     carry_rank: int | None = None,
+    own_traces: bool = False,
+    project_every: int = 8,
     trainable: PyTree = None,
 ) -> OnlineLearner:
     """Train a recurrent network forward in time: gradients from traces, with memory constant in the sequence's length.
@@ -60,6 +62,15 @@ def deep_eprop(
         columns, the best that one step of subspace iteration per segment finds. Biases, and whatever has dense rows
         (all traces in exact mode, unless the node is element-wise), are kept whole. ``trace_error`` tells from the
         state what was lost. Pays with batches and long segments: a ``step`` costs as much as a segment.
+      carry_rank: R projects all influences on the carries on R directions of theirs, in place of all other traces: R
+        numbers for each parameter and example, whatever the carries' size. Credit inside a segment is exact, and goes
+        across its start along these directions; with as many of them as the carries have numbers the gradient is
+        BPTT's. They are learnt by ``carry_basis``, and given to a state by ``with_basis``; ``init`` begins with random
+        ones. A segment costs R more reverse passes, and R passes over R numbers for each parameter.
+      own_traces: with ``carry_rank``: beside it keep each node's own trace, as with ``hops=0``; the directions then
+        hold what it does not.
+      project_every: with ``carry_rank``: single steps wait in the state, up to so many, and their carry is projected
+        once; ``gradient`` goes back through them exactly, which costs as many steps.
       trainable: booleans in the structure of params or a prefix of it, or a function of params' shapes that gives
         them; the others have no trace and a zero gradient.
 
@@ -83,13 +94,13 @@ def deep_eprop(
     >>> jax.tree.structure(grads) == jax.tree.structure(params)
     True
     """
-    checks.check_options(exact, hops, rank, carry_rank)
+    mode = Mode(exact, hops, rank, carry_rank, own_traces, project_every)
+    checks.check_options(mode)
     cell = as_cell(network)
-    made = _Functions(Planner(graph_of(cell), exact, hops, trainable, rank, carry_rank))
+    made = _Functions(Planner(graph_of(cell), mode, trainable))
     learner = OnlineLearner(made.init, made.step, made.gradient, made.value_and_grad, made.reset, cell, made.plan)
     learner = over_batches(learner, graph_of(cell))
-    options = {"exact": exact, "hops": hops, "rank": rank, "carry_rank": carry_rank, "trainable": trainable}
-    return remade(learner, deep_eprop, cell, **options)
+    return remade(learner, deep_eprop, cell, **mode._asdict(), trainable=trainable)
 
 
 class _Functions:
@@ -114,7 +125,7 @@ class _Functions:
         params, carry, x = vary_alike(given, carry, x)
         stepper, batch = self._planner.once(stepper_of, params, carry, x), batch_size(carry, x)
         traces = first_traces(stepper.plan, batch)
-        update = stepper.first_update(given, params)
+        update = stepper.first_update(given, params, carry)
         pending = Pending(own_copy(carry), own_copy(x), update, jnp.zeros(batch, bool))
         return _vary(LearnerState(own_copy(carry), traces, pending, own_copy(carry)), params, carry, x)
 
@@ -123,9 +134,10 @@ class _Functions:
         given, state, x = _arrays(params=params, state=state, x=x)
         params, state, x = vary_alike(given, state, x)
         stepper = self._stepper_for(params, state, x)
-        traces = stepper.advance(state.pending, state.traces)
+        traces = stepper.advance(state)
         carry_t, y_t, now = stepper.run(params, state.carry, x)
-        pending = Pending(state.carry, own_copy(x), stepper.update_of(now, given), jnp.ones_like(state.pending.active))
+        update = stepper.update_of(now, given, state, x)
+        pending = Pending(state.carry, own_copy(x), update, jnp.ones_like(state.pending.active))
         new = checks.next_state(LearnerState(carry_t, traces, pending, state.initial_carry), state)
         return _vary(new, params), vary_like(y_t, params)
 
@@ -134,10 +146,10 @@ class _Functions:
         given, state = _arrays(params=params, state=state)
         params, state, dy = vary_alike(given, state, dy)
         stepper = self._stepper_for(params, state, state.pending.x)
-        carry, x, update, active = state.pending
+        active = state.pending.active
         if not isinstance(active, jax.core.Tracer) and not active.any():
             raise ValueError("No step is pending in this state. Call learner.step first, then learner.gradient.")
-        _, y_t, now = stepper.run(stepper.params_of(params, update), carry, x)
+        y_t, now = stepper.last(params, state)
         dy = keep_examples(active, checks.check_cotangent(dy, y_t))
         found = stepper.gradient(now, state.traces, dy)
         found = [[jnp.where(active.any(), leaf, jnp.nan) for leaf in leaves] for leaves in found]
@@ -165,8 +177,9 @@ class _Functions:
             plan, pending = stepper.plan, state.pending
             sequence = make_sequence(plan, loss_fn, has_aux, state.initial_carry, xs, targets, resets, valid)
             length = segment_length or choose_length(plan, pending.active.shape[0], steps).steps
-            start = Stream(state.carry, before_sequence(stepper, pending, state.traces))
+            start = Stream(state.carry, before_sequence(stepper, state))
             (loss, end), grads = by_segments(params, start, sequence, length, exact)
+            update = stepper.after_sequence(update, end.carry)
             pending = pending._replace(active=jnp.zeros_like(pending.active), update=update)
             new = checks.next_state(LearnerState(end.carry, end.traces, pending, state.initial_carry), state)
             return (loss, _vary(new, params)), summed_like(grads, given)

@@ -14,6 +14,7 @@ from deepeprop_jax.learner.sharded import sequences_over_batches
 from deepeprop_jax.network.arguments import as_arrays
 from deepeprop_jax.network.build import as_cell
 from deepeprop_jax.network.cell import PyTree, graph_of
+from deepeprop_jax.traces.plan import Mode
 
 
 def hoisted_bptt(network: object) -> Callable[..., PyTree]:
@@ -46,7 +47,7 @@ def hoisted_bptt(network: object) -> Callable[..., PyTree]:
     >>> (loss, carry), grads = hoisted_bptt(network)(loss_fn)(params, carry, xs, jnp.zeros(6))
     """
     cell = as_cell(network)
-    planner = Planner(graph_of(cell), exact=True, hops=0)
+    planner = Planner(graph_of(cell), Mode(exact=True, hops=0))
 
     def value_and_grad(loss_fn: Callable[..., PyTree], *, has_aux: bool = False) -> Callable[..., PyTree]:
         """Turn ``loss_fn(y_t, target_t) -> loss``, or ``(loss, aux)``, into a function that runs a sequence."""

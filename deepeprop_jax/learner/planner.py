@@ -16,7 +16,7 @@ from deepeprop_jax.jaxpr.trace import context
 from deepeprop_jax.network.arguments import batch_size, check_nesting, warn_of_integers
 from deepeprop_jax.network.cell import Graph, PyTree, select
 from deepeprop_jax.traces.make_plan import make_plan
-from deepeprop_jax.traces.plan import Plan
+from deepeprop_jax.traces.plan import Mode, Plan
 
 Made = TypeVar("Made")
 Trained = tuple[tuple[int, ...], ...]
@@ -28,19 +28,12 @@ class Planner:
 
     Args:
       graph: the network.
-      exact, hops, trainable, rank, carry_rank: as given to ``deep_eprop``.
+      mode: which influences are kept.
+      trainable: as given to ``deep_eprop``.
     """
 
-    def __init__(
-        self,
-        graph: Graph,
-        exact: bool,
-        hops: int | None,
-        trainable: PyTree | None = None,
-        rank: int | None = None,
-        carry_rank: int | None = None,
-    ):
-        self.graph, self._trainable, self._mode = graph, trainable, (exact, hops, rank, carry_rank)
+    def __init__(self, graph: Graph, mode: Mode, trainable: PyTree | None = None):
+        self.graph, self._trainable, self._mode = graph, trainable, mode
         self._nodes: dict[Hashable, Node] = {}
         self._plans: dict[Hashable, Plan] = {}
         self._made: dict[Hashable, object] = {}
@@ -50,7 +43,7 @@ class Planner:
         key = _key(params, carry, x)
         if key not in self._plans:
             network, trained = analysed(self.graph, self._trainable, params, carry, x, self._nodes)
-            self._plans[key] = make_plan(network, trained, *self._mode)
+            self._plans[key] = make_plan(network, trained, self._mode)
         return self._plans[key]
 
     def once(self, make: Callable[..., Made], params: PyTree, carry: PyTree, x: PyTree) -> Made:

@@ -24,7 +24,7 @@ from deepeprop_jax.report.cost import Cost, multiply_adds, tree_bytes
 from deepeprop_jax.report.memory import peak_bytes
 from deepeprop_jax.report.table import table
 from deepeprop_jax.traces.make_plan import make_plan
-from deepeprop_jax.traces.plan import Plan
+from deepeprop_jax.traces.plan import Mode, Plan
 from deepeprop_jax.traces.state import trace_shapes
 
 
@@ -164,18 +164,18 @@ def analyse(
     >>> analysis.nodes[0].recurrence, [leaf.rows for leaf in analysis.nodes[0].leaves]
     ('localised', [1, 1, 1])
     """
-    check_options(False, None, rank)
+    check_options(Mode(rank=rank))
     graph = graph_of(as_cell(network.network if isinstance(network, OnlineLearner) else network))
     params, carry, x = as_avals(params, "params"), as_avals(carry, "carry"), as_avals(x, "x")
     network, trained = analysed(graph, trainable, params, carry, x, {})
-    local, exact = (make_plan(network, trained, is_exact, None, None) for is_exact in (False, True))
+    local, exact = (make_plan(network, trained, Mode(is_exact)) for is_exact in (False, True))
     has_depth = any(vertex.depth is not None for vertex in graph.nodes)
     hops = _useful_hops(local)
-    modes = [(True, m, None) for m in hops] + [(False, m, None) for m in hops]
+    modes = [Mode(True, m) for m in hops] + [Mode(False, m) for m in hops]
     if rank is not None:
-        modes += [(False, m, rank) for m in hops if not (m and has_depth)]  # others are refused by deep_eprop
+        modes += [Mode(False, m, rank) for m in hops if not (m and has_depth)]  # others are refused by deep_eprop
     nodes = tuple(_node_report(local, exact, v) for v in range(len(local.nodes)))
-    reports = tuple(_mode_report(make_plan(network, trained, *mode), params, carry, x) for mode in modes)
+    reports = tuple(_mode_report(make_plan(network, trained, mode), params, carry, x) for mode in modes)
     return Analysis(nodes, reports, batch_size(carry, x))
 
 
@@ -198,7 +198,7 @@ def _gradient_program(stepper: Stepper, params: PyTree, state: LearnerState, len
 
     def run(params: PyTree, state: LearnerState, xs: PyTree, targets: PyTree) -> PyTree:
         sequence = make_sequence(stepper.plan, loss_fn, False, state.initial_carry, xs, targets, None, None)
-        start = Stream(state.carry, before_sequence(stepper, state.pending, state.traces))
+        start = Stream(state.carry, before_sequence(stepper, state))
         ended = by_segments(params, start, sequence, length, exact=False)
         return ended, jnp.zeros_like(state.pending.active)
 

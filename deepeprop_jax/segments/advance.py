@@ -34,8 +34,6 @@ def advance_traces(segment: Segment, traces: Traces) -> Traces:
     """All traces, from the segment's start to its end."""
     plan = segment.plan
     new: Traces = joint.update(segment, traces)
-    if plan.projection is not None:
-        new[NAME] = projected.advance(segment, traces[NAME])
     for v, (node, part) in enumerate(zip(plan.nodes, segment.nodes, strict=True)):
         if isinstance(part, DeepSegment):
             new |= _advance_deep(segment, v, part, traces)
@@ -58,6 +56,8 @@ def advance_traces(segment: Segment, traces: Traces) -> Traces:
             new |= {plan.name(v, k): influence(segment, flow, v, k, plan.trained[k], traces) for k in sources}
         if name in traces:
             new[name] = tuple(own)
+    if plan.projection is not None:
+        new[NAME] = projected.advance(segment, traces, new)
     return new
 
 

@@ -18,6 +18,8 @@ from deepeprop_jax.segments.kept import everything
 from deepeprop_jax.segments.network import Flow, Segment, start_of
 from deepeprop_jax.segments.node import Back, NodeSegment
 from deepeprop_jax.traces import projected
+from deepeprop_jax.traces.plan import Traces
+from deepeprop_jax.traces.products import own_columns
 from deepeprop_jax.traces.projected import ProjectedCarry
 
 
@@ -80,9 +82,14 @@ def add_gradient(segment: Segment, flow: Flow, held: ProjectedCarry, grads: list
             grads[k][i] = grads[k][i] + projected.contract(toward, leaf)
 
 
-def advance(segment: Segment, held: ProjectedCarry) -> ProjectedCarry:
-    """To the segment's end, where the columns are held in the basis of now."""
+def advance(segment: Segment, traces: Traces, new: Traces) -> ProjectedCarry:
+    """To the segment's end, where the columns are held in the basis of now.
+
+    Args:
+      traces, new: all traces at the segment's start, and a node's own ones at its end.
+    """
     plan, seen = segment.plan, everything(segment.plan)
+    held: ProjectedCarry = traces[projected.NAME]
     assert plan.projection is not None
     if not plan.projection.rank:
         return held
@@ -91,7 +98,10 @@ def advance(segment: Segment, held: ProjectedCarry) -> ProjectedCarry:
     columns: projected.Columns = {}
     for k in plan.projection.sources:
         name = plan.graph.nodes[k].name
-        added = _inside(segment, flow, k, flow.through(k, seen))
+        back = flow.through(k, seen)
+        added = _inside(segment, flow, k, back)
+        if plan.own[k]:
+            _add_own(segment, flow, k, held.directions, back, added, traces, new)
         columns[name] = [
             projected.advance(mixing, leaf, added.get(i))
             for i, leaf in zip(plan.trained[k], held.columns[name], strict=True)
@@ -111,3 +121,30 @@ def _inside(segment: Segment, flow: Flow, k: int, back: Back | DeepBack | None) 
     assert isinstance(part, NodeSegment)
     found = part.parameters(back, "rb", flow.sizes)
     return {i: broadcast(x, "rb", flow.sizes).astype(dtype) for i, x in enumerate(found) if x is not None}
+
+
+def _add_own(
+    segment: Segment,
+    flow: Flow,
+    k: int,
+    directions: jax.Array,
+    back: Back | DeepBack | None,
+    added: dict[int, jax.Array],
+    traces: Traces,
+    new: Traces,
+) -> None:
+    """Add ``Uᵀ M E − Uᵀ E_end``: the columns hold what a node's own trace E does not."""
+    plan = segment.plan
+    node, leaves, sizes = plan.nodes[k], plan.trained[k], flow.sizes
+    assert plan.projection is not None
+    rows = jnp.broadcast_to(plan.projection.of_node(k, directions), (sizes["b"], len(directions), node.carry.size))
+    found = -own_columns(plan, k, leaves, rows, new)
+    if back is not None and back.start:
+        matrix = jnp.swapaxes(start_of(segment, k, back, "rb", sizes), 0, 1)
+        found = found + own_columns(plan, k, leaves, matrix, traces)
+    start = 0
+    for i in leaves:
+        part = jnp.swapaxes(found[..., start : start + node.params.sizes[i]], 0, 1)
+        part = part.reshape(*part.shape[:2], *node.params.shapes[i])
+        added[i] = added[i] + part if i in added else part
+        start += node.params.sizes[i]

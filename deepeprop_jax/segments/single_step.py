@@ -44,7 +44,8 @@ def applies(plan: Plan) -> bool:
     What moves dense rows, or influences across nodes, is larger than the parameters that it follows from.
     """
     blocks = [block for own in plan.own for block in own]
-    own_alone = plan.rank is None and not plan.pairs and all(vertex.depth is None for vertex in plan.graph.nodes)
+    own_alone = plan.rank is None and plan.projection is None and not plan.pairs
+    own_alone = own_alone and all(vertex.depth is None for vertex in plan.graph.nodes)
     return own_alone and bool(blocks) and all(block.kind is Rows.LOCAL for block in blocks)
 
 

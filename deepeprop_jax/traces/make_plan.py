@@ -14,31 +14,25 @@ from deepeprop_jax.network.cell import parents
 from deepeprop_jax.traces.block import Block, Rows
 from deepeprop_jax.traces.hops import Hops
 from deepeprop_jax.traces.low_rank import Layout, PlaceOfLeaf
-from deepeprop_jax.traces.plan import Plan, needs_full_jacobian
+from deepeprop_jax.traces.plan import Mode, Plan, needs_full_jacobian
 from deepeprop_jax.traces.projected import Projection
 
 
-def make_plan(
-    network: AnalysedNetwork,
-    trained: tuple[tuple[int, ...], ...],
-    exact: bool,
-    hops: int | None,
-    rank: int | None,
-    carry_rank: int | None = None,
-) -> Plan:
+def make_plan(network: AnalysedNetwork, trained: tuple[tuple[int, ...], ...], mode: Mode) -> Plan:
     """Decide which influences are kept, and how.
 
     Args:
       trained: per node, the indices of its trained real parameter leaves.
-      exact, hops, rank, carry_rank: as given to ``deep_eprop``.
     """
+    exact, hops, rank = mode.exact, mode.hops, mode.rank
     graph, nodes = network.graph, network.nodes
     columns = tuple(sum(n.params.sizes[i] for i in idx) for n, idx in zip(nodes, trained, strict=True))
     dtype = float32_or_wider(*(dtype for node in nodes for dtype in node.params.dtypes + node.carry.dtypes))
-    if carry_rank is None:
-        projection, blocks = None, [own_blocks(node, idx, exact) for node, idx in zip(nodes, trained, strict=True)]
-    else:  # it stands for all influences
-        projection, blocks, hops = _projection(network, trained, carry_rank), [()] * len(nodes), 0
+    blocks = [own_blocks(node, idx, exact) for node, idx in zip(nodes, trained, strict=True)]
+    projection = None
+    if mode.carry_rank is not None:
+        projection, hops = _projection(network, trained, mode.carry_rank, mode.project_every), 0
+        blocks = blocks if mode.own_traces else [()] * len(nodes)
     layouts = [None if rank is None else layout_of(n, own, rank) for n, own in zip(nodes, blocks, strict=True)]
     gone = [set() if layout is None else {block.leaves for block in layout.blocks} for layout in layouts]
     own = tuple(tuple(b for b in bs if b.leaves not in leaves) for bs, leaves in zip(blocks, gone, strict=True))
@@ -51,7 +45,7 @@ def make_plan(
     )  # fmt: skip
 
 
-def _projection(network: AnalysedNetwork, trained: tuple[tuple[int, ...], ...], rank: int) -> Projection:
+def _projection(network: AnalysedNetwork, trained: tuple[tuple[int, ...], ...], rank: int, every: int) -> Projection:
     """See ``Projection``."""
     graph, nodes = network.graph, network.nodes
     seen: list[bool] = [node.carry.size > 0 for node in nodes]
@@ -66,7 +60,7 @@ def _projection(network: AnalysedNetwork, trained: tuple[tuple[int, ...], ...], 
             f"carry_rank={rank} is more than the {starts[-1]} real numbers of the network's carry; with as many "
             f"directions as numbers the gradient is that of BPTT, as with exact=True."
         )
-    return Projection(rank, sources, starts)
+    return Projection(rank, every, sources, starts)
 
 
 def own_blocks(node: Node, trained: tuple[int, ...], exact: bool) -> tuple[Block, ...]:

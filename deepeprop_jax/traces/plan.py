@@ -18,6 +18,17 @@ Traces = dict[str, PyTree]
 influence across nodes as one array (batch, n, columns), with a leading axis of layers where v has depth."""
 
 
+class Mode(NamedTuple):
+    """Which influences are kept, and how: the options of ``deep_eprop`` of these names."""
+
+    exact: bool = False
+    hops: int | None = None
+    rank: int | None = None
+    carry_rank: int | None = None
+    own_traces: bool = False
+    project_every: int = 8
+
+
 class KeptPair(NamedTuple):
     """A kept influence S^{v,k} of node k's parameters on another node v's carry.
 
@@ -45,7 +56,7 @@ class Plan(NamedTuple):
     Attributes:
       graph: the network.
       nodes: per vertex, its cell after analysis (of one layer, where the vertex has depth).
-      exact, hops, rank: as given to ``deep_eprop``.
+      exact, hops, rank: those of its ``Mode``.
       trained: per node, the indices of its trained real parameter leaves.
       columns: per node, the number of trained real parameter entries (of one layer).
       own: per node, the blocks of its own trace, but for those of low rank.

@@ -30,11 +30,13 @@ class Projection(NamedTuple):
 
     Attributes:
       rank: R.
+      every: once in how many single steps it is projected.
       sources: the nodes whose parameters have an influence on a carry.
       starts: per node, where the numbers of its carry start among all N; N at the end.
     """
 
     rank: int
+    every: int
     sources: tuple[int, ...]
     starts: tuple[int, ...]
 

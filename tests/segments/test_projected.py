@@ -40,12 +40,12 @@ def like_carry(plan: Plan, carry: PyTree, rows: jax.Array) -> PyTree:
     return assemble(plan.graph, parts)
 
 
-def setup(p: Problem, rank: int | None):
+def setup(p: Problem, rank: int | None, **options):
     """A learner with R directions (None: all N of them) and a state with a random basis (the unit vectors)."""
     plan = deep_eprop(p.network, carry_rank=0).plan(p.params, p.carry, p.xs[0])
     numbers = plan.projection.numbers
     basis = Basis(np.eye(numbers), np.eye(numbers)) if rank is None else random_basis(min(rank, numbers), numbers)
-    learner = deep_eprop(p.network, carry_rank=len(basis.directions))
+    learner = deep_eprop(p.network, carry_rank=len(basis.directions), **options)
     return plan, learner, basis, with_basis(start(learner, p), basis)
 
 
@@ -120,23 +120,45 @@ def test_the_whole_zoo(name):
 # --- other ways in ----------------------------------------------------------------------------------------------------
 
 
-def test_steps_are_segments_of_one():
-    p = problem("stack_2", steps=6)
-    plan, learner, basis, state = setup(p, 2)
+def by_steps(p: Problem, learner, state, resets=None):
+    """The sum of the gradients of all steps, each by ``step`` and ``gradient``; resets by ``reset``."""
 
     @jax.jit
-    def one(params, state, x, target):
-        state, y = learner.step(params, state, x)
-        loss, dy = jax.value_and_grad(p.loss_fn)(y, target)
-        return state, loss, learner.gradient(params, state, dy)
+    def one(params, state, x, target, reset):
+        state, y = learner.step(params, learner.reset(state, reset), x)
+        return state, learner.gradient(params, state, jax.grad(p.loss_fn)(y, target))
 
     total = jax.tree.map(jnp.zeros_like, p.params)
-    for t in range(6):
+    for t in range(len(p.xs)):
         x, target = jax.tree.map(lambda leaf, t=t: leaf[t], (p.xs, p.targets))
-        state, _, grads = one(p.params, state, x, target)
+        reset = jnp.zeros(p.xs.shape[1], bool) if resets is None else resets[t]
+        state, grads = one(p.params, state, x, target, reset)
         total = jax.tree.map(jnp.add, total, grads)
-    _, right = jax.jit(oracle(p, plan, basis, 1))(p.params, p.carry, p.xs, p.targets)
+    return total, state
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_steps_are_projected_once_in_so_many(every):
+    p = problem("stack_2", steps=7)
+    plan, learner, basis, state = setup(p, 2, project_every=every)
+    total, _ = by_steps(p, learner, state)
+    _, right = jax.jit(oracle(p, plan, basis, every))(p.params, p.carry, p.xs, p.targets)
     assert_same_gradient(total, right, SAME)
+
+
+@pytest.mark.parametrize("name", ["linen_lstm", "depth_4"])
+def test_resets_between_steps_are_those_of_a_sequence(name):
+    p = problem(name, steps=8)
+    resets = jax.random.bernoulli(jax.random.key(1), 0.3, (8, 3)).at[(0, 3, 6), (0, 1, 2)].set(True)
+    _, learner, _, state = setup(p, 2, project_every=3)
+    total, held = by_steps(p, learner, state, resets)
+    (_, after), grads = jax.jit(learner.value_and_grad(p.loss_fn, segment_length=3))(
+        p.params, state, p.xs, p.targets, resets
+    )
+    assert_same_gradient(total, grads, SAME)
+    # And a sequence goes on from a window of two steps.
+    run = jax.jit(learner.value_and_grad(p.loss_fn, segment_length=3))
+    assert_same_gradient(*(run(p.params, s, p.xs, p.targets)[1] for s in (held, after)), SAME)
 
 
 def test_a_reset_between_steps_leaves_the_other_examples_alone():
@@ -189,11 +211,11 @@ def changing_bases(p: Problem, plan: Plan, bases: list[Basis], length: int):
     return jax.grad(loss)
 
 
-@pytest.mark.parametrize("by_steps", [False, True])
-def test_what_is_held_keeps_its_lift_when_the_basis_changes(by_steps):
+@pytest.mark.parametrize("stepwise", [False, True])
+def test_what_is_held_keeps_its_lift_when_the_basis_changes(stepwise):
     p = problem("stack_2", steps=6)
-    plan, learner, _, state = setup(p, 2)
-    length = 1 if by_steps else 2
+    plan, learner, _, state = setup(p, 2, project_every=1)
+    length = 1 if stepwise else 2
     bases = [random_basis(2, plan.projection.numbers, seed) for seed in range(6 // length)]
     right = jax.jit(changing_bases(p, plan, bases, length))(p.params)
     run = jax.jit(learner.value_and_grad(p.loss_fn, segment_length=length))
@@ -201,7 +223,7 @@ def test_what_is_held_keeps_its_lift_when_the_basis_changes(by_steps):
     for i, start_step in enumerate(range(0, 6, length)):
         # bases[i] is that of the boundary at the segment's end.
         xs, targets = jax.tree.map(lambda leaf, a=start_step: leaf[a : a + length], (p.xs, p.targets))
-        if by_steps:
+        if stepwise:
             state, y = learner.step(p.params, state, xs[0])
             dy = jax.grad(p.loss_fn)(y, jax.tree.map(lambda leaf: leaf[0], targets))
             grads = learner.gradient(p.params, state, dy)
@@ -245,6 +267,10 @@ def test_memory_does_not_grow_with_the_length():
         ({"carry_rank": 2, "hops": 0}, "in place of all other traces"),
         ({"carry_rank": 2, "exact": True}, "in place of all other traces"),
         ({"carry_rank": 2, "rank": 1}, "in place of all other traces"),
+        ({"carry_rank": 2, "project_every": 0}, "project_every must be"),
+        ({"carry_rank": 2, "own_traces": 1}, "own_traces must be"),
+        ({"project_every": 4}, "belong to a projected carry"),
+        ({"own_traces": True}, "belong to a projected carry"),
     ],
 )
 def test_options_are_checked(options, message):
