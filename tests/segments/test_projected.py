@@ -11,6 +11,8 @@ from deepeprop_jax import deep_eprop, with_basis
 from deepeprop_jax.network.cell import Cell, PyTree, assemble, select
 from deepeprop_jax.reference import bptt, projected_bptt
 from deepeprop_jax.traces.plan import Plan
+from deepeprop_jax.traces.products import own_columns
+from deepeprop_jax.traces.state import split_slots
 from tests.gradients import SAME, assert_same_gradient
 from tests.segments.test_segment import STEPS, flags_of
 from tests.zoo import Problem, cells, networks, problem, start
@@ -103,6 +105,73 @@ def derived_again(network: Cell) -> Cell:
 
 def test_leaves_that_follow_from_others_are_no_directions():
     check("derived_leaves", 2, (3,), network=derived_again)
+
+
+# --- with own traces --------------------------------------------------------------------------------------------------
+
+
+def own_traces_at(p: Problem, length: int) -> list[list[jax.Array]]:
+    """Per boundary and real parameter leaf E, (batch, N, ...), zero outside the leaf's node, from a hops=0 learner."""
+    learner = deep_eprop(p.network, hops=0)
+    plan, state = learner.plan(p.params, p.carry, p.xs[0]), start(learner, p)
+    run, found = jax.jit(learner.value_and_grad(p.loss_fn, segment_length=1)), []
+    starts = np.cumsum([0, *(node.carry.size for node in plan.nodes)])
+    for t in range(0, len(p.xs), length):
+        here = []
+        for k, node in enumerate(plan.nodes):
+            leaves, split = plan.trained[k], split_slots(plan, state.traces)
+            rows = jnp.broadcast_to(jnp.eye(node.carry.size), (len(p.xs[0]), *(node.carry.size,) * 2))
+            columns = own_columns(plan, k, leaves, rows, split) if leaves else rows[..., :0]
+            wide = jnp.zeros((len(rows), starts[-1], columns.shape[-1])).at[:, starts[k] : starts[k + 1]].set(columns)
+            cuts = np.cumsum([node.params.sizes[i] for i in leaves])[:-1]
+            parts = jnp.split(wide, cuts, axis=-1) if leaves else []
+            pairs = zip(parts, leaves, strict=True)
+            here += [part.reshape(*part.shape[:2], *node.params.shapes[i]) for part, i in pairs]
+        found.append(here)
+        piece = jax.tree.map(lambda leaf, t=t: leaf[t : t + length], (p.xs, p.targets))
+        (_, state), _ = run(p.params, state, *piece)
+    return found
+
+
+def with_own_traces(p: Problem, basis: Basis, length: int):
+    """BPTT whose boundaries pass U Aᵀ k to the carry before, and (k - U Aᵀ k) · E to the parameters."""
+    traces = own_traces_at(p, length)
+
+    @jax.custom_vjp
+    def through(numbers: jax.Array, theta: list[jax.Array], own: list[jax.Array]) -> jax.Array:
+        return numbers
+
+    def back(own, k):
+        passed = k @ basis.lift.T @ basis.directions
+        return passed, [jnp.einsum("bn,bn...->...", k - passed, e) for e in own], jax.tree.map(jnp.zeros_like, own)
+
+    through.defvjp(lambda numbers, theta, own: (numbers, own), back)
+    segment = jax.vmap(p.network.apply, (None, 0, 0))
+
+    def loss(params):
+        carry, total = p.carry, 0.0
+        for t in range(len(p.xs)):
+            if t and t % length == 0:
+                leaves, tree = jax.tree.flatten(carry)
+                numbers = jnp.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=-1)
+                numbers = through(numbers, jax.tree.leaves(params), traces[t // length])
+                parts = jnp.split(numbers, np.cumsum([leaf[0].size for leaf in leaves])[:-1], axis=-1)
+                carry = tree.unflatten([a.reshape(b.shape) for a, b in zip(parts, leaves, strict=True)])
+            carry, y = segment(params, carry, p.xs[t])
+            total += p.loss_fn(y, jax.tree.map(lambda leaf, t=t: leaf[t], p.targets))
+        return total
+
+    return jax.grad(loss)
+
+
+@pytest.mark.parametrize(("name", "length"), [("stack_2", 2), ("linen_lstm", 1), ("einsum_shared_heads", 2)])
+def test_with_own_traces_it_equals_its_oracle(name, length):
+    p = problem(name, steps=5)
+    _, learner, basis, state = setup(p, 2, own_traces=True, project_every=length)
+    right = jax.jit(with_own_traces(p, basis, length))(p.params)
+    run = jax.jit(learner.value_and_grad(p.loss_fn, segment_length=length))
+    assert_same_gradient(run(p.params, state, p.xs, p.targets)[1], right, SAME)
+    assert_same_gradient(by_steps(p, learner, state)[0], right, SAME)
 
 
 @pytest.mark.sweep
