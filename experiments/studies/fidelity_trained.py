@@ -86,7 +86,7 @@ def measure(case: Case, seed: int) -> dict[str, Any]:
     measured: dict[int, dict[str, Any]] = {}
     for batch in range(0, config.batches + 1, every):
         if batch in moments:
-            measured[batch] = {rule: loops[rule].fidelity(learning.params, key, batch) for rule in COMPARED}
+            measured[batch] = {rule: loops[rule].fidelity(learning, key, batch) for rule in COMPARED}
             measured[batch] |= loops["BPTT"].test(learning.params)
         if batch < config.batches:
             learning, _ = loops["BPTT"].advance(learning, key, np.int32(batch))

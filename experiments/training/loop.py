@@ -23,7 +23,8 @@ class Learning(NamedTuple):
     Attributes:
       params: of the network.
       optimiser_state: of the optimiser.
-      stream: carry and traces that the next batch goes on from; None where every batch starts anew.
+      stream: carry and traces that the next batch goes on from; where every batch starts anew, what the rule keeps for
+        itself: None for most.
     """
 
     params: optax.Params
@@ -77,7 +78,8 @@ class Loop:
         """An untrained network."""
         x = measure.silence(self._task)
         params, carry = self._task.network.init(jax.random.fold_in(key, 0), x)
-        stream = self._rule.start(params, carry, x) if self._task.continues else None
+        stream = self._rule.start(params, carry, x)
+        stream = stream if self._task.continues else self._rule.keep(stream)
         return Learning(params, self._optimiser.init(params), stream)
 
     def _advance(self, learning: Learning, key: jax.Array, first: jax.Array) -> tuple[Learning, jax.Array]:
@@ -109,18 +111,26 @@ class Loop:
             learning, last = state
             sequence = self._task.sample(key, index)
             if not self._task.continues:
-                x = measure.silence(self._task)
-                carry = measure.initial_carry(self._task, x)
-                learning = learning._replace(stream=self._rule.start(learning.params, carry, x))
+                stream = self._fresh(learning.params)
+                stream = stream if learning.stream is None else self._rule.resume(stream, learning.stream)
+                learning = learning._replace(stream=stream)
             pieces = jax.tree.map(lambda leaf: leaf.reshape(-1, self._update_every, *leaf.shape[1:]), sequence)
             (learning, last), losses = jax.lax.scan(update, (learning, last), pieces)
-            learning = learning if self._task.continues else learning._replace(stream=None)
+            if not self._task.continues:
+                learning = learning._replace(stream=self._rule.keep(learning.stream))
             return (learning, last), losses.sum()
 
+        if not self._task.continues and learning.stream is None:  # also where another rule's loop has begun it
+            learning = learning._replace(stream=self._rule.keep(self._fresh(learning.params)))
         nothing = Update(learning.params, learning.params)
         indices = first + jnp.arange(self._batches_per_call, dtype=first.dtype)
         (learning, last), losses = jax.lax.scan(batch, (learning, nothing), indices)
         return learning, losses, last
+
+    def _fresh(self, params: PyTree) -> PyTree:
+        """The rule's state before a sequence."""
+        x = measure.silence(self._task)
+        return self._rule.start(params, measure.initial_carry(self._task, x), x)
 
     def test(self, params: PyTree) -> dict[str, float | None]:
         """On the test set, steps weighted as in the loss: the share of right answers, and the loss of a sequence."""
@@ -128,13 +138,17 @@ class Loop:
         accuracy, loss = self._tested(params, *self._test)
         return {"test_accuracy": float(accuracy), "test_loss": quotient(float(loss), 1)}
 
-    def fidelity(self, params: PyTree, key: jax.Array, index: int) -> list[dict[str, float | None]]:
+    def fidelity(self, learning: Learning, key: jax.Array, index: int) -> list[dict[str, float | None]]:
         """The rule's gradient beside that of BPTT, per layer: same parameters, batch ``index``, no update inside it.
 
         Both start from the initial carry, without traces, also where training goes on from batch to batch.
         """
-        return compare_layers(*self._gradients(params, key, index))
+        return compare_layers(*self._gradients(learning, key, index))
 
-    def _both_gradients(self, params: PyTree, key: jax.Array, index: jax.Array) -> tuple[PyTree, PyTree]:
+    def _both_gradients(self, learning: Learning, key: jax.Array, index: jax.Array) -> tuple[PyTree, PyTree]:
         reference = RULES["BPTT"](self._task.network, self._task.loss_fn)
-        return tuple(measure.gradient(self._task, rule, params, key, index) for rule in (self._rule, reference))
+        kept = self._rule.keep(learning.stream) if self._task.continues else learning.stream
+        return (
+            measure.gradient(self._task, self._rule, learning.params, key, index, kept),
+            measure.gradient(self._task, reference, learning.params, key, index),
+        )

@@ -39,6 +39,6 @@ def on_test_set(task: Task, params: PyTree, xs: PyTree, targets: Targets) -> tup
     return jnp.sum(right * targets.weight) / jnp.sum(targets.weight), losses.sum()
 
 
-def gradient(task: Task, rule: Rule, params: PyTree, key: jax.Array, index: jax.Array) -> PyTree:
-    """A rule's gradient of a whole training batch, from the initial carry, without traces."""
-    return rule.gradient(params, initial_carry(task, silence(task)), *task.sample(key, index))[1]
+def gradient(task: Task, rule: Rule, params: PyTree, key: jax.Array, index: jax.Array, kept: PyTree = None) -> PyTree:
+    """A rule's gradient of a whole training batch, from the initial carry, without traces, with what it has kept."""
+    return rule.gradient(params, initial_carry(task, silence(task)), *task.sample(key, index), kept)[1]

@@ -11,9 +11,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from deepeprop_jax import Cell, deep_eprop
+from deepeprop_jax import CarryBasis, Cell, LearnerState, carry_basis, deep_eprop, with_basis
 from deepeprop_jax.reference import bptt, truncated_bptt
 from experiments.tasks.targets import LossFn
 
@@ -30,16 +31,23 @@ class Rule(NamedTuple):
       trace_bytes: ``trace_bytes(params, carry, x)``: what the rule carries from step to step besides the network's own
         carry; None for backpropagation, which stores its steps instead.
       period: parameters may change after every multiple of so many steps; None: at the end of the sequence only.
+      keep: ``keep(state)``: what the rule has learnt for itself, and goes on with in the next sequence; None for most.
+      resume: ``resume(state, kept) -> state``: a new sequence's state with that.
     """
 
     start: Callable[[PyTree, PyTree, PyTree], PyTree]
     piece: Callable[[PyTree, PyTree, PyTree, PyTree], tuple[tuple[jax.Array, PyTree], PyTree]]
     trace_bytes: Callable[[PyTree, PyTree, PyTree], int | None]
     period: int | None
+    keep: Callable[[PyTree], PyTree] = lambda state: None
+    resume: Callable[[PyTree, PyTree], PyTree] = lambda state, kept: state
 
-    def gradient(self, params: PyTree, carry: PyTree, xs: PyTree, targets: PyTree) -> tuple[jax.Array, PyTree]:
+    def gradient(
+        self, params: PyTree, carry: PyTree, xs: PyTree, targets: PyTree, kept: PyTree = None
+    ) -> tuple[jax.Array, PyTree]:
         """Loss and gradient of a whole sequence."""
         state = self.start(params, carry, jax.tree.map(lambda leaf: leaf[0], xs))
+        state = state if kept is None else self.resume(state, kept)
         (loss, _), grads = self.piece(params, state, xs, targets)
         return loss, grads
 
@@ -106,6 +114,48 @@ def with_traces(
     return online(network, loss_fn, segment_length=segment_length, rank=rank, **options)
 
 
+class Projecting(NamedTuple):
+    """A learner's state, and the basis of its projected carry after so many sequences."""
+
+    state: LearnerState
+    basis: CarryBasis
+    sequences: jax.Array
+
+
+def projected(network: Cell, loss_fn: LossFn, *, carry_rank: int, segment_length: int = 8) -> Rule:
+    """A carry projected along few directions, which are learnt from every fourth sequence."""
+    learner = deep_eprop(network, carry_rank=carry_rank)
+    run = learner.value_and_grad(loss_fn, segment_length=segment_length)
+    basis_learner = carry_basis(learner, loss_fn, segment_length=segment_length, rate=0.1)
+
+    def start(params: PyTree, carry: PyTree, x: PyTree) -> Projecting:
+        basis = basis_learner.init(jax.random.key(0), params, carry, x)
+        return Projecting(learner.init(params, carry, x), basis, jnp.zeros((), jnp.int32))
+
+    def piece(params: PyTree, now: Projecting, xs: PyTree, targets: PyTree) -> tuple[tuple[jax.Array, PyTree], PyTree]:
+        (loss, after), grads = run(params, with_basis(now.state, now.basis), xs, targets)
+        key = jax.random.fold_in(jax.random.key(1), now.sequences)
+        basis = jax.lax.cond(
+            now.sequences % 4 == 0,
+            lambda: basis_learner.update(now.basis, key, params, now.state, xs, targets),
+            lambda: now.basis,
+        )
+        return (loss, Projecting(after, basis, now.sequences + 1)), grads
+
+    def trace_bytes(params: PyTree, carry: PyTree, x: PyTree) -> int:
+        state = jax.eval_shape(learner.init, params, carry, x)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.traces))
+
+    return Rule(
+        start,
+        piece,
+        trace_bytes,
+        period=None,
+        keep=lambda now: (now.basis, now.sequences),
+        resume=lambda now, kept: Projecting(now.state, *kept),
+    )
+
+
 def all_but_lowest(params: tuple) -> tuple:
     """A mask for ``trainable``: every parameter except those of a stack's lowest layer."""
     return tuple(jax.tree.map(lambda _, keep=index > 0: keep, layer) for index, layer in enumerate(params))
@@ -129,6 +179,7 @@ RULES: dict[str, Callable[..., Rule]] = {
     "immediate only": immediate,
     "e-prop in segments": partial(with_traces, segment_length=32),
     "exact in segments": partial(with_traces, segment_length=32, within_segment="exact"),
+    **{f"R = {rank}": partial(projected, carry_rank=rank) for rank in (1, 2, 4, 8)},
     "lower frozen": partial(with_traces, trainable=all_but_lowest),
     # The readout has no carry, and so no traces.
     "readout only": lambda network, loss_fn: online(network, loss_fn, trainable=only_highest),

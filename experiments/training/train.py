@@ -126,7 +126,7 @@ class Run:
             **self._loop.test(learning.params),
         }
         if self.batch in self._compared:
-            metrics["layers"] = self._loop.fidelity(learning.params, self._key, self.batch)
+            metrics["layers"] = self._loop.fidelity(learning, self._key, self.batch)
         return metrics
 
     def _write(self, metrics: dict[str, Any], board: Any) -> None:
