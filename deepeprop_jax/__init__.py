@@ -2,7 +2,8 @@
 
 from importlib import metadata
 
-from deepeprop_jax.learner.carry_basis import BasisLearner, CarryBasis, carry_basis, with_basis
+from deepeprop_jax.learner.basis import BasisLearner, CarryBasis, with_basis
+from deepeprop_jax.learner.carry_basis import carry_basis
 from deepeprop_jax.learner.contract import LearnerState, OnlineLearner
 from deepeprop_jax.learner.deep_eprop import deep_eprop
 from deepeprop_jax.learner.hoisted_bptt import hoisted_bptt

@@ -25,7 +25,8 @@ from deepeprop_jax.learner.stepper import Stepper, before_sequence, own_copy, st
 from deepeprop_jax.network.arguments import as_arrays, as_avals, batch_size, check_same
 from deepeprop_jax.network.build import as_cell
 from deepeprop_jax.network.cell import PyTree, graph_of, remade
-from deepeprop_jax.traces.plan import Mode, Plan
+from deepeprop_jax.traces.plan import Mode, Plan, Traces
+from deepeprop_jax.traces.projected import NAME
 from deepeprop_jax.traces.state import first_traces, reset_traces, trace_shapes
 
 
@@ -127,19 +128,19 @@ class _Functions:
         traces = first_traces(stepper.plan, batch)
         update = stepper.first_update(given, params, carry)
         pending = Pending(own_copy(carry), own_copy(x), update, jnp.zeros(batch, bool))
-        return _vary(LearnerState(own_copy(carry), traces, pending, own_copy(carry)), params, carry, x)
+        return _vary(LearnerState(own_copy(carry), traces, pending, own_copy(carry)), traces, False, params, carry, x)
 
     @documented_by(contract.Step)
     def step(self, params: PyTree, state: LearnerState, x: PyTree) -> tuple[LearnerState, PyTree]:
-        given, state, x = _arrays(params=params, state=state, x=x)
-        params, state, x = vary_alike(given, state, x)
+        given, before, x = _arrays(params=params, state=state, x=x)
+        params, state, x = vary_alike(given, before, x)
         stepper = self._stepper_for(params, state, x)
         traces = stepper.advance(state)
         carry_t, y_t, now = stepper.run(params, state.carry, x)
-        update = stepper.update_of(now, given, state, x)
+        update = stepper.update_of(now, given, before, x)
         pending = Pending(state.carry, own_copy(x), update, jnp.ones_like(state.pending.active))
         new = checks.next_state(LearnerState(carry_t, traces, pending, state.initial_carry), state)
-        return _vary(new, params), vary_like(y_t, params)
+        return _vary(new, before.traces, stepper.projects(before.pending.update), params), vary_like(y_t, params)
 
     @documented_by(contract.Gradient)
     def gradient(self, params: PyTree, state: LearnerState, dy: PyTree) -> PyTree:
@@ -171,7 +172,7 @@ class _Functions:
         def run(params, state, xs, targets, resets=None, valid=None):
             given, state, xs = _arrays(params=params, state=state, xs=xs)
             steps = checks.sequence_length(xs, targets)
-            update = state.pending.update if isinstance(state, LearnerState) else None
+            before = state
             params, state, xs, targets, resets, valid = vary_alike(given, state, xs, targets, resets, valid)
             stepper = self._stepper_for(params, state, jax.tree.map(lambda leaf: leaf[0], xs))
             plan, pending = stepper.plan, state.pending
@@ -179,10 +180,10 @@ class _Functions:
             length = segment_length or choose_length(plan, pending.active.shape[0], steps).steps
             start = Stream(state.carry, before_sequence(stepper, state))
             (loss, end), grads = by_segments(params, start, sequence, length, exact)
-            update = stepper.after_sequence(update, end.carry)
+            update = stepper.after_sequence(before.pending.update, end.carry)
             pending = pending._replace(active=jnp.zeros_like(pending.active), update=update)
             new = checks.next_state(LearnerState(end.carry, end.traces, pending, state.initial_carry), state)
-            return (loss, _vary(new, params)), summed_like(grads, given)
+            return (loss, _vary(new, before.traces, True, params)), summed_like(grads, given)
 
         return run
 
@@ -191,16 +192,15 @@ class _Functions:
         (state,) = _arrays(state=state)
         checks.check_state(self._graph, state)
         where = checks.check_flags(where, state.pending.active.shape, "where")
-        update = state.pending.update
+        before, update = state, state.pending.update
         state, where = vary_alike(state, where)
         traces = reset_traces(where, state.traces)
         # ``gradient`` gives such an example zero, but zero times a number that is not finite would be none.
         carry = select_examples(where, state.initial_carry, state.pending.carry)
         x = select_examples(where, jax.tree.map(_finite, state.pending.x), state.pending.x)
         pending = Pending(carry, x, update, state.pending.active & ~where)
-        return state._replace(
-            carry=select_examples(where, state.initial_carry, state.carry), traces=traces, pending=pending
-        )
+        carry = select_examples(where, state.initial_carry, state.carry)
+        return _vary(LearnerState(carry, traces, pending, state.initial_carry), before.traces, False)
 
     def plan(self, params: PyTree, carry: PyTree, x: PyTree) -> Plan:
         """What was found out about the network, for arrays or for shapes; made once per shapes and kept."""
@@ -213,10 +213,17 @@ def _arrays(**named: PyTree) -> list[PyTree]:
     return [as_arrays(tree, what) for what, tree in named.items()]
 
 
-def _vary(state: LearnerState, *others: PyTree) -> LearnerState:
-    """See ``mesh_axes.vary_like``; what waits for the next step may be params, which need not vary."""
+def _vary(state: LearnerState, before: Traces, projected: jax.Array | bool, *others: PyTree) -> LearnerState:
+    """See ``mesh_axes.vary_like``; what waits for the next step may be params, which need not vary, nor does a basis.
+
+    Args:
+      before: the traces from which those of the state came; ``projected`` if through a projection.
+    """
     moved, update = vary_like(state, *others), state.pending.update
-    return moved._replace(pending=moved.pending._replace(update=update))
+    traces = moved.traces
+    if NAME in traces:
+        traces = traces | {NAME: traces[NAME].in_basis_of(before[NAME], projected)}
+    return moved._replace(pending=moved.pending._replace(update=update), traces=traces)
 
 
 def _finite(leaf: jax.Array) -> jax.Array:

@@ -22,6 +22,9 @@ from deepeprop_jax.analysis.per_example import is_per_example
 from deepeprop_jax.learner.contract import LearnerState, OnlineLearner, Pending
 from deepeprop_jax.network.cell import Cell, Graph, PyTree
 from deepeprop_jax.segments.single_step import Factors
+from deepeprop_jax.segments.window import Window
+from deepeprop_jax.traces.plan import Traces
+from deepeprop_jax.traces.projected import NAME, ProjectedCarry
 
 EVERYWHERE = PartitionSpec()
 """A whole copy on each device."""
@@ -85,9 +88,16 @@ def over_batches(learner: OnlineLearner, graph: Graph) -> OnlineLearner:
 
     def specs_of(state: LearnerState, split: Split) -> LearnerState:
         batch, update = split.spec(), state.pending.update
-        traces = {name: split.spec(None) if name.partition(" <- ")[0] in deep else batch for name in state.traces}
+        traces: Traces = {
+            name: split.spec(None) if name.partition(" <- ")[0] in deep else batch for name in state.traces
+        }
+        if NAME in traces:
+            traces[NAME] = ProjectedCarry(split.spec(None), EVERYWHERE, EVERYWHERE, EVERYWHERE)
         by_example = isinstance(update, list) and all(isinstance(part, Factors) for part in update)
-        pending = Pending(batch, batch, batch if by_example else EVERYWHERE, batch)
+        waiting: PyTree = batch if by_example else EVERYWHERE
+        if isinstance(update, Window):
+            waiting = Window(EVERYWHERE, batch, split.spec(None), split.spec(None), EVERYWHERE)
+        pending = Pending(batch, batch, waiting, batch)
         return LearnerState(batch, traces, pending, batch)
 
     def over(function: Callable[..., PyTree], out_specs: Callable[..., PyTree]) -> Callable[..., PyTree]:

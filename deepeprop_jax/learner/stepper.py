@@ -79,6 +79,10 @@ class Stepper:
         """What waits after a sequence that ended with ``carry``: nothing."""
         return update
 
+    def projects(self, update: PyTree) -> jax.Array | bool:
+        """Whether a step after ``update`` projects the carry."""
+        return False
+
     def params_of(self, params: PyTree, update: PyTree) -> PyTree:
         """The parameters of the step that waits; ``params`` are those that the user gives with its gradient."""
         return update
@@ -136,9 +140,10 @@ class Windowed(Stepper):
         return segment_gradient(step, kept, window.at_last(step, dy))
 
     def first_update(self, given: PyTree, params: PyTree, carry: PyTree) -> window.Window:
-        zeros = jax.tree.map(lambda aval: jnp.zeros(aval.shape, aval.dtype), self.update.xs)
-        empty = self.update._replace(params=own_copy(given), xs=zeros)
-        return window.emptied(empty, own_copy(carry))
+        waiting = self.update.xs, self.update.resets
+        zeros = jax.tree.map(lambda aval: jnp.zeros(aval.shape, aval.dtype), waiting)
+        xs, resets = vary_like(zeros, params, carry)
+        return window.emptied(window.Window(own_copy(given), carry, xs, resets, self.update.count), own_copy(carry))
 
     def update_of(self, step: Segment, given: PyTree, before: LearnerState, x: PyTree) -> window.Window:
         waiting, active = before.pending.update, before.pending.active
@@ -147,10 +152,13 @@ class Windowed(Stepper):
     def after_sequence(self, update: window.Window, carry: PyTree) -> window.Window:
         return window.emptied(update, own_copy(carry))
 
+    def projects(self, update: window.Window) -> jax.Array:
+        return update.count >= self.update.steps
+
 
 def stepper_of(plan: Plan, params: PyTree, carry: PyTree, x: PyTree) -> Stepper:
     """The cheapest kind that the plan allows, from the shapes of what a step takes."""
-    if plan.projection is not None and plan.projection.every > 1:
+    if plan.projection is not None:
         return Windowed(plan, window.shapes(params, carry, x, plan.projection.every))
     if not single_step.applies(plan):
         return Upward(plan, params) if upward.applies(plan) else Stepper(plan, params)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from deepeprop_jax.learner.basis import CarryBasis, with_basis
 from deepeprop_jax.learner.contract import OnlineLearner
 from deepeprop_jax.network.arguments import as_arrays
 from deepeprop_jax.network.cell import PyTree
@@ -60,7 +61,15 @@ class Comparison(NamedTuple):
 
 
 def compare_to_bptt(
-    learner: OnlineLearner, params: PyTree, carry: PyTree, xs: PyTree, targets: PyTree, loss_fn: LossFn
+    learner: OnlineLearner,
+    params: PyTree,
+    carry: PyTree,
+    xs: PyTree,
+    targets: PyTree,
+    loss_fn: LossFn,
+    *,
+    segment_length: int | None = None,
+    basis: CarryBasis | None = None,
 ) -> Comparison:
     """A learner's gradient beside that of BPTT through the same network, per parameter and for the whole.
 
@@ -73,13 +82,17 @@ def compare_to_bptt(
       xs: inputs, leaves (T, batch, ...).
       targets: any pytree with leading T.
       loss_fn: ``loss_fn(y_t, target_t) -> scalar`` on the batched output of one step.
+      segment_length: as for ``learner.value_and_grad``.
+      basis: of a projected carry, see ``with_basis``; None for the one that ``learner.init`` gives.
 
     Returns:
       A ``Comparison``: ``rows``, ``total``, and a table when printed ("-": undefined, as one of the two is zero).
     """
     params, carry, xs = as_arrays(params, "params"), as_arrays(carry, "carry"), as_arrays(xs, "xs")
     state = learner.init(params, carry, jax.tree.map(lambda leaf: leaf[0], xs))
-    (_, end), grads = jax.jit(learner.value_and_grad(loss_fn))(params, state, xs, targets)
+    state = state if basis is None else with_basis(state, basis)
+    run = jax.jit(learner.value_and_grad(loss_fn, segment_length=segment_length))
+    (_, end), grads = run(params, state, xs, targets)
     _, reference = jax.jit(bptt(learner.network, loss_fn))(params, carry, xs, targets)
 
     rows, seen, wanted = [], [], []

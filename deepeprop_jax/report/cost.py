@@ -41,9 +41,18 @@ def tree_bytes(tree: PyTree) -> int:
     return sum(int(np.prod(leaf.shape, dtype=int)) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
 
 
-def multiply_adds(plan: Plan) -> int:
-    """``Cost.multiply_adds``, for one example."""
-    return sum(plan.depth(v) * _of_a_layer(plan, v) for v in range(len(plan.nodes)))
+def multiply_adds(plan: Plan, steps: int) -> int:
+    """``Cost.multiply_adds``, for one example.
+
+    Args:
+      steps: C, those of a segment.
+    """
+    total = sum(plan.depth(v) * _of_a_layer(plan, v) for v in range(len(plan.nodes)))
+    if plan.projection is not None:
+        rank = plan.projection.rank
+        entries = sum(plan.all_columns(k) for k in plan.projection.sources)
+        total += -(-rank * (rank + 1) * entries // steps)  # U M A V and (λ A) V, once a segment
+    return total
 
 
 def _of_a_layer(plan: Plan, v: int) -> int:
@@ -67,7 +76,9 @@ def _of_a_layer(plan: Plan, v: int) -> int:
     passed_on = any(p == v for p, _ in plan.transmitted)
     reached = bool(sources) or (has_depth and (passed_on or plan.bands[v] > 0))  # its carry, by others' influences
     dense = any(block.kind is Rows.DENSE for block in plan.own[v])
-    if n:  # one VJP per carry component, or per slot of a unit
+    if plan.projection is not None:
+        total += 2 * plan.projection.rank * forward  # one VJP per direction
+    if n and (plan.projection is None or plan.own[v]):  # one VJP per carry component, or per slot of a unit
         total += 2 * (n if dense or full or reached else slots) * forward
     factors = _in_factors(plan, v)
     arriving = sum(plan.all_columns(k) for k in sources) - sum(factors.values())

@@ -64,6 +64,14 @@ class ProjectedCarry(NamedTuple):
     directions: jax.Array
     lift: jax.Array
 
+    def in_basis_of(self, other: ProjectedCarry, moved: jax.Array | bool) -> ProjectedCarry:
+        """The same columns, with the basis of ``other``, from which they came; ``moved`` if through a projection.
+
+        It is what they hold already. But over a mesh it is the same on all devices, and known as such.
+        """
+        held = other.lift if moved is True else jnp.where(moved, other.lift, other.held)
+        return ProjectedCarry(self.columns, held, other.directions, other.lift)
+
 
 def contract(along: jax.Array, columns: jax.Array) -> jax.Array:
     """``(λ A) V`` of one leaf, summed over the batch.

@@ -93,6 +93,8 @@ MODES = [
     ("stack_3", {}, "bptt"),
     ("depth_4_between", {}, 2),
     ("stack_3_spiking", {}, "stream"),
+    ("stack_3", {"carry_rank": 2}, 2),
+    ("stack_3", {"carry_rank": 2, "project_every": 2}, "stream"),
 ]
 
 

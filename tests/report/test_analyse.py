@@ -203,3 +203,15 @@ def test_no_label_has_the_size_of_a_weight(cell, rank):
     """Labels of a weight are a vector along one of its axes: 16 times the weights cost no more than some vectors."""
     small, large = (peak_of_a_plan(cell, features, rank) for features in (512, 2048))
     assert large - small < 2048 * 2048  # bytes: less than one boolean per entry of one weight
+
+
+@pytest.mark.parametrize("name", ["stack_2", "deep_below_deep"])
+def test_a_projected_carry_is_listed_with_its_exact_bytes(name):
+    p = problem(name)
+    mode = analyse(p.network, p.params, p.carry, first(p), carry_rank=1).modes[-1]
+    assert mode.name == "projected carry, carry_rank=1"
+    state = jax.eval_shape(deep_eprop(p.network, carry_rank=1).init, p.params, p.carry, first(p))
+    for predicted, held in ((mode.cost.trace_bytes, state.traces), (mode.cost.pending_bytes, state.pending)):
+        assert predicted == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(held))
+    more = analyse(p.network, p.params, p.carry, first(p), carry_rank=2).modes[-1]
+    assert more.cost.multiply_adds > mode.cost.multiply_adds

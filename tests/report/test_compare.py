@@ -9,10 +9,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from deepeprop_jax import CarryBasis, deep_eprop
 from deepeprop_jax.learner.contract import LearnerState
 from deepeprop_jax.network.cell import Cell
 from deepeprop_jax.reference import bptt
 from deepeprop_jax.report.compare import compare_to_bptt
+from tests.gradients import FLOAT64
+from tests.zoo import problem
 
 pytestmark = pytest.mark.mixed_promotion  # Integer and complex parameters, mixed by the cell itself.
 
@@ -22,7 +25,7 @@ STEPS, BATCH = 4, 3
 def fake_learner(network, change):
     """A learner that computes BPTT's gradient, then ``change``s it."""
 
-    def value_and_grad(loss_fn):
+    def value_and_grad(loss_fn, **options):
         def run(params, state, xs, targets):
             (loss, carry), grads = bptt(network, loss_fn)(params, state, xs, targets)
             return (loss, LearnerState(carry, {}, None, carry)), change(grads)
@@ -102,3 +105,17 @@ def test_a_network_of_one_array_has_a_name():
         fake_learner(network, lambda grads: grads), jnp.ones(2), CARRY, XS, TARGETS, lambda y, target: jnp.sum(y**2)
     )
     assert [row.path for row in seen.rows] == ["params"]
+
+
+def test_a_projected_carry_is_compared_along_the_directions_that_are_given():
+    p = problem("stack_2")
+    learner = deep_eprop(p.network, carry_rank=3)
+    numbers = learner.plan(p.params, p.carry, p.xs[0]).projection.numbers
+    learner = deep_eprop(p.network, carry_rank=numbers)
+    every = jnp.eye(numbers)
+    basis = CarryBasis(every, every, *(None,) * 4)
+    arguments = (learner, p.params, p.carry, p.xs, p.targets, p.loss_fn)
+    assert compare_to_bptt(*arguments, segment_length=4, basis=basis).total.relative_error < FLOAT64
+    none = basis._replace(lift=0 * every)
+    assert compare_to_bptt(*arguments, segment_length=4, basis=none).total.relative_error > 1e-2
+    assert compare_to_bptt(*arguments, segment_length=len(p.xs), basis=none).total.relative_error < FLOAT64

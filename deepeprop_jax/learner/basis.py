@@ -1,0 +1,112 @@
+"""What a basis of a projected carry is, and how a state takes one."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from deepeprop_jax.learner.contract import LearnerState
+from deepeprop_jax.network.cell import PyTree
+from deepeprop_jax.traces import projected
+
+
+class CarryBasis(NamedTuple):
+    """A basis of a projected carry, and what it is learnt from. A pytree: it goes through jit, vmap and checkpoints.
+
+    N counts the real numbers of the carry of one example: node by node from below, the leaves of each in pytree order,
+    a complex leaf as its real part and then its imaginary part, without leaves that follow from others (spikes).
+
+    Attributes:
+      directions, lift: (R, N) Uᵀ and Aᵀ: an influence S is kept as A Uᵀ S.
+      weights: (N,) how much each direction of the whole space would carry, sorted; the first R are kept.
+      signals: (J, N, N) Σ_j, second moments of the cotangents that arrive in the carry from 1 / (1 - g_j) segments
+        ahead or less, each of trace one.
+      tangents: (N, N) Σs, second moments of what a random change of the parameters makes of the carry, of trace one.
+      updates: () how many there were.
+    """
+
+    directions: jax.Array
+    lift: jax.Array
+    weights: jax.Array
+    signals: jax.Array
+    tangents: jax.Array
+    updates: jax.Array
+
+
+class InitBasis(Protocol):
+    """A random orthonormal basis, and moments that know nothing yet.
+
+    Args:
+      key: from ``jax.random.key``.
+      params, carry, x: as given to ``learner.init``.
+    """
+
+    def __call__(self, key: jax.Array, params: PyTree, carry: PyTree, x: PyTree) -> CarryBasis: ...
+
+
+class UpdateBasis(Protocol):
+    """Run a sequence, collect moments at every boundary between segments, and choose the directions anew.
+
+    Steps after the last whole segment are not looked at. Once in four calls of ``value_and_grad`` is enough.
+
+    *Cost*: forward, one pull of two cotangents back to the carries, one tangent; no parameter's gradient. (J + 1)
+    eigenvalue problems and one singular value decomposition of N x N, once a call.
+
+    Args:
+      basis: the one before.
+      key: another one for every call.
+      params, state, xs, targets, resets, valid: as given to ``value_and_grad``'s ``run``; of the state its carry alone.
+    """
+
+    def __call__(
+        self,
+        basis: CarryBasis,
+        key: jax.Array,
+        params: PyTree,
+        state: LearnerState,
+        xs: PyTree,
+        targets: PyTree,
+        resets: jax.Array | None = None,
+        valid: jax.Array | None = None,
+    ) -> CarryBasis: ...
+
+
+class BasisLearner(NamedTuple):
+    """What ``carry_basis`` returns: two pure functions.
+
+    Attributes:
+      init: ``init(key, params, carry, x) -> basis``.
+      update: ``update(basis, key, params, state, xs, targets) -> basis``.
+    """
+
+    init: InitBasis
+    update: UpdateBasis
+
+
+def with_basis(state: LearnerState, basis: CarryBasis) -> LearnerState:
+    """The state whose carry is projected along another basis from its next segment, or step, on.
+
+    What the state holds stays as it is, with the lift that belongs to it, until then.
+
+    Args:
+      state: of a learner with ``carry_rank=R``.
+      basis: from ``carry_basis``, or anything with ``directions`` and ``lift``, (R, N).
+
+    Raises:
+      ValueError: a state without a projected carry; arrays of another shape.
+    """
+    if projected.NAME not in state.traces:
+        raise ValueError(
+            "The state has no projected carry; make it with a learner of deep_eprop(network, carry_rank=R)."
+        )
+    held = state.traces[projected.NAME]
+    for name in ("directions", "lift"):
+        seen, needed = jnp.shape(getattr(basis, name)), getattr(held, name).shape
+        if seen != needed:
+            raise ValueError(f"{name} must have shape (R, N) = {needed}; seen {seen}.")
+    new = held._replace(
+        directions=jnp.asarray(basis.directions, held.lift.dtype), lift=jnp.asarray(basis.lift, held.lift.dtype)
+    )
+    return state._replace(traces=state.traces | {projected.NAME: new})
