@@ -6,6 +6,7 @@ from deepeprop_jax.learner.basis import BasisLearner, CarryBasis, with_basis
 from deepeprop_jax.learner.carry_basis import carry_basis
 from deepeprop_jax.learner.contract import LearnerState, OnlineLearner
 from deepeprop_jax.learner.deep_eprop import deep_eprop
+from deepeprop_jax.learner.error_meter import Error, ErrorMeter, Meter, error_meter
 from deepeprop_jax.learner.hoisted_bptt import hoisted_bptt
 from deepeprop_jax.network.build import graph, stack
 from deepeprop_jax.network.cell import Cell
@@ -25,12 +26,16 @@ __all__ = [
     "BasisLearner",
     "CarryBasis",
     "Cell",
+    "Error",
+    "ErrorMeter",
     "LearnerState",
+    "Meter",
     "OnlineLearner",
     "analyse",
     "carry_basis",
     "compare_to_bptt",
     "deep_eprop",
+    "error_meter",
     "graph",
     "hoisted_bptt",
     "linen_cell",

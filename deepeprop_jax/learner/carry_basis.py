@@ -159,7 +159,8 @@ def _moments(
             sums.own + _cov(own), sums.pulled + jnp.stack([_cov(q) for q in of_horizon]), sums.tangents + _cov(centred)
         )
         mean = mean + (numbers[0] - mean) / (index + 1).astype(mean.dtype)
-        tau = push_forward(network, params, probe, Moving(carry, tau), steps.initial_carry, xs, flags)
+        here = xs, targets, flags
+        tau = push_forward(network, params, probe, Moving(carry, tau), steps.initial_carry, here).moving.tangent
         return (part.carry_end, tau, mean, sums), None
 
     nothing = jnp.zeros((plan.projection.numbers,) * 2, plan.dtype)

@@ -1,0 +1,230 @@
+"""How far a gradient is from BPTT's, measured beside it, forward in time and without BPTT.
+
+    E (ĝ · ξ − Σ_t ∂L_t/∂y_t · Y_t ξ)²  =  ‖ĝ − g‖²        for ξ ~ N(0, 1) that ĝ does not depend on
+
+g is BPTT's gradient, and g · ξ the loss's derivative along ξ: what forward mode finds with one tangent of the carry,
+exactly, in memory that does not grow with time. Its square is, in the mean, ‖g‖². (Forward-mode derivatives along
+random directions: Baydin et al., "Gradients without backpropagation", 2022; here they judge a gradient.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deepeprop_jax.jaxpr.real_leaves import RealView
+from deepeprop_jax.learner import checks
+from deepeprop_jax.learner.contract import LearnerState, OnlineLearner
+from deepeprop_jax.learner.sequence import make_sequence
+from deepeprop_jax.learner.tangent import Moving, no_tangent, push_forward, random_tangent
+from deepeprop_jax.network.arguments import as_arrays, check_same
+from deepeprop_jax.network.cell import PyTree
+from deepeprop_jax.traces.plan import Plan
+
+
+class Meter(NamedTuple):
+    """What a meter holds: a probe under way, and running means so far. A pytree.
+
+    Attributes:
+      key: of the probes to come.
+      probe: ξ, shaped as params: of one node's parameters at a time, the nodes in turn.
+      node: whose, as a place among the nodes with trained parameters.
+      tangent: τ = S ξ, shaped as the carry.
+      sequences: how many were begun.
+      errors, squares: (nodes,) running means of (ĝ · ξ − g · ξ)² and of (g · ξ)².
+      fourths: (nodes,) running mean of (ĝ · ξ − g · ξ)⁴.
+      counts: (nodes,) how many went into them.
+    """
+
+    key: jax.Array
+    probe: PyTree
+    node: jax.Array
+    tangent: PyTree
+    sequences: jax.Array
+    errors: jax.Array
+    squares: jax.Array
+    fourths: jax.Array
+    counts: jax.Array
+
+
+class Error(NamedTuple):
+    """An estimate of ‖ĝ − g‖ / ‖g‖; nan before every node was probed once.
+
+    Attributes:
+      total: of the whole gradient.
+      nodes: of each node with trained parameters, from below.
+      uncertainty: standard error of ``total``.
+    """
+
+    total: jax.Array
+    nodes: jax.Array
+    uncertainty: jax.Array
+
+
+class InitMeter(Protocol):
+    """A meter that has seen nothing, before a sequence.
+
+    Args:
+      key: from ``jax.random.key``.
+      params, carry, x: as given to ``learner.init``.
+    """
+
+    def __call__(self, key: jax.Array, params: PyTree, carry: PyTree, x: PyTree) -> Meter: ...
+
+
+class BeginMeter(Protocol):
+    """Before a new sequence, all of whose examples start from their initial carry: another probe.
+
+    Args:
+      meter: the one so far.
+      params, carry, x: as given to ``learner.init``.
+    """
+
+    def __call__(self, meter: Meter, params: PyTree, carry: PyTree, x: PyTree) -> Meter: ...
+
+
+class UpdateMeter(Protocol):
+    """After a sequence, or a piece of a stream: compare its gradient with BPTT's along the probe.
+
+    *Cost*: the network forward with one tangent. Constant memory.
+
+    Args:
+      meter: where the piece started.
+      params, state, xs, targets, resets, valid: as given to ``value_and_grad``'s ``run``. Of the state its carry and
+        initial carry alone are looked at.
+      grads: what came out, or any other gradient of this piece's losses.
+    """
+
+    def __call__(
+        self,
+        meter: Meter,
+        params: PyTree,
+        state: LearnerState,
+        xs: PyTree,
+        targets: PyTree,
+        grads: PyTree,
+        resets: jax.Array | None = None,
+        valid: jax.Array | None = None,
+    ) -> Meter: ...
+
+
+class ErrorMeter(NamedTuple):
+    """What ``error_meter`` returns: pure functions.
+
+    Attributes:
+      init: ``init(key, params, carry, x) -> meter``.
+      begin: ``begin(meter, params, carry, x) -> meter``.
+      update: ``update(meter, params, state, xs, targets, grads) -> meter``.
+      error: ``error(meter) -> Error``.
+    """
+
+    init: InitMeter
+    begin: BeginMeter
+    update: UpdateMeter
+    error: Callable[[Meter], Error]
+
+
+def error_meter(learner: OnlineLearner, loss_fn: Callable[..., PyTree], *, horizon: int = 100) -> ErrorMeter:
+    """Measure the error of a gradient against BPTT's while learning, in any mode, without BPTT.
+
+    A probe ξ lasts for a sequence, from its first step on; each gives one sample. n samples of a node leave an error of
+    about 1 / sqrt(2 n). Where one sequence in four is enough, call ``begin`` and ``update`` for those alone.
+
+    In a stream that never begins anew one probe stays: its figures are right in the mean over keys, not over time.
+
+    Args:
+      learner: what made the gradient; its network and ``trainable`` are asked for.
+      loss_fn: as for ``value_and_grad``, without aux.
+      horizon: how many samples of a node a running mean looks back.
+
+    Raises:
+      TypeError, ValueError: loss_fn is no function; ``horizon`` below 1.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> from deepeprop_jax import deep_eprop, error_meter
+    >>> learner = deep_eprop(nn.GRUCell(features=4), exact=True)
+    >>> xs = jax.random.normal(jax.random.key(0), (6, 2, 3), jnp.float32)
+    >>> params, carry = learner.network.init(jax.random.key(1), xs[0])
+    >>> loss_fn = lambda y, target: jnp.mean((y - target) ** 2)
+    >>> meter_of = error_meter(learner, loss_fn)
+    >>> meter = meter_of.init(jax.random.key(2), params, carry, xs[0])
+    >>> state = learner.init(params, carry, xs[0])
+    >>> (loss, after), grads = learner.value_and_grad(loss_fn)(params, state, xs, jnp.zeros(6))
+    >>> meter = meter_of.update(meter, params, state, xs, jnp.zeros(6), grads)
+    >>> bool(meter_of.error(meter).total < 1e-5)
+    True
+    """
+    checks.check_sequence_options(loss_fn, horizon)
+
+    def trained(plan: Plan) -> list[int]:
+        return [v for v, leaves in enumerate(plan.trained) if leaves]
+
+    def begin(meter, params, carry, x):
+        plan = learner.plan(params, carry, x)
+        nodes = jnp.asarray(trained(plan), jnp.int32)
+        node = meter.sequences % len(nodes)
+        key, now = jax.random.split(meter.key)
+        probe = random_tangent(plan, now, params, nodes[node])
+        return meter._replace(key=key, probe=probe, node=node, tangent=no_tangent(carry), sequences=meter.sequences + 1)
+
+    def init(key, params, carry, x):
+        params, carry = as_arrays(params, "params"), as_arrays(carry, "carry")
+        plan = learner.plan(params, carry, x)
+        zeros, count = jnp.zeros(len(trained(plan)), plan.dtype), jnp.zeros((), jnp.int32)
+        meter = Meter(key, params, count, no_tangent(carry), count, zeros, zeros, zeros, zeros)
+        return begin(meter, params, carry, x)
+
+    def update(meter, params, state, xs, targets, grads, resets=None, valid=None):
+        params, xs = as_arrays(params, "params"), as_arrays(xs, "xs")
+        check_same(grads, params, "grads", "Give what value_and_grad gave for these params.")
+        plan = learner.plan(params, state.carry, jax.tree.map(lambda leaf: leaf[0], xs))
+        steps = make_sequence(plan, loss_fn, False, state.initial_carry, xs, targets, resets, valid)
+
+        def cotangent(y: PyTree, target: PyTree, valid: jax.Array | None) -> PyTree:
+            return steps.loss_and_dy(y, target, valid)[1]
+
+        start = Moving(state.carry, meter.tangent)
+        pushed = push_forward(learner.network, params, meter.probe, start, state.initial_carry, steps.inputs, cotangent)
+        error = (_along(grads, meter.probe, params, plan.dtype) - pushed.along.astype(plan.dtype)) ** 2
+        here = jnp.arange(len(meter.counts), dtype=jnp.int32) == meter.node
+        rate = jnp.maximum(1 / (meter.counts + 1), 1 / horizon)
+
+        def mean(old: jax.Array, new: jax.Array) -> jax.Array:
+            return jnp.where(here, old + rate * (new - old), old)
+
+        return meter._replace(
+            tangent=pushed.moving.tangent,
+            errors=mean(meter.errors, error),
+            squares=mean(meter.squares, pushed.along.astype(plan.dtype) ** 2),
+            fourths=mean(meter.fourths, error**2),
+            counts=meter.counts + here.astype(meter.counts.dtype),
+        )
+
+    def error(meter):
+        count = jnp.minimum(meter.counts, 2 * horizon - 1)
+        seen = (meter.counts > 0).all()
+        errors, squares = meter.errors.sum(), meter.squares.sum()
+        # Of a sum of squares of normal numbers the variance is twice the mean's square.
+        spread = jnp.sum((meter.fourths - meter.errors**2) / count) / errors**2
+        spread = spread + jnp.sum(2 * meter.squares**2 / count) / squares**2
+        total = jnp.sqrt(errors / squares)
+        uncertainty = jnp.where(errors > 0, total * jnp.sqrt(spread) / 2, 0)
+        nothing = jnp.nan
+        return Error(
+            jnp.where(seen, total, nothing),
+            jnp.where(meter.counts > 0, jnp.sqrt(meter.errors / meter.squares), nothing),
+            jnp.where(seen, uncertainty, nothing),
+        )
+
+    return ErrorMeter(init, begin, update, error)
+
+
+def _along(grads: PyTree, probe: PyTree, params: PyTree, dtype: np.dtype) -> jax.Array:
+    """ĝ · ξ, the gradient in ``jax.grad``'s convention."""
+    view = RealView(params)
+    pairs = zip(view.split_cotangent(grads), view.split(probe).real, strict=True)
+    return sum((jnp.sum(a * b).astype(dtype) for a, b in pairs), jnp.zeros((), dtype))

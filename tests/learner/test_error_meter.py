@@ -1,0 +1,118 @@
+"""The error meter beside the true error, for gradients of every mode."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deepeprop_jax import deep_eprop, error_meter
+from deepeprop_jax.reference import bptt
+from tests.zoo import problem, start
+
+PROBES = 3000
+
+
+def true_errors(grads, right, leaves_of) -> tuple[float, list[float]]:
+    """‖ĝ - g‖ / ‖g‖ of the whole and of each node."""
+
+    def squares(tree) -> float:
+        return sum(float(jnp.sum(jnp.abs(leaf) ** 2)) for leaf in jax.tree.leaves(tree))
+
+    nodes = [
+        (squares(jax.tree.map(jnp.subtract, a, b)), squares(b))
+        for a, b in zip(leaves_of(grads), leaves_of(right), strict=True)
+        if jax.tree.leaves(b)
+    ]
+    return np.sqrt(sum(a for a, _ in nodes) / sum(b for _, b in nodes)), [np.sqrt(a / b) for a, b in nodes]
+
+
+def measured(name: str, options: dict, probes: int, pieces: int = 1, **run_options):
+    """(the meter's figures after so many probes of every node, the true ones)."""
+    p = problem(name, steps=8)
+    learner = deep_eprop(p.network, **options)
+    state = start(learner, p)
+    run = learner.value_and_grad(p.loss_fn, segment_length=2, **run_options)
+    meter_of = error_meter(learner, p.loss_fn, horizon=10**6)
+    size = 8 // pieces
+    cut = [jax.tree.map(lambda a, i=i: a[i * size : (i + 1) * size], (p.xs, p.targets)) for i in range(pieces)]
+    passed, grads = [state], []
+    for piece in cut:
+        (_, after), found = jax.jit(run)(p.params, passed[-1], *piece)
+        passed.append(after)
+        grads.append(found)
+
+    def sequence(meter, _):
+        meter = meter_of.begin(meter, p.params, p.carry, p.xs[0])
+        for before, piece, found in zip(passed, cut, grads, strict=False):
+            meter = meter_of.update(meter, p.params, before, *piece, found)
+        return meter, None
+
+    meter = meter_of.init(jax.random.key(0), p.params, p.carry, p.xs[0])
+    meter = jax.jit(lambda meter: jax.lax.scan(sequence, meter, None, probes)[0])(meter)
+    right = jax.jit(bptt(p.network, p.loss_fn))(p.params, p.carry, p.xs, p.targets)[1]
+    total = jax.tree.map(lambda *parts: sum(parts), *grads)
+    leaves_of = (lambda tree: list(tree)) if isinstance(p.params, tuple) else (lambda tree: [tree])
+    return meter_of.error(meter), true_errors(total, right, leaves_of), meter
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "run_options"),
+    [
+        ("stack_2", {}, {}),
+        ("stack_2", {"hops": 0}, {"within_segment": "exact"}),
+        ("stack_2", {"carry_rank": 1}, {}),
+        ("linen_lstm", {"rank": 1}, {}),
+        ("complex_dense", {}, {}),
+        ("custom_vjp_spike", {}, {}),
+        ("counter_and_key", {"hops": 0}, {}),
+    ],
+)
+def test_its_mean_is_the_true_error(name, options, run_options):
+    error, (total, nodes), _ = measured(name, options, PROBES, **run_options)
+    assert total > 1e-3
+    assert abs(float(error.total) - total) < 4 * float(error.uncertainty) < 0.2 * total
+    np.testing.assert_allclose(error.nodes, nodes, rtol=0.15, atol=1e-9)
+
+
+def test_two_hundred_probes_come_within_fifteen_per_cent():
+    error, (total, _), _ = measured("stack_2", {}, 400)  # two nodes
+    assert abs(float(error.total) / total - 1) < 0.15
+
+
+@pytest.mark.parametrize("name", ["stack_2", "lif", "depth_4"])
+def test_of_an_exact_gradient_it_reads_zero(name):
+    error, _, _ = measured(name, {"exact": True}, 4)
+    assert error.total < 1e-12
+
+
+def test_pieces_of_a_stream_go_on_with_their_tangent():
+    error, _, _ = measured("stack_2", {"exact": True}, 2, pieces=4)
+    assert error.total < 1e-12
+    *_, meter = measured("stack_2", {}, 2, pieces=4)
+    assert meter.counts.tolist() == [4, 4]
+
+
+def test_resets_valid_steps_and_masks():
+    p = problem("stack_2", steps=8)
+    learner = deep_eprop(p.network, exact=True, trainable=(False, True, True)[: len(p.params)])
+    state, meter_of = start(learner, p), error_meter(learner, p.loss_fn)
+    resets = jnp.zeros((8, 3), bool).at[3, 1].set(True).at[0, 0].set(True)
+    valid = jnp.ones((8, 3), bool).at[5:, 2].set(False)
+    (_, _), grads = jax.jit(learner.value_and_grad(p.loss_fn))(p.params, state, p.xs, p.targets, resets, valid)
+    meter = meter_of.init(jax.random.key(0), p.params, p.carry, p.xs[0])
+    assert jax.tree.all(jax.tree.map(lambda leaf: not leaf.any(), meter.probe[0]))
+    update = jax.jit(meter_of.update)
+    assert meter_of.error(update(meter, p.params, state, p.xs, p.targets, grads, resets, valid)).total < 1e-12
+    assert meter_of.error(update(meter, p.params, state, p.xs, p.targets, grads)).total > 1e-3
+
+
+def test_nothing_seen_is_nan_and_grads_of_another_shape_are_refused():
+    p = problem("stack_2", steps=8)
+    learner = deep_eprop(p.network)
+    meter_of = error_meter(learner, p.loss_fn)
+    meter = meter_of.init(jax.random.key(0), p.params, p.carry, p.xs[0])
+    assert np.isnan(meter_of.error(meter).total)
+    with pytest.raises(ValueError, match="grads"):
+        meter_of.update(meter, p.params, start(learner, p), p.xs, p.targets, p.params[0])
