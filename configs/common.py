@@ -26,6 +26,9 @@ def training() -> ml_collections.ConfigDict:
     # Steps between two updates inside a sequence, with the traces kept; None: one update, at its end.
     config.update_every = config_dict.placeholder(int)
 
+    # Whether the error of the gradient against BPTT's is measured beside it, in metrics, curves and the progress bar.
+    config.meter = False
+
     # Training batches in all, between two lines of metrics, and between two checkpoints.
     config.batches = 800
     config.evaluate_every = 50

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from deepeprop_jax import Error, LearnerState, Meter, deep_eprop, error_meter
 from experiments.tasks.catalogue import Task
 from experiments.training import measure
 from experiments.training.against_bptt import compare_layers, quotient
@@ -25,11 +27,13 @@ class Learning(NamedTuple):
       optimiser_state: of the optimiser.
       stream: carry and traces that the next batch goes on from; where every batch starts anew, what the rule keeps for
         itself: None for most.
+      meter: of the gradient's error; None without one.
     """
 
     params: optax.Params
     optimiser_state: optax.OptState
     stream: PyTree
+    meter: Meter | None = None
 
 
 class Update(NamedTuple):
@@ -55,6 +59,7 @@ class Loop:
       optimiser: from optax.
       update_every: k, a divisor of the sequence's length T.
       batches_per_call: how many batches ``advance`` takes.
+      metered: whether the error of the gradient is measured beside it, at the cost of a forward pass with a tangent.
     """
 
     def __init__(
@@ -64,8 +69,10 @@ class Loop:
         optimiser: optax.GradientTransformation,
         update_every: int,
         batches_per_call: int,
+        metered: bool = False,
     ) -> None:
         self._task, self._rule, self._optimiser = task, rule, optimiser
+        self._meter = error_meter(deep_eprop(task.network), task.loss_fn) if metered else None
         self._update_every, self._batches_per_call = update_every, batches_per_call
         self._test = None
         self.start = jax.jit(self._start)
@@ -80,7 +87,8 @@ class Loop:
         params, carry = self._task.network.init(jax.random.fold_in(key, 0), x)
         stream = self._rule.start(params, carry, x)
         stream = stream if self._task.continues else self._rule.keep(stream)
-        return Learning(params, self._optimiser.init(params), stream)
+        meter = None if self._meter is None else self._meter.init(key, params, carry, x)
+        return Learning(params, self._optimiser.init(params), stream, meter)
 
     def _advance(self, learning: Learning, key: jax.Array, first: jax.Array) -> tuple[Learning, jax.Array]:
         """Learn from ``batches_per_call`` batches, from number ``first`` on; also gives their mean loss."""
@@ -101,10 +109,13 @@ class Loop:
         """Also gives every batch's loss and the last update."""
 
         def update(state: tuple[Learning, Update], piece: tuple) -> tuple[tuple[Learning, Update], jax.Array]:
-            params, optimiser_state, stream = state[0]
-            (loss, stream), grads = self._rule.piece(params, stream, *piece)
+            params, optimiser_state, before, meter = state[0]
+            (loss, stream), grads = self._rule.piece(params, before, *piece)
+            if self._meter is not None:
+                carry = self._rule.carry_of(before)
+                meter = self._meter.update(meter, params, LearnerState(carry, {}, None, carry), *piece, grads)
             steps, optimiser_state = self._optimiser.update(grads, optimiser_state, params)
-            after = Learning(optax.apply_updates(params, steps), optimiser_state, stream)
+            after = Learning(optax.apply_updates(params, steps), optimiser_state, stream, meter)
             return (after, Update(params, grads)), loss
 
         def batch(state: tuple[Learning, Update], index: jax.Array) -> tuple[tuple[Learning, Update], jax.Array]:
@@ -114,6 +125,10 @@ class Loop:
                 stream = self._fresh(learning.params)
                 stream = stream if learning.stream is None else self._rule.resume(stream, learning.stream)
                 learning = learning._replace(stream=stream)
+                if self._meter is not None:
+                    x = measure.silence(self._task)
+                    meter = self._meter.begin(learning.meter, learning.params, measure.initial_carry(self._task, x), x)
+                    learning = learning._replace(meter=meter)
             pieces = jax.tree.map(lambda leaf: leaf.reshape(-1, self._update_every, *leaf.shape[1:]), sequence)
             (learning, last), losses = jax.lax.scan(update, (learning, last), pieces)
             if not self._task.continues:
@@ -137,6 +152,18 @@ class Loop:
         self._test = self._test or self._task.test()
         accuracy, loss = self._tested(params, *self._test)
         return {"test_accuracy": float(accuracy), "test_loss": quotient(float(loss), 1)}
+
+    def error(self, learning: Learning) -> dict[str, Any]:
+        """What the meter reads: the relative error against BPTT, its standard error, and that of each node."""
+        found = Error(*map(np.asarray, self._meter.error(learning.meter))) if self._meter is not None else None
+        if found is None:
+            return {}
+        nodes = [quotient(float(value), 1) for value in found.nodes]
+        return {
+            "meter": quotient(float(found.total), 1),
+            "meter_uncertainty": quotient(float(found.uncertainty), 1),
+            "meter_nodes": nodes,
+        }
 
     def fidelity(self, learning: Learning, key: jax.Array, index: int) -> list[dict[str, float | None]]:
         """The rule's gradient beside that of BPTT, per layer: same parameters, batch ``index``, no update inside it.

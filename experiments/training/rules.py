@@ -33,6 +33,7 @@ class Rule(NamedTuple):
       period: parameters may change after every multiple of so many steps; None: at the end of the sequence only.
       keep: ``keep(state)``: what the rule has learnt for itself, and goes on with in the next sequence; None for most.
       resume: ``resume(state, kept) -> state``: a new sequence's state with that.
+      carry_of: ``carry_of(state)``: the network's carry.
     """
 
     start: Callable[[PyTree, PyTree, PyTree], PyTree]
@@ -41,6 +42,7 @@ class Rule(NamedTuple):
     period: int | None
     keep: Callable[[PyTree], PyTree] = lambda state: None
     resume: Callable[[PyTree, PyTree], PyTree] = lambda state, kept: state
+    carry_of: Callable[[PyTree], PyTree] = lambda state: state.carry if isinstance(state, LearnerState) else state
 
     def gradient(
         self, params: PyTree, carry: PyTree, xs: PyTree, targets: PyTree, kept: PyTree = None
@@ -153,6 +155,7 @@ def projected(network: Cell, loss_fn: LossFn, *, carry_rank: int, segment_length
         period=None,
         keep=lambda now: (now.basis, now.sequences),
         resume=lambda now, kept: Projecting(now.state, *kept),
+        carry_of=lambda now: now.state.carry,
     )
 
 

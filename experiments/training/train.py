@@ -8,7 +8,8 @@ In the folder (default ``results/train/<name of the configuration's file>``):
 * ``metrics.jsonl``: a line per evaluation: ``batch`` (training batches seen), ``update`` (optimiser updates made),
   ``train_loss`` (per sequence, mean since the line before), ``test_accuracy`` and ``test_loss`` (per sequence); at the
   start, the middle and the end also ``layers``, each layer's gradient by the rule beside that of BPTT. What is
-  undefined or not finite is null.
+  undefined or not finite is null. With ``--config.meter=True`` also ``meter``, the running estimate of the gradient's
+  relative error against BPTT's, with its standard error and that of every node.
 * ``timings.jsonl``: a line per evaluation, kept apart so that metrics repeat bit for bit.
 * ``checkpoints/``, ``config.json``, ``commits`` (of the programs that trained) and, where tensorboardX is installed,
   ``tensorboard/``.
@@ -56,7 +57,12 @@ class Run:
         self.config, self._length, self._workdir = setting.config, setting.length, workdir
         self._updates_per_batch = setting.length // setting.update_every
         self._loop = Loop(
-            setting.task, setting.rule, setting.optimiser, setting.update_every, self.config.evaluate_every
+            setting.task,
+            setting.rule,
+            setting.optimiser,
+            setting.update_every,
+            self.config.evaluate_every,
+            self.config.meter,
         )
         self.batch, self._key = workdir.newest() or 0, jax.random.key(self.config.seed)
         evaluations = self.config.batches // self.config.evaluate_every
@@ -91,6 +97,8 @@ class Run:
             if self.batch % config.checkpoint_every == 0 or self.batch == config.batches:
                 self._workdir.save(self.batch, self._state(learning))
             note = f"accuracy {metrics['test_accuracy']:.3f}, {rate:,.0f} steps/s"
+            if metrics.get("meter") is not None:
+                note += f", error {metrics['meter']:.2f} ± {metrics['meter_uncertainty']:.2f}"
             progress.update(bar, completed=self.batch, note=note)
 
     @contextlib.contextmanager
@@ -124,6 +132,7 @@ class Run:
             "update": self.batch * self._updates_per_batch,
             "train_loss": loss,
             **self._loop.test(learning.params),
+            **self._loop.error(learning),
         }
         if self.batch in self._compared:
             metrics["layers"] = self._loop.fidelity(learning, self._key, self.batch)
@@ -164,7 +173,7 @@ def trained(folder: Path, task: str | None = None) -> tuple[Settings, Any]:
 
 def show(board: Any, metrics: dict[str, Any]) -> None:
     """A line of metrics on TensorBoard."""
-    named = {name: metrics[name] for name in ("train_loss", "test_accuracy", "test_loss")}
+    named = {name: metrics.get(name) for name in ("train_loss", "test_accuracy", "test_loss", "meter")}
     for layer, figures in enumerate(metrics.get("layers", [])):
         named |= {f"layer {layer}/{name}": value for name, value in figures.items()}
     for name, value in named.items():

@@ -141,3 +141,17 @@ def test_figures_of_a_layer() -> None:
     # A complex number is two real ones.
     turned = compare(jnp.full(1, 2j), jnp.full(1, 1 + 0j))
     assert turned == pytest.approx({"cosine": 0, "relative_error": 5**0.5, "norm_ratio": 2})
+
+
+@pytest.mark.parametrize(
+    ("rule", "exact"), [("exact RTRL", True), ("BPTT", True), ("hops = 0", False), ("R = 1", False)]
+)
+def test_a_metered_loop_knows_its_own_error(rule: str, exact: bool) -> None:
+    task = dense_task()
+    made = RULES[rule](task.network, cross_entropy)
+    loop = Loop(task, made, optax.sgd(RATE), STEPS, batches_per_call=6, metered=True)
+    learning, _ = loop.advance(loop.start(jax.random.key(0)), jax.random.key(0), np.int32(0))
+    found = loop.error(learning)
+    assert len(found["meter_nodes"]) == 3
+    assert (found["meter"] < 1e-9) == exact
+    assert learning.meter.counts.tolist() == [2, 2, 2]
