@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from deepeprop_jax.analysis.node import Node
 from deepeprop_jax.jaxpr.computed_once import computed_once
@@ -132,7 +133,7 @@ def _wide_zeros(tree: PyTree, dtype: jnp.dtype) -> PyTree:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return leaf
         if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-            return jnp.zeros(leaf.shape, float32_or_wider(jnp.complex64, dtype))
+            return jnp.zeros(leaf.shape, float32_or_wider(np.dtype(np.complex64), dtype))
         return jnp.zeros(leaf.shape, dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype)
 
     return jax.tree.map(zeros, tree)
