@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from deepeprop_jax import OnlineLearner, deep_eprop, hoisted_bptt
+from deepeprop_jax import OnlineLearner, carry_basis, deep_eprop, error_meter, hoisted_bptt, with_basis
 from deepeprop_jax.reference import bptt, checkpointed_bptt, forward_rtrl, truncated_bptt
 from experiments.benchmarks import peer
 from experiments.benchmarks.problems import Problem, squared_error
@@ -94,6 +94,42 @@ def _stream(problem: Problem, descend: bool = False, **options: Any) -> Rival:
     return _started(learner, run, gives_gradient=not descend)
 
 
+def _learning_its_basis(problem: Problem, rank: int) -> Rival:
+    """A projected carry, and an update of its basis from the same sequence."""
+    learner = deep_eprop(problem.network(), carry_rank=rank)
+    compute = learner.value_and_grad(squared_error, segment_length=problem.segment)
+    update = carry_basis(learner, squared_error, segment_length=problem.segment)
+
+    def run(params: Any, start: Any, xs: Any, targets: Any) -> tuple:
+        state, basis = start
+        (loss, after), grads = compute(params, with_basis(state, basis), xs, targets)
+        basis = update.update(basis, jax.random.key(0), params, state, xs, targets)
+        return loss, grads, (after.carry, after.traces, basis)
+
+    def start(params: Any, carry: Any, xs: Any) -> tuple:
+        return learner.init(params, carry, xs[0]), update.init(jax.random.key(0), params, carry, xs[0])
+
+    return Rival(run, start)
+
+
+def _metered(problem: Problem, **options: Any) -> Rival:
+    """With the error of the gradient measured beside it."""
+    learner = deep_eprop(problem.network(), **options)
+    compute = learner.value_and_grad(squared_error, segment_length=problem.segment)
+    meter_of = error_meter(learner, squared_error)
+
+    def run(params: Any, start: Any, xs: Any, targets: Any) -> tuple:
+        state, meter = start
+        (loss, after), grads = compute(params, state, xs, targets)
+        meter = meter_of.update(meter, params, state, xs, targets, grads)
+        return loss, grads, (after.carry, after.traces, meter)
+
+    def start(params: Any, carry: Any, xs: Any) -> tuple:
+        return learner.init(params, carry, xs[0]), meter_of.init(jax.random.key(0), params, carry, xs[0])
+
+    return Rival(run, start)
+
+
 RIVALS: dict[str, Callable[[Problem], Rival]] = {
     "BPTT": partial(_backward, bptt),
     "BPTT, hoisted": _hoisted,
@@ -103,6 +139,10 @@ RIVALS: dict[str, Callable[[Problem], Rival]] = {
     "hops=0": partial(_segments, hops=0),
     "hops=0, exact inside": partial(_segments, within="exact", hops=0),
     **{f"hops=0, rank {rank}": partial(_segments, hops=0, rank=rank) for rank in (1, 4, 8)},
+    **{f"R = {rank}": partial(_segments, carry_rank=rank) for rank in (1, 2, 4, 8)},
+    "R = 4, and its basis": partial(_learning_its_basis, rank=4),
+    "R = 4, and a meter": partial(_metered, carry_rank=4),
+    "R = 4, stream": partial(_stream, carry_rank=4),
     "all hops": _segments,
     "all hops, exact inside": partial(_segments, within="exact"),
     "exact": partial(_segments, exact=True),

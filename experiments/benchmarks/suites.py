@@ -77,6 +77,18 @@ def _rank() -> tuple[Comparison, ...]:
     return tuple(Comparison(problem, rivals, reference="hops=0") for problem in problems)
 
 
+def _projected() -> tuple[Comparison, ...]:
+    ranks = ("R = 1", "R = 2", "R = 4", "R = 8")
+    found = []
+    for batch in (16, 1):
+        for cell in ("GRU", "leaky tanh"):
+            base = Problem(cell, 128, batch=batch, segment=32)
+            found.append(Comparison(base, (REFERENCE, HOISTED, *ranks, "R = 4, and its basis", "R = 4, and a meter")))
+            found += [Comparison(base._replace(segment=steps), (REFERENCE, "R = 4", "R = 8")) for steps in (64, 128)]
+    small = Problem("GRU", 32, batch=4, steps=128, segment=8)
+    return (*found, Comparison(small, (REFERENCE, "R = 4", "R = 4, stream")))
+
+
 def _stream() -> tuple[Comparison, ...]:
     rivals = (
         REFERENCE,
@@ -148,6 +160,7 @@ SUITES: dict[str, Suite] = {
     "acceptance": Suite("Time of a gradient, own-node traces, against BPTT", _acceptance()),
     "exact": Suite("Exact mode and all hops against single steps and forward mode", _exact()),
     "rank": Suite("Own-node traces of low rank, against whole ones", _rank()),
+    "projected": Suite("A carry projected along R directions, against BPTT", _projected()),
     "stream": Suite("A gradient after every step", _stream()),
     "depth": Suite("Layers as one stack(cell, depth=L), and written out", _depth()),
     "gpu": Suite("For a GPU", _gpu()),
