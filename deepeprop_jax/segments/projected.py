@@ -94,7 +94,7 @@ def advance(segment: Segment, traces: Traces, new: Traces) -> ProjectedCarry:
     if not plan.projection.rank:
         return held
     flow = flow_of(segment, held.directions, "r")
-    mixing = along(segment, flow, held, "rb")
+    mixing = jnp.swapaxes(along(segment, flow, held, "rb"), 0, 1)
     columns: projected.Columns = {}
     for k in plan.projection.sources:
         name = plan.graph.nodes[k].name
@@ -110,17 +110,18 @@ def advance(segment: Segment, traces: Traces, new: Traces) -> ProjectedCarry:
 
 
 def _inside(segment: Segment, flow: Flow, k: int, back: Back | DeepBack | None) -> dict[int, jax.Array]:
-    """``Uᵀ ∂h_end/∂θ^k`` of the segment's own steps, by real parameter leaf: (R, batch, [layers,] ...)."""
+    """``Uᵀ ∂h_end/∂θ^k`` of the segment's own steps, by real parameter leaf: (batch, R, [layers,] ...)."""
     node, part, dtype = segment.plan.nodes[k], segment.nodes[k], segment.plan.dtype
     if back is None:
         return {}
     if isinstance(back, DeepBack):
         assert back.rows is not None
-        rows = jnp.transpose(back.rows, (2, 1, 0, 3)).astype(dtype)
+        rows = jnp.transpose(back.rows, (1, 2, 0, 3)).astype(dtype)
         return dict(enumerate(node.params.unflatten(rows)))
     assert isinstance(part, NodeSegment)
     found = part.parameters(back, "rb", flow.sizes)
-    return {i: broadcast(x, "rb", flow.sizes).astype(dtype) for i, x in enumerate(found) if x is not None}
+    rows = {i: broadcast(x, "rb", flow.sizes).astype(dtype) for i, x in enumerate(found) if x is not None}
+    return {i: jnp.swapaxes(x, 0, 1) for i, x in rows.items()}
 
 
 def _add_own(
@@ -144,7 +145,7 @@ def _add_own(
         found = found + own_columns(plan, k, leaves, matrix, traces)
     start = 0
     for i in leaves:
-        part = jnp.swapaxes(found[..., start : start + node.params.sizes[i]], 0, 1)
+        part = found[..., start : start + node.params.sizes[i]]
         part = part.reshape(*part.shape[:2], *node.params.shapes[i])
         added[i] = added[i] + part if i in added else part
         start += node.params.sizes[i]

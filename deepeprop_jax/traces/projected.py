@@ -22,7 +22,7 @@ _WRITTEN_OUT = 16
 """Up to so many directions V M is a sum of products, which XLA fuses with what is added to it."""
 
 Columns = dict[str, list[jax.Array]]
-"""V by the name of the node whose parameters they are: per trained real leaf (R, batch, [layers,] ...)."""
+"""V by the name of the node whose parameters they are: per trained real leaf (batch, R, [layers,] ...)."""
 
 
 class Projection(NamedTuple):
@@ -78,25 +78,25 @@ def contract(along: jax.Array, columns: jax.Array) -> jax.Array:
 
     Args:
       along: λ A, (batch, R).
-      columns: (R, batch, ...).
+      columns: (batch, R, ...).
     """
-    return jnp.einsum("br,rb...->...", along, columns)
+    return jnp.einsum("br,br...->...", along, columns)
 
 
 def advance(mixing: jax.Array, columns: jax.Array, added: jax.Array | None) -> jax.Array:
     """``V <- (Uᵀ M A) V + Uᵀ G`` of one leaf.
 
     Args:
-      mixing: Uᵀ M A, (R, batch, R).
-      columns: (R, batch, ...).
+      mixing: Uᵀ M A, (batch, R, R).
+      columns: (batch, R, ...).
       added: Uᵀ G, of the same shape; None for zero.
     """
-    rank, batch = columns.shape[:2]
+    batch, rank = columns.shape[:2]
     if rank > _WRITTEN_OUT:
-        moved = jnp.einsum("ibj,jb...->ib...", mixing, columns)
+        moved = jnp.einsum("bij,bj...->bi...", mixing, columns)
     else:
-        wide = mixing.reshape(rank, batch, *(1,) * (columns.ndim - 2), rank)
-        moved = sum(wide[..., j] * columns[j][None] for j in range(rank))
+        wide = mixing.reshape(batch, rank, *(1,) * (columns.ndim - 2), rank)
+        moved = sum(wide[..., j] * columns[:, j][:, None] for j in range(rank))
     return moved if added is None else moved + added
 
 
@@ -107,7 +107,7 @@ def select(where: jax.Array, held: ProjectedCarry, other: ProjectedCarry) -> Pro
     """
 
     def choose(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.where(where.reshape(1, -1, *(1,) * (a.ndim - 2)), a, b)
+        return jnp.where(where.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
 
     columns = jax.tree.map(choose, held.columns, other.columns)
     return held._replace(columns=columns, held=jnp.where(where.any(), held.held, other.held))

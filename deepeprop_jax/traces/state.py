@@ -37,7 +37,7 @@ def trace_shapes(plan: Plan, batch: int) -> Traces:
     if plan.projection is not None:
         rank, numbers = plan.projection.rank, plan.projection.numbers
         columns = {
-            plan.graph.nodes[k].name: [array(rank, batch, *plan.leaf_shapes(k)[i]) for i in plan.trained[k]]
+            plan.graph.nodes[k].name: [array(batch, rank, *plan.leaf_shapes(k)[i]) for i in plan.trained[k]]
             for k in plan.projection.sources
         }
         traces[projected.NAME] = ProjectedCarry(columns, *(array(rank, numbers) for _ in range(3)))
