@@ -49,7 +49,7 @@ class InitBasis(Protocol):
 class UpdateBasis(Protocol):
     """Run a sequence, collect moments at every boundary between segments, and choose the directions anew.
 
-    Steps after the last whole segment are not looked at. Once in four calls of ``value_and_grad`` is enough.
+    Once in four calls of ``value_and_grad`` is enough.
 
     *Cost*: forward, one pull of two cotangents back to the carries, one tangent; no parameter's gradient. (J + 1)
     eigenvalue problems and one singular value decomposition of N x N, once a call.

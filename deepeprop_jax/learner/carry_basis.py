@@ -135,14 +135,14 @@ def _moments(
     assert plan.projection is not None
     ready = prepare(plan, params)
     total, batch = jax.tree.leaves(steps.inputs[0])[0].shape[:2]
-    length = min(length, total)
+    whole = min(length, total)
     probe_key, pull_key = jax.random.split(key)
     probe = random_tangent(plan, probe_key, params)
     roots = jax.vmap(lambda moments: square_root(moments, 0))(signals) / np.sqrt(horizons)
 
-    def segment(loop: tuple, index: jax.Array) -> tuple[tuple, None]:
+    def segment(loop: tuple, index: jax.Array, length: int) -> tuple[tuple, None]:
         carry, tau, mean, sums = loop
-        cut = partial(lax.dynamic_slice_in_dim, start_index=index * length, slice_size=length)
+        cut = partial(lax.dynamic_slice_in_dim, start_index=index * whole, slice_size=length)
         xs, targets, flags = jax.tree.map(cut, steps.inputs)
         part = Segment(ready, carry, steps.initial_carry, xs, flags)
         _, dy = steps.losses_and_dy(part.outputs, targets, flags.valid)
@@ -166,7 +166,10 @@ def _moments(
     nothing = jnp.zeros((plan.projection.numbers,) * 2, plan.dtype)
     sums = _Moments(nothing, jnp.zeros_like(signals), nothing)
     start = carry, no_tangent(carry), nothing[0], sums
-    (*_, sums), _ = lax.scan(segment, start, jnp.arange(total // length))
+    loop, _ = lax.scan(partial(segment, length=whole), start, jnp.arange(total // whole))
+    if total % whole:  # the loss of a whole sequence may be there
+        loop, _ = segment(loop, jnp.asarray(total // whole), total % whole)
+    sums = loop[-1]
     return _Moments(_of_trace_one(sums.own), jax.vmap(_of_trace_one)(sums.pulled), _of_trace_one(sums.tangents))
 
 

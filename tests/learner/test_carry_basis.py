@@ -36,7 +36,7 @@ def cov(rows):
 
 def test_moments_equal_those_of_jacobians_and_tangents():
     """One update from nothing: by reverse mode, forward mode and Jacobians of plain functions."""
-    p, learner, _, basis = learnt("stack_2", horizons=(0.5, 0.9))
+    p, learner, _, basis = learnt("stack_2", horizons=(0.5, 0.9), steps=11)  # the last segment has two steps
     plan = learner.plan(p.params, p.carry, p.xs[0])
     numbers, batch, length = plan.projection.numbers, 4, 3
     leaves, tree = jax.tree.flatten(jax.tree.map(lambda leaf: leaf[0], p.carry))
@@ -69,7 +69,7 @@ def test_moments_equal_those_of_jacobians_and_tangents():
     root = np.eye(numbers) / np.sqrt(2)  # nothing is known yet
     over = jax.vmap(segment, (None, 0, 1, {"value": 1, "weight": None}))
     jacobians = jax.vmap(jax.jacrev(segment, 1), (None, 0, 1, {"value": 1, "weight": None}))
-    for i in range(3):
+    for i in range(4):
         xs, targets = jax.tree.map(lambda a, i=i: a[i * length : (i + 1) * length], (p.xs, p.targets))
         M, k = jacobians(p.params, h, xs, targets)
         noise = jax.random.normal(jax.random.fold_in(pull_key, i), h.shape)
