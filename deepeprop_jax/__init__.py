@@ -15,6 +15,7 @@ from deepeprop_jax.network.linen import linen_cell
 from deepeprop_jax.network.nnx import nnx_cell
 from deepeprop_jax.report.analyse import analyse
 from deepeprop_jax.report.compare import compare_to_bptt
+from deepeprop_jax.report.suggest_rank import suggest_rank
 from deepeprop_jax.traces.low_rank import trace_error
 
 try:
@@ -45,6 +46,7 @@ __all__ = [
     "params_to_linen",
     "params_to_nnx",
     "stack",
+    "suggest_rank",
     "trace_error",
     "with_basis",
 ]

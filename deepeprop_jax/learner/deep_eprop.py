@@ -10,13 +10,12 @@ import jax.numpy as jnp
 from deepeprop_jax.jaxpr.mesh_axes import summed_like, vary_alike, vary_like
 from deepeprop_jax.jaxpr.real_leaves import select_examples
 from deepeprop_jax.learner import checks, contract
+from deepeprop_jax.learner.by_segments import by_segments, choose_length
 from deepeprop_jax.learner.contract import LearnerState, OnlineLearner, Pending, documented_by
 from deepeprop_jax.learner.planner import Planner
 from deepeprop_jax.learner.sequence import (
     Stream,
     as_params,
-    by_segments,
-    choose_length,
     keep_examples,
     make_sequence,
 )

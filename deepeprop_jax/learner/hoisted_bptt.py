@@ -8,8 +8,9 @@ import jax
 
 from deepeprop_jax.jaxpr.mesh_axes import summed_like, vary_alike
 from deepeprop_jax.learner import checks
+from deepeprop_jax.learner.by_segments import by_segments
 from deepeprop_jax.learner.planner import Planner
-from deepeprop_jax.learner.sequence import Stream, by_segments, make_sequence
+from deepeprop_jax.learner.sequence import Stream, make_sequence
 from deepeprop_jax.learner.sharded import sequences_over_batches
 from deepeprop_jax.network.arguments import as_arrays
 from deepeprop_jax.network.build import as_cell

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from deepeprop_jax.analysis.node import Reach, Recurrence
 from deepeprop_jax.jaxpr.program import Program
 from deepeprop_jax.jaxpr.trace import trace
+from deepeprop_jax.learner.by_segments import Length, by_segments, choose_length
 from deepeprop_jax.learner.checks import check_options
 from deepeprop_jax.learner.contract import LearnerState, OnlineLearner, Pending
 from deepeprop_jax.learner.planner import analysed
-from deepeprop_jax.learner.sequence import Length, Stream, by_segments, choose_length, make_sequence
+from deepeprop_jax.learner.sequence import Stream, make_sequence
 from deepeprop_jax.learner.stepper import Stepper, before_sequence, stepper_of
 from deepeprop_jax.network.arguments import as_avals, batch_size
 from deepeprop_jax.network.build import as_cell
