@@ -33,6 +33,12 @@ def make_plan(network: AnalysedNetwork, trained: tuple[tuple[int, ...], ...], mo
     if mode.carry_rank is not None:
         projection, hops = _projection(network, trained, mode.carry_rank, mode.project_every), 0
         blocks = blocks if mode.own_traces else [()] * len(nodes)
+        deep = [vertex.name for vertex in graph.nodes if vertex.depth is not None]
+        if mode.own_traces and deep:
+            raise ValueError(
+                f"own_traces are not kept beside the projected carry of a stack(cell, depth=L), here of node "
+                f"{deep[0]!r}. Write its layers out, or leave own_traces out."
+            )
     layouts = [None if rank is None else layout_of(n, own, rank) for n, own in zip(nodes, blocks, strict=True)]
     gone = [set() if layout is None else {block.leaves for block in layout.blocks} for layout in layouts]
     own = tuple(tuple(b for b in bs if b.leaves not in leaves) for bs, leaves in zip(blocks, gone, strict=True))

@@ -353,6 +353,12 @@ def test_more_directions_than_numbers_are_refused():
         start(deep_eprop(p.network, carry_rank=4), p)
 
 
+def test_own_traces_of_a_node_with_depth_are_refused():
+    p = problem("depth_4")
+    with pytest.raises(ValueError, match="Write its layers out"):
+        start(deep_eprop(p.network, carry_rank=1, own_traces=True), p)
+
+
 def test_a_basis_of_another_shape_or_another_state_is_refused():
     p = problem("linen_gru")
     _, _, basis, state = setup(p, 2)
