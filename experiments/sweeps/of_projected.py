@@ -45,4 +45,18 @@ PROJECTED: dict[str, Sweep] = {
         {"rule": RULES, "seed": SEEDS},
         by_rule=IN_SEGMENTS_OF_8,
     ),
+    "projected_relays": Sweep(
+        "XOR-count through three dense relays, a projected carry",
+        "configs/xor_count.py",
+        XOR_20 | {"xor_count.depth": 5},
+        {"rule": ("BPTT", "R = 4"), "seed": SEEDS},
+        by_rule=IN_SEGMENTS_OF_8,
+    ),
+    "projected_digits_pixels": Sweep(
+        "Digits pixel by pixel, 64 steps, a projected carry",
+        "configs/digits.py",
+        DIGITS | {"digits.pixels_per_step": 1, "digits.blank": 0},
+        {"rule": ("BPTT", "R = 4"), "seed": SEEDS},
+        by_rule=IN_SEGMENTS_OF_8,
+    ),
 }
