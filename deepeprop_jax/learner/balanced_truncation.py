@@ -14,12 +14,15 @@ import jax.numpy as jnp
 
 
 def square_root(moments: jax.Array, ridge: float) -> jax.Array:
-    """L of L Lᵀ = Σ, (N, N), of Σ scaled to a mean eigenvalue of one, with ``ridge`` added to all of them."""
+    """L of L Lᵀ = Σ, (N, N), of Σ scaled to a mean eigenvalue of one, with ``ridge`` added to all of them.
+
+    An eigenvalue that rounding has made smaller than the ridge, or negative, is the ridge.
+    """
     numbers = len(moments)
     mean = jnp.trace(moments) / numbers
     scaled = moments / jnp.where(mean > 0, mean, 1) + ridge * jnp.eye(numbers, dtype=moments.dtype)
     values, vectors = jnp.linalg.eigh(scaled)
-    return vectors * jnp.sqrt(jnp.maximum(values, 0))[None]
+    return vectors * jnp.sqrt(jnp.maximum(values, ridge))[None]
 
 
 def balanced_truncation(
@@ -29,9 +32,13 @@ def balanced_truncation(
 
     Args:
       signals, tangents: Σλ and Σs, (N, N); their scales do not matter.
-      ridge: in units of the mean eigenvalue. 1e-6 suits float32.
+      ridge: in units of the mean eigenvalue.
     """
     left, right = square_root(signals, ridge), square_root(tangents, ridge)
     x, s, y = jnp.linalg.svd(left.T @ right)
-    scale = jax.lax.rsqrt(s[:rank])[None]
-    return (left @ x[:, :rank] * scale).T, (right @ y[:rank].T * scale).T, s
+    # Of a smaller singular value rounding leaves nothing right.
+    tiny = s[0] * len(s) * jnp.finfo(s.dtype).eps
+    scale = jax.lax.rsqrt(jnp.maximum(s[:rank], tiny))[None]
+    directions, lift = (left @ x[:, :rank] * scale).T, (right @ y[:rank].T * scale).T
+    # Uᵀ A = 1 to rounding; what is far from it is no projection, and would grow from segment to segment.
+    return directions, jnp.linalg.solve((directions @ lift.T).T, lift), s

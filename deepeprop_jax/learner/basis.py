@@ -95,8 +95,13 @@ def with_basis(state: LearnerState, basis: CarryBasis) -> LearnerState:
       basis: from ``carry_basis``, or anything with ``directions`` and ``lift``, (R, N).
 
     Raises:
+      TypeError: no state; no basis.
       ValueError: a state without a projected carry; arrays of another shape.
     """
+    if not isinstance(state, LearnerState):
+        raise TypeError(f"with_basis takes a learner's state, then a basis; seen {type(state).__name__}.")
+    if not hasattr(basis, "directions") or not hasattr(basis, "lift"):
+        raise TypeError(f"A basis has directions and lift, as a CarryBasis does; seen {type(basis).__name__}.")
     if projected.NAME not in state.traces:
         raise ValueError(
             "The state has no projected carry; make it with a learner of deep_eprop(network, carry_rank=R)."
@@ -106,7 +111,6 @@ def with_basis(state: LearnerState, basis: CarryBasis) -> LearnerState:
         seen, needed = jnp.shape(getattr(basis, name)), getattr(held, name).shape
         if seen != needed:
             raise ValueError(f"{name} must have shape (R, N) = {needed}; seen {seen}.")
-    new = held._replace(
-        directions=jnp.asarray(basis.directions, held.lift.dtype), lift=jnp.asarray(basis.lift, held.lift.dtype)
-    )
+    own = [jnp.array(part, held.lift.dtype, copy=True) for part in (basis.directions, basis.lift)]  # may be donated
+    new = held._replace(directions=own[0], lift=own[1])
     return state._replace(traces=state.traces | {projected.NAME: new})

@@ -55,7 +55,7 @@ def carry_basis(
       segment_length: C, that of the learner's segments.
       horizons: the g_j, in [0, 1).
       rate: how much one call counts; the first ones count more.
-      ridge: added to the moments' eigenvalues, in units of their mean. Below 1e-6 float32 is not enough.
+      ridge: added to the moments' eigenvalues, in units of their mean.
 
     Returns:
       A ``BasisLearner``. Give its basis to a state by ``with_basis``.
@@ -76,11 +76,16 @@ def carry_basis(
     >>> state = with_basis(state, basis)
     >>> (loss, state), grads = learner.value_and_grad(loss_fn, segment_length=3)(params, state, xs, jnp.zeros(6))
     """
-    checks.check_sequence_options(loss_fn, segment_length)
-    gains = np.asarray(horizons, float)
+    checks.check_loss_and_learner(learner, loss_fn)
+    checks.check_count("segment_length", segment_length, 1, "an integer >= 1, the steps of a segment")
+    try:
+        gains = np.asarray(horizons, float)
+    except (TypeError, ValueError):
+        gains = np.zeros(0)
     if gains.ndim != 1 or not gains.size or not ((gains >= 0) & (gains < 1)).all():
         raise ValueError(f"horizons must be numbers g with 0 <= g < 1, such as (0.5, 0.9); seen {horizons!r}.")
-    if not 0 < rate <= 1 or ridge < 0:
+    numbers = [isinstance(value, int | float) for value in (rate, ridge)]
+    if not all(numbers) or not 0 < rate <= 1 or ridge < 0:
         raise ValueError(f"needed 0 < rate <= 1 and ridge >= 0; seen rate={rate!r}, ridge={ridge!r}.")
 
     def rank_of(plan: Plan) -> int:
@@ -95,14 +100,17 @@ def carry_basis(
         nothing = jnp.eye(numbers, dtype=dtype) / max(numbers, 1)
         signals = jnp.broadcast_to(nothing, (gains.size, numbers, numbers))
         weights = jnp.ones(numbers, dtype)
-        return CarryBasis(directions, directions, weights, signals, nothing, jnp.zeros((), jnp.int32))
+        lift = jnp.array(directions, copy=True)  # no buffer twice: a state may be donated
+        return CarryBasis(directions, lift, weights, signals, nothing, jnp.zeros((), jnp.int32))
 
     def update(basis, key, params, state, xs, targets, resets=None, valid=None):
         params, xs = as_arrays(params, "params"), as_arrays(xs, "xs")
         plan = learner.plan(params, state.carry, jax.tree.map(lambda leaf: leaf[0], xs))
         rank = rank_of(plan)
+        if not rank:
+            return basis._replace(updates=basis.updates + 1)
         steps = make_sequence(plan, loss_fn, False, state.initial_carry, xs, targets, resets, valid)
-        found = _moments(learner.network, steps, basis.signals, segment_length, key, params, state.carry)
+        found = _moments(learner.network, steps, basis.signals, basis.updates, segment_length, key, params, state.carry)
         now = jnp.maximum(rate, 1 / (basis.updates + 1)).astype(plan.dtype)
         g = jnp.asarray(gains, plan.dtype)[:, None, None]
         signals = _towards(basis.signals, (1 - g) * found.own[None] + g * found.pulled, found.pulled, now)
@@ -125,6 +133,7 @@ def _moments(
     network: Cell,
     steps: Steps,
     signals: jax.Array,
+    turn: jax.Array,
     length: int,
     key: jax.Array,
     params: PyTree,
@@ -148,7 +157,7 @@ def _moments(
         _, dy = steps.losses_and_dy(part.outputs, targets, flags.valid)
         leaves: Leaves = [Lifted(leaf, "cb") for leaf in plan.output.split_cotangent(dy)]
         own = signal(part, Flow(part, leaves, exact=True), "b")  # λ
-        horizon = (jnp.arange(batch) + index) % horizons
+        horizon = (jnp.arange(batch, dtype=index.dtype) + index + turn) % horizons
         noise = jax.random.normal(jax.random.fold_in(pull_key, index), own.shape, plan.dtype)
         seen = part.after_resets()
         pulled = signal(seen, flow_of(seen, jnp.einsum("bnm,bm->bn", roots[horizon], noise), "b"), "rb")[0]  # q
@@ -166,9 +175,9 @@ def _moments(
     nothing = jnp.zeros((plan.projection.numbers,) * 2, plan.dtype)
     sums = _Moments(nothing, jnp.zeros_like(signals), nothing)
     start = carry, no_tangent(carry), nothing[0], sums
-    loop, _ = lax.scan(partial(segment, length=whole), start, jnp.arange(total // whole))
+    loop, _ = lax.scan(partial(segment, length=whole), start, jnp.arange(total // whole, dtype=turn.dtype))
     if total % whole:  # the loss of a whole sequence may be there
-        loop, _ = segment(loop, jnp.asarray(total // whole), total % whole)
+        loop, _ = segment(loop, jnp.asarray(total // whole, turn.dtype), total % whole)
     sums = loop[-1]
     return _Moments(_of_trace_one(sums.own), jax.vmap(_of_trace_one)(sums.pulled), _of_trace_one(sums.tangents))
 

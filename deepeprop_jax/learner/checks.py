@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepeprop_jax.learner.contract import LearnerState
+from deepeprop_jax.learner.contract import LearnerState, OnlineLearner
 from deepeprop_jax.network.arguments import batch_size, check_nesting, check_same, leaf_avals, path_name, strong
 from deepeprop_jax.network.cell import Graph, PyTree
 from deepeprop_jax.traces import projected
@@ -104,7 +104,7 @@ def check_options(mode: Mode) -> None:
     _check_count("rank", mode.rank, 1, "None (whole traces) or an integer >= 1, the directions that a trace keeps")
     carry_rank = "None or an integer >= 0, the directions of the carry along which influences are kept"
     _check_count("carry_rank", mode.carry_rank, 0, carry_rank)
-    _check_count("project_every", mode.project_every, 1, "an integer >= 1, how many single steps go into a projection")
+    check_count("project_every", mode.project_every, 1, "an integer >= 1, how many single steps go into a projection")
     if not isinstance(mode.own_traces, bool):
         raise TypeError(f"own_traces must be True or False; seen {mode.own_traces!r}.")
     others = [name for name in ("hops", "rank") if getattr(mode, name) is not None] + ["exact"] * mode.exact
@@ -115,6 +115,20 @@ def check_options(mode: Mode) -> None:
     others = [name for name in ("own_traces", "project_every") if getattr(mode, name) != getattr(Mode(), name)]
     if mode.carry_rank is None and others:
         raise ValueError(f"{' and '.join(others)} belong to a projected carry; give carry_rank=R too.")
+
+
+def check_loss_and_learner(learner: object, loss_fn: object) -> None:
+    """What stands beside a learner takes both."""
+    if not isinstance(learner, OnlineLearner):
+        raise TypeError(f"learner must be what deep_eprop returned; seen {type(learner).__name__}.")
+    check_sequence_options(loss_fn)
+
+
+def check_count(name: str, value: object, least: int, needed: str) -> None:
+    """An integer that must be given."""
+    if value is None:
+        raise TypeError(f"{name} must be {needed}; seen None.")
+    _check_count(name, value, least, needed)
 
 
 def _check_count(name: str, value: object, least: int, needed: str) -> None:

@@ -20,7 +20,9 @@ class Pending(NamedTuple):
     Attributes:
       carry, x: what entered it.
       update: what moves the traces, taken at the parameters of that step, so that they never mix the parameters of two:
-        per node the factors of the update, where all traces are own ones with local rows; else those parameters.
+        per node the factors of the update, where all traces are own ones with local rows; else those parameters. With
+        a projected carry it is a ``Window`` of the steps since the last projection, which are run again at the
+        parameters of the last one.
       active: (batch,) bool, whether there is such a step.
     """
 
@@ -38,7 +40,8 @@ class LearnerState(NamedTuple):
       traces: S^{v,k} per kept pair of nodes, keyed ``"v <- k"``. A node's own traces are a tuple of arrays
         (batch, rows, columns); an influence across nodes is one array (batch, n, columns). Nodes with depth have a
         leading axis of layers, and for influences between their own layers one of the kept pairs of layers. With
-        ``rank=R``, what is held as one product stands as ``"v <- v, low rank"``.
+        ``rank=R``, what is held as one product stands as ``"v <- v, low rank"``; with ``carry_rank=R`` all influences
+        together as ``"projected carry"``.
       pending: the last step, not yet in the traces.
       initial_carry: the carry given to ``init``, to which ``reset`` returns.
     """
@@ -119,7 +122,9 @@ class ValueAndGrad(Protocol):
 
     With ``within_segment="eprop"`` the gradient is that of the learner, whatever the segments' length: as if every step
     moved the traces. With ``"exact"`` credit inside a segment is exact, and the traces carry it across: the sum over
-    segments of the gradient of that segment's loss, with deep e-prop before the segment alone.
+    segments of the gradient of that segment's loss, with deep e-prop before the segment alone. A projected carry
+    (``carry_rank=R``) is always exact inside a segment, whatever ``within_segment`` is, and its gradient depends on the
+    segments' length.
 
     *Cost*: one segment's activations, and a trace's move per segment. Traces with dense rows also pull that many
     cotangents back through each segment.
@@ -162,7 +167,8 @@ class RunSequence(Protocol):
       xs: (time, batch, ...).
       targets: any pytree with a leading time axis.
       resets: (time, batch) bool; before such a step the example returns to its initial carry, with zero traces.
-      valid: (time, batch) bool; elsewhere carry and traces are held, and the example's output gets no cotangent. Its x
+      valid: (time, batch) bool; elsewhere carry and traces are held (a projected carry is projected once a segment all
+        the same), and the example's output gets no cotangent. Its x
         must be finite: pad with zeros. Where loss_fn returns one loss per example, value and gradient belong together.
         A scalar has no examples to leave out: those that are not valid still count in the value, though not in the
         gradient. The cure, in two lines: ``targets = (targets, valid)`` and

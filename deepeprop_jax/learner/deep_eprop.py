@@ -24,6 +24,7 @@ from deepeprop_jax.learner.stepper import Stepper, before_sequence, own_copy, st
 from deepeprop_jax.network.arguments import as_arrays, as_avals, batch_size, check_same
 from deepeprop_jax.network.build import as_cell
 from deepeprop_jax.network.cell import PyTree, graph_of, remade
+from deepeprop_jax.segments import window
 from deepeprop_jax.traces.plan import Mode, Plan, Traces
 from deepeprop_jax.traces.projected import NAME
 from deepeprop_jax.traces.state import first_traces, reset_traces, trace_shapes
@@ -64,13 +65,15 @@ def deep_eprop(
         state what was lost. Pays with batches and long segments: a ``step`` costs as much as a segment.
       carry_rank: R projects all influences on the carries on R directions of theirs, in place of all other traces: R
         numbers for each parameter and example, whatever the carries' size. Credit inside a segment is exact, and goes
-        across its start along these directions; with as many of them as the carries have numbers the gradient is
-        BPTT's. They are learnt by ``carry_basis``, and given to a state by ``with_basis``; ``init`` begins with random
-        ones. A segment costs R more reverse passes, and R passes over R numbers for each parameter.
+        across its start along these directions: the gradient depends on the segments' length, and with as many
+        directions as the carries have numbers it is BPTT's. They are learnt by ``carry_basis``, and given to a state by
+        ``with_basis``; ``init`` begins with random ones, always the same. A segment costs R more reverse passes, and
+        passes over R numbers for each parameter.
       own_traces: with ``carry_rank``: beside it keep each node's own trace, as with ``hops=0``; the directions then
         hold what it does not.
       project_every: with ``carry_rank``: single steps wait in the state, up to so many, and their carry is projected
-        once; ``gradient`` goes back through them exactly, which costs as many steps.
+        once; ``gradient`` goes back through them exactly, which costs as many steps. They are run again at the
+        parameters of the last of them.
       trainable: booleans in the structure of params or a prefix of it, or a function of params' shapes that gives
         them; the others have no trace and a zero gradient.
 
@@ -192,6 +195,8 @@ class _Functions:
         checks.check_state(self._graph, state)
         where = checks.check_flags(where, state.pending.active.shape, "where")
         before, update = state, state.pending.update
+        if isinstance(update, window.Window):
+            update = window.without_examples(update, where, state.initial_carry)
         state, where = vary_alike(state, where)
         traces = reset_traces(where, state.traces)
         # ``gradient`` gives such an example zero, but zero times a number that is not finite would be none.

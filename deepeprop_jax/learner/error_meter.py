@@ -52,7 +52,7 @@ class Meter(NamedTuple):
 
 
 class Error(NamedTuple):
-    """An estimate of ‖ĝ − g‖ / ‖g‖; nan before every node was probed once.
+    """An estimate of ‖ĝ − g‖ / ‖g‖; nan before every node was probed once, and where g is zero.
 
     Attributes:
       total: of the whole gradient.
@@ -158,12 +158,17 @@ def error_meter(learner: OnlineLearner, loss_fn: Callable[..., PyTree], *, horiz
     >>> bool(meter_of.error(meter).total < 1e-5)
     True
     """
-    checks.check_sequence_options(loss_fn, horizon)
+    checks.check_loss_and_learner(learner, loss_fn)
+    checks.check_count("horizon", horizon, 1, "an integer >= 1, how many samples a running mean looks back")
 
     def trained(plan: Plan) -> list[int]:
-        return [v for v, leaves in enumerate(plan.trained) if leaves]
+        found = [v for v, leaves in enumerate(plan.trained) if leaves]
+        if not found:
+            raise ValueError("No parameter is trained, so that there is no gradient whose error could be measured.")
+        return found
 
     def begin(meter, params, carry, x):
+        params, carry = as_arrays(params, "params"), as_arrays(carry, "carry")
         plan = learner.plan(params, carry, x)
         nodes = jnp.asarray(trained(plan), jnp.int32)
         node = meter.sequences % len(nodes)
@@ -172,7 +177,7 @@ def error_meter(learner: OnlineLearner, loss_fn: Callable[..., PyTree], *, horiz
         return meter._replace(key=key, probe=probe, node=node, tangent=no_tangent(carry), sequences=meter.sequences + 1)
 
     def init(key, params, carry, x):
-        params, carry = as_arrays(params, "params"), as_arrays(carry, "carry")
+        carry = as_arrays(carry, "carry")
         plan = learner.plan(params, carry, x)
         zeros, count = jnp.zeros(len(trained(plan)), plan.dtype), jnp.zeros((), jnp.int32)
         meter = Meter(key, params, count, no_tangent(carry), count, zeros, zeros, zeros, zeros)
@@ -180,7 +185,8 @@ def error_meter(learner: OnlineLearner, loss_fn: Callable[..., PyTree], *, horiz
 
     def update(meter, params, state, xs, targets, grads, resets=None, valid=None):
         params, xs = as_arrays(params, "params"), as_arrays(xs, "xs")
-        check_same(grads, params, "grads", "Give what value_and_grad gave for these params.")
+        remedy = "Give what value_and_grad gave for these params."
+        check_same(_numbers(grads), _numbers(params), "grads", remedy)
         plan = learner.plan(params, state.carry, jax.tree.map(lambda leaf: leaf[0], xs))
         steps = make_sequence(plan, loss_fn, False, state.initial_carry, xs, targets, resets, valid)
 
@@ -221,6 +227,11 @@ def error_meter(learner: OnlineLearner, loss_fn: Callable[..., PyTree], *, horiz
         )
 
     return ErrorMeter(init, begin, update, error)
+
+
+def _numbers(tree: PyTree) -> list[jax.Array]:
+    """The leaves that have derivatives."""
+    return [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
 
 
 def _along(grads: PyTree, probe: PyTree, params: PyTree, dtype: np.dtype) -> jax.Array:

@@ -47,13 +47,12 @@ def no_tangent(carry: PyTree) -> PyTree:
 
 def carry_numbers(plan: Plan, tree: PyTree) -> jax.Array:
     """A carry's real numbers, or a tangent's, in the order of a projection's directions: (batch, N)."""
-    batch = jax.tree.leaves(tree)[0].shape[0]
-    parts = [jnp.zeros((batch, 0), plan.dtype)]
+    parts = []
     for node, vertex in zip(plan.nodes, plan.graph.nodes, strict=True):
         real = node.carry.split(select(tree, vertex.path)).real
         if real:
-            by_layer = [leaf.reshape(batch, vertex.depth or 1, -1) for leaf in real]
-            parts.append(jnp.concatenate(by_layer, axis=-1).reshape(batch, -1).astype(plan.dtype))
+            by_layer = [leaf.reshape(len(leaf), vertex.depth or 1, -1) for leaf in real]
+            parts.append(jnp.concatenate(by_layer, axis=-1).reshape(len(real[0]), -1).astype(plan.dtype))
     return jnp.concatenate(parts, axis=-1)
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deepeprop_jax.jaxpr.real_leaves import select_examples
 from deepeprop_jax.network.cell import PyTree
 from deepeprop_jax.segments.network import Segment, prepare
 from deepeprop_jax.segments.through_time import Flags
@@ -68,8 +69,22 @@ def with_step(window: Window, params: PyTree, carry: PyTree, x: PyTree, active: 
     place = jnp.where(full, 0, window.count)
     start = jax.tree.map(lambda now, first: jnp.where(place == 0, now, first), carry, window.carry)
     resets = jnp.where(full, False, window.resets).at[place].set(~active & (place > 0))
-    xs = jax.tree.map(lambda leaf, new: leaf.at[place].set(new), window.xs, x)
+    # Steps that are not there yet are run as well, without effect: on an input that there was, where slopes are finite.
+    xs = jax.tree.map(lambda leaf, new: jnp.where(place == 0, new[None], leaf).at[place].set(new), window.xs, x)
     return Window(params, start, xs, resets, (place + 1).astype(window.count.dtype))
+
+
+def without_examples(window: Window, where: jax.Array, initial: PyTree) -> Window:
+    """For some examples, (batch,), a start from the initial carry and finite inputs: the steps count no more."""
+
+    def finite(leaf: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return leaf
+        gone = where.reshape(1, -1, *(1,) * (leaf.ndim - 2)) & ~jnp.isfinite(leaf)
+        return jnp.where(gone, 0, leaf)
+
+    carry = select_examples(where, initial, window.carry)
+    return window._replace(carry=carry, xs=jax.tree.map(finite, window.xs))
 
 
 def emptied(window: Window, carry: PyTree) -> Window:

@@ -49,7 +49,8 @@ def first_traces(plan: Plan, batch: int) -> Traces:
     traces = jax.tree.map(lambda aval: jnp.zeros(aval.shape, aval.dtype), trace_shapes(plan, batch))
     if plan.projection is not None:
         basis = projected.random_basis(jax.random.key(0), plan.projection.rank, plan.projection.numbers, plan.dtype)
-        traces[projected.NAME] = ProjectedCarry(traces[projected.NAME].columns, basis, basis, basis)
+        three = (jnp.array(basis, copy=True) for _ in range(3))  # no buffer twice: a state may be donated
+        traces[projected.NAME] = ProjectedCarry(traces[projected.NAME].columns, *three)
     return traces
 
 

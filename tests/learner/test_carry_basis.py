@@ -143,7 +143,9 @@ def test_resets_and_valid_steps_are_seen():
     ("options", "message"),
     [
         ({"horizons": (0.5, 1.0)}, "horizons must be"),
+        ({"horizons": "ab"}, "horizons must be"),
         ({"rate": 0.0}, "rate <= 1"),
+        ({"rate": "a"}, "rate <= 1"),
         ({"segment_length": 0}, "segment_length"),
     ],
 )
@@ -158,3 +160,31 @@ def test_a_learner_without_a_projected_carry_is_refused():
     basis_learner = carry_basis(deep_eprop(p.network), p.loss_fn, segment_length=3)
     with pytest.raises(ValueError, match="no projected carry"):
         basis_learner.init(KEY, p.params, p.carry, p.xs[0])
+
+
+@pytest.mark.mixed_promotion
+@pytest.mark.parametrize(("numbers", "rank", "seen"), [(16, 16, 2), (64, 16, 3), (256, 64, 15)])
+def test_few_moments_in_float32_give_a_projection_all_the_same(numbers, rank, seen):
+    for seed in range(4):
+        rows = np.random.default_rng(seed).normal(size=(2, seen, numbers))
+        signals, tangents = (jnp.asarray(part.T @ part, jnp.float32) for part in rows)
+        directions, lift, _ = balanced_truncation(signals, tangents, rank, 1e-6)
+        product = np.asarray(directions, np.float64) @ np.asarray(lift, np.float64).T
+        assert np.abs(product - np.eye(rank)).max() < 1e-3
+
+
+@pytest.mark.mixed_promotion
+def test_a_network_without_a_carry_has_a_basis_of_nothing():
+    p = problem("graph_feed_forward")
+    learner = deep_eprop(p.network, carry_rank=0)
+    basis_learner = carry_basis(learner, p.loss_fn, segment_length=3)
+    basis = basis_learner.init(KEY, p.params, p.carry, p.xs[0])
+    assert basis_learner.update(basis, KEY, p.params, start(learner, p), p.xs, p.targets).updates == 1
+
+
+def test_what_is_no_learner_and_a_length_of_none_are_refused():
+    p = problem("linen_gru")
+    with pytest.raises(TypeError, match="what deep_eprop returned"):
+        carry_basis(p.network, p.loss_fn, segment_length=3)
+    with pytest.raises(TypeError, match="segment_length must be"):
+        carry_basis(deep_eprop(p.network, carry_rank=1), p.loss_fn, segment_length=None)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepeprop_jax import deep_eprop, error_meter
+from deepeprop_jax import Cell, deep_eprop, error_meter
 from deepeprop_jax.reference import bptt
 from tests.zoo import problem, start
 
@@ -116,3 +116,23 @@ def test_nothing_seen_is_nan_and_grads_of_another_shape_are_refused():
     assert np.isnan(meter_of.error(meter).total)
     with pytest.raises(ValueError, match="grads"):
         meter_of.update(meter, p.params, start(learner, p), p.xs, p.targets, p.params[0])
+
+
+def test_keys_among_the_parameters_nothing_trained_and_bad_options():
+    def apply(params, h, x):
+        h = jnp.tanh(0.5 * h + x @ params["w"])
+        return h, h
+
+    params = {"w": jnp.eye(2), "k": jax.random.key(5)}
+    xs, carry = jnp.ones((4, 3, 2)), jnp.zeros((3, 2))
+    learner = deep_eprop(Cell(None, apply), exact=True)
+    state, meter_of = learner.init(params, carry, xs[0]), error_meter(learner, lambda y, target: y.sum() * target)
+    _, grads = learner.value_and_grad(lambda y, target: y.sum() * target)(params, state, xs, jnp.ones(4))
+    meter = meter_of.init(jax.random.key(0), params, carry, xs[0])
+    assert meter_of.error(meter_of.update(meter, params, state, xs, jnp.ones(4), grads)).total < 1e-12
+    frozen = error_meter(deep_eprop(Cell(None, apply), trainable=False), lambda y, target: y.sum())
+    with pytest.raises(ValueError, match="No parameter is trained"):
+        frozen.init(jax.random.key(0), params, carry, xs[0])
+    for horizon, kind in ((0, ValueError), (None, TypeError)):
+        with pytest.raises(kind, match="horizon must be"):
+            error_meter(learner, lambda y, target: y.sum(), horizon=horizon)

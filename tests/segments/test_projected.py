@@ -337,6 +337,7 @@ def test_memory_does_not_grow_with_the_length():
         ({"carry_rank": 2, "exact": True}, "in place of all other traces"),
         ({"carry_rank": 2, "rank": 1}, "in place of all other traces"),
         ({"carry_rank": 2, "project_every": 0}, "project_every must be"),
+        ({"carry_rank": 2, "project_every": None}, "project_every must be"),
         ({"carry_rank": 2, "own_traces": 1}, "own_traces must be"),
         ({"project_every": 4}, "belong to a projected carry"),
         ({"own_traces": True}, "belong to a projected carry"),
@@ -366,3 +367,81 @@ def test_a_basis_of_another_shape_or_another_state_is_refused():
         with_basis(state, random_basis(1, 3))
     with pytest.raises(ValueError, match="no projected carry"):
         with_basis(start(deep_eprop(p.network), p), basis)
+
+
+# --- found by a reviewer ----------------------------------------------------------------------------------------------
+
+
+def steep() -> Cell:
+    """Its slope is infinite where the input is zero."""
+
+    def apply(params, h, x):
+        drive = x @ params
+        h = jnp.tanh(0.5 * h + drive / jnp.sqrt(jnp.sum(drive**2)))
+        return h, h
+
+    return Cell(None, apply)
+
+
+def steps_of(learner, params, state, xs):
+    """Gradients of all steps, for ones on the output."""
+    step, gradient = jax.jit(learner.step), jax.jit(learner.gradient)
+    for x in xs:
+        state, y = step(params, state, x)
+        yield state, gradient(params, state, jnp.ones_like(y))
+
+
+def test_steps_that_are_not_there_yet_have_no_part_in_the_gradient():
+    params, carry = jnp.eye(2, 3), jnp.zeros((2, 3))
+    xs = jax.random.normal(jax.random.key(0), (5, 2, 2))
+    learner = deep_eprop(steep(), carry_rank=3, project_every=4)
+    state = with_basis(learner.init(params, carry, xs[0]), Basis(np.eye(3), np.eye(3)))
+    exact = deep_eprop(steep(), exact=True)
+    pairs = zip(
+        steps_of(learner, params, state, xs),
+        steps_of(exact, params, exact.init(params, carry, xs[0]), xs),
+        strict=True,
+    )
+    for (_, seen), (_, needed) in pairs:
+        assert_same_gradient(seen, needed, SAME)
+
+
+@pytest.mark.parametrize("bad", [0, 2])
+def test_a_reset_cleans_what_waits_of_an_example_that_was_not_finite(bad):
+    p = problem("linen_gru", steps=7, batch=2)
+    learner = deep_eprop(p.network, carry_rank=2, project_every=3)
+    clean = with_basis(start(learner, p), random_basis(2, 3))
+    gradient, step = jax.jit(learner.gradient), jax.jit(learner.step)
+
+    def run(xs):
+        state, found = clean, []
+        for t, x in enumerate(xs):
+            state, y = step(p.params, state, x)
+            dy = jnp.ones_like(y).at[0].set(0 if t <= bad else 1)
+            if t == bad:
+                state = learner.reset(state, jnp.array([True, False]))
+            if t >= bad:
+                found.append(gradient(p.params, state, dy))
+        return found
+
+    for seen, needed in zip(run(p.xs.at[bad, 0].set(jnp.nan)), run(p.xs), strict=True):
+        assert_same_gradient(seen, needed, SAME)
+
+
+def test_a_state_may_be_donated_and_a_basis_used_again():
+    p = problem("linen_gru", steps=4)
+    learner = deep_eprop(p.network, carry_rank=2)
+    run = jax.jit(learner.value_and_grad(p.loss_fn, segment_length=2), donate_argnums=1)
+    run(p.params, learner.init(p.params, p.carry, p.xs[0]), p.xs, p.targets)
+    basis = random_basis(2, 3)
+    for _ in range(2):
+        run(p.params, with_basis(learner.init(p.params, p.carry, p.xs[0]), basis), p.xs, p.targets)
+
+
+def test_what_is_no_state_and_no_basis_is_refused_by_name():
+    p = problem("linen_gru")
+    _, _, basis, state = setup(p, 2)
+    with pytest.raises(TypeError, match="takes a learner's state"):
+        with_basis((1,), basis)
+    with pytest.raises(TypeError, match="has directions and lift"):
+        with_basis(state, (1,))
