@@ -113,7 +113,8 @@ def carry_basis(
         found = _moments(learner.network, steps, basis.signals, basis.updates, segment_length, key, params, state.carry)
         now = jnp.maximum(rate, 1 / (basis.updates + 1)).astype(plan.dtype)
         g = jnp.asarray(gains, plan.dtype)[:, None, None]
-        signals = _towards(basis.signals, (1 - g) * found.own[None] + g * found.pulled, found.pulled, now)
+        new = jax.vmap(_of_trace_one)((1 - g) * found.own[None] + g * found.pulled)
+        signals = _towards(basis.signals, new, found.pulled, now)
         tangents = _towards(basis.tangents, found.tangents, found.tangents, now)
         directions, lift, weights = balanced_truncation(signals.mean(0), tangents, rank, ridge)
         return CarryBasis(directions, lift, weights, signals, tangents, basis.updates + 1)

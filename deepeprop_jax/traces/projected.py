@@ -67,7 +67,7 @@ class ProjectedCarry(NamedTuple):
     def in_basis_of(self, other: ProjectedCarry, moved: jax.Array | bool) -> ProjectedCarry:
         """The same columns, with the basis of ``other``, from which they came; ``moved`` if through a projection.
 
-        It is what they hold already. But over a mesh it is the same on all devices, and known as such.
+        Over a mesh it is the same on all devices, and known as such.
         """
         held = other.lift if moved is True else jnp.where(moved, other.lift, other.held)
         return ProjectedCarry(self.columns, held, other.directions, other.lift)
@@ -101,16 +101,12 @@ def advance(mixing: jax.Array, columns: jax.Array, added: jax.Array | None) -> j
 
 
 def select(where: jax.Array, held: ProjectedCarry, other: ProjectedCarry) -> ProjectedCarry:
-    """Per example, the columns of ``held`` where true and those of ``other`` elsewhere.
-
-    The basis is that of ``held`` if any is true: elsewhere columns are zero then, or are held in the same basis.
-    """
+    """Per example, the columns of ``held`` where true and those of ``other``, in whose basis both are, elsewhere."""
 
     def choose(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.where(where.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
 
-    columns = jax.tree.map(choose, held.columns, other.columns)
-    return held._replace(columns=columns, held=jnp.where(where.any(), held.held, other.held))
+    return other._replace(columns=jax.tree.map(choose, held.columns, other.columns))
 
 
 def without_examples(where: jax.Array, held: ProjectedCarry) -> ProjectedCarry:

@@ -56,10 +56,7 @@ def first_traces(plan: Plan, batch: int) -> Traces:
 
 def reset_traces(where: jax.Array, traces: Traces) -> Traces:
     """Traces, as they stand in the state, that are zero for some examples: (batch,)."""
-    zeros = jax.tree.map(jnp.zeros_like, traces)
-    if projected.NAME in traces:
-        zeros[projected.NAME] = traces[projected.NAME]._replace(columns=zeros[projected.NAME].columns)
-    return select_traces(where, zeros, traces)
+    return select_traces(where, jax.tree.map(jnp.zeros_like, traces), traces)
 
 
 def select_traces(where: jax.Array, traces: Traces, others: Traces) -> Traces:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from deepeprop_jax import CarryBasis, Cell, LearnerState, carry_basis, deep_eprop, with_basis
+from deepeprop_jax import CarryBasis, Cell, LearnerState, OnlineLearner, carry_basis, deep_eprop, with_basis
 from deepeprop_jax.reference import bptt, truncated_bptt
 from experiments.tasks.targets import LossFn
 
@@ -89,6 +89,16 @@ def immediate(network: Cell, loss_fn: LossFn) -> Rule:
     return Rule(carry_alone, piece, lambda params, carry, x: 0, period=1)
 
 
+def trace_bytes_of(learner: OnlineLearner) -> Callable[[PyTree, PyTree, PyTree], int]:
+    """See ``Rule``."""
+
+    def trace_bytes(params: PyTree, carry: PyTree, x: PyTree) -> int:
+        state = jax.eval_shape(learner.init, params, carry, x)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.traces))
+
+    return trace_bytes
+
+
 def online(
     network: Cell,
     loss_fn: LossFn,
@@ -102,11 +112,7 @@ def online(
     learner = deep_eprop(network, **options)
     run = learner.value_and_grad(loss_fn, segment_length=segment_length, within_segment=within_segment)
 
-    def trace_bytes(params: PyTree, carry: PyTree, x: PyTree) -> int:
-        state = jax.eval_shape(learner.init, params, carry, x)
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.traces))
-
-    return Rule(learner.init, run, trace_bytes, period=segment_length)
+    return Rule(learner.init, run, trace_bytes_of(learner), period=segment_length)
 
 
 def with_traces(
@@ -144,14 +150,10 @@ def projected(network: Cell, loss_fn: LossFn, *, carry_rank: int, segment_length
         )
         return (loss, Projecting(after, basis, now.sequences + 1)), grads
 
-    def trace_bytes(params: PyTree, carry: PyTree, x: PyTree) -> int:
-        state = jax.eval_shape(learner.init, params, carry, x)
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.traces))
-
     return Rule(
         start,
         piece,
-        trace_bytes,
+        trace_bytes_of(learner),
         period=None,
         keep=lambda now: (now.basis, now.sequences),
         resume=lambda now, kept: Projecting(now.state, *kept),
