@@ -2,7 +2,7 @@
 
 from importlib import metadata
 
-from deepeprop_jax.learner.basis import BasisLearner, CarryBasis, with_basis
+from deepeprop_jax.learner.basis import BasisLearner, CarryBasis, Observed, with_basis
 from deepeprop_jax.learner.carry_basis import carry_basis
 from deepeprop_jax.learner.contract import LearnerState, OnlineLearner
 from deepeprop_jax.learner.deep_eprop import deep_eprop
@@ -31,6 +31,7 @@ __all__ = [
     "ErrorMeter",
     "LearnerState",
     "Meter",
+    "Observed",
     "OnlineLearner",
     "analyse",
     "carry_basis",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import jax
@@ -33,6 +34,33 @@ class CarryBasis(NamedTuple):
     signals: jax.Array
     tangents: jax.Array
     updates: jax.Array
+
+
+class Observed(NamedTuple):
+    """What one sequence has shown so far of where a carry's influences and cotangents point. A pytree.
+
+    J counts horizons, N the carry's numbers. Sums are over boundaries between segments.
+
+    Attributes:
+      key: of the probe and of the pulls.
+      roots: (J, N, N) square roots of the signals' moments before the sequence.
+      turn: () which horizon the first example of the first boundary serves.
+      tangent: what a random change of the parameters has made of the carry, shaped as the carry.
+      mean: (N,) of the tangents of a batch of one so far.
+      boundaries: () how many there were.
+      own, tangents: (N, N) sums of the moments of the cotangents of a segment's own losses, and of tangents.
+      pulled: (J, N, N) sums of those of pulled cotangents.
+    """
+
+    key: jax.Array
+    roots: jax.Array
+    turn: jax.Array
+    tangent: PyTree
+    mean: jax.Array
+    boundaries: jax.Array
+    own: jax.Array
+    pulled: jax.Array
+    tangents: jax.Array
 
 
 class InitBasis(Protocol):
@@ -73,16 +101,56 @@ class UpdateBasis(Protocol):
     ) -> CarryBasis: ...
 
 
+class BeginToObserve(Protocol):
+    """Before a sequence that comes in pieces, with updates of the parameters between them.
+
+    Args:
+      basis: of now.
+      key: another one for every sequence.
+      carry: before the first piece, with its batch axis.
+    """
+
+    def __call__(self, basis: CarryBasis, key: jax.Array, carry: PyTree) -> Observed: ...
+
+
+class Observe(Protocol):
+    """Run a piece of a sequence, and collect moments where its segments begin.
+
+    *Cost*: as ``update``, without eigenvalue problems.
+
+    Args:
+      observed: up to the piece.
+      params, state, xs, targets, resets, valid: as given to ``value_and_grad``'s ``run``; of the state its carry alone.
+    """
+
+    def __call__(
+        self,
+        observed: Observed,
+        params: PyTree,
+        state: LearnerState,
+        xs: PyTree,
+        targets: PyTree,
+        resets: jax.Array | None = None,
+        valid: jax.Array | None = None,
+    ) -> Observed: ...
+
+
 class BasisLearner(NamedTuple):
-    """What ``carry_basis`` returns: two pure functions.
+    """What ``carry_basis`` returns: pure functions. ``update`` is ``begin``, one ``observe`` and ``choose``.
 
     Attributes:
       init: ``init(key, params, carry, x) -> basis``.
-      update: ``update(basis, key, params, state, xs, targets) -> basis``.
+      update: ``update(basis, key, params, state, xs, targets) -> basis``, from a whole sequence.
+      begin: ``begin(basis, key, carry) -> observed``.
+      observe: ``observe(observed, params, state, xs, targets) -> observed``, once for every piece of a sequence.
+      choose: ``choose(basis, observed) -> basis``, at its end.
     """
 
     init: InitBasis
     update: UpdateBasis
+    begin: BeginToObserve
+    observe: Observe
+    choose: Callable[[CarryBasis, Observed], CarryBasis]
 
 
 def with_basis(state: LearnerState, basis: CarryBasis) -> LearnerState:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from jax import lax
 from deepeprop_jax.jaxpr.batched import Leaves, Lifted
 from deepeprop_jax.learner import checks
 from deepeprop_jax.learner.balanced_truncation import balanced_truncation, square_root
-from deepeprop_jax.learner.basis import BasisLearner, CarryBasis
+from deepeprop_jax.learner.basis import BasisLearner, CarryBasis, Observed
 from deepeprop_jax.learner.contract import OnlineLearner
 from deepeprop_jax.learner.sequence import Sequence as Steps
 from deepeprop_jax.learner.sequence import make_sequence
@@ -58,7 +57,8 @@ def carry_basis(
       ridge: added to the moments' eigenvalues, in units of their mean.
 
     Returns:
-      A ``BasisLearner``. Give its basis to a state by ``with_basis``.
+      A ``BasisLearner``. Give its basis to a state by ``with_basis``. Where parameters change inside a sequence, give
+      its pieces to ``observe``, one after the other, and ``choose`` at its end.
 
     Raises:
       TypeError, ValueError: an option of a wrong type or out of range; a learner without ``carry_rank``.
@@ -103,84 +103,90 @@ def carry_basis(
         lift = jnp.array(directions, copy=True)  # no buffer twice: a state may be donated
         return CarryBasis(directions, lift, weights, signals, nothing, jnp.zeros((), jnp.int32))
 
-    def update(basis, key, params, state, xs, targets, resets=None, valid=None):
+    def begin(basis, key, carry):
+        roots = jax.vmap(lambda moments: square_root(moments, 0))(basis.signals) / np.sqrt(gains.size)
+        nothing = jnp.zeros_like(basis.tangents)
+        return Observed(
+            key=key,
+            roots=roots,
+            turn=basis.updates,
+            tangent=no_tangent(as_arrays(carry, "carry")),
+            mean=jnp.zeros_like(basis.weights),
+            boundaries=jnp.zeros_like(basis.updates),
+            own=nothing,
+            pulled=jnp.zeros_like(basis.signals),
+            tangents=nothing,
+        )
+
+    def observe(observed, params, state, xs, targets, resets=None, valid=None):
         params, xs = as_arrays(params, "params"), as_arrays(xs, "xs")
         plan = learner.plan(params, state.carry, jax.tree.map(lambda leaf: leaf[0], xs))
-        rank = rank_of(plan)
+        if not rank_of(plan):
+            return observed
+        steps = make_sequence(plan, loss_fn, False, state.initial_carry, xs, targets, resets, valid)
+        return _observe(learner.network, steps, segment_length, observed, params, state.carry)
+
+    def choose(basis, observed):
+        rank, dtype = len(basis.directions), basis.weights.dtype
         if not rank:
             return basis._replace(updates=basis.updates + 1)
-        steps = make_sequence(plan, loss_fn, False, state.initial_carry, xs, targets, resets, valid)
-        found = _moments(learner.network, steps, basis.signals, basis.updates, segment_length, key, params, state.carry)
-        now = jnp.maximum(rate, 1 / (basis.updates + 1)).astype(plan.dtype)
-        g = jnp.asarray(gains, plan.dtype)[:, None, None]
-        new = jax.vmap(_of_trace_one)((1 - g) * found.own[None] + g * found.pulled)
-        signals = _towards(basis.signals, new, found.pulled, now)
-        tangents = _towards(basis.tangents, found.tangents, found.tangents, now)
+        own, tangents = _of_trace_one(observed.own), _of_trace_one(observed.tangents)
+        pulled = jax.vmap(_of_trace_one)(observed.pulled)
+        now = jnp.maximum(rate, 1 / (basis.updates + 1)).astype(dtype)
+        g = jnp.asarray(gains, dtype)[:, None, None]
+        new = jax.vmap(_of_trace_one)((1 - g) * own[None] + g * pulled)
+        signals = _towards(basis.signals, new, pulled, now)
+        tangents = _towards(basis.tangents, tangents, tangents, now)
         directions, lift, weights = balanced_truncation(signals.mean(0), tangents, rank, ridge)
         return CarryBasis(directions, lift, weights, signals, tangents, basis.updates + 1)
 
-    return BasisLearner(init, update)
+    def update(basis, key, params, state, xs, targets, resets=None, valid=None):
+        return choose(basis, observe(begin(basis, key, state.carry), params, state, xs, targets, resets, valid))
+
+    return BasisLearner(init, update, begin, observe, choose)
 
 
-class _Moments(NamedTuple):
-    """Sums over boundaries: cov(λ), (N, N), by horizon cov(q), (J, N, N), and cov(τ), (N, N)."""
-
-    own: jax.Array
-    pulled: jax.Array
-    tangents: jax.Array
-
-
-def _moments(
-    network: Cell,
-    steps: Steps,
-    signals: jax.Array,
-    turn: jax.Array,
-    length: int,
-    key: jax.Array,
-    params: PyTree,
-    carry: PyTree,
-) -> _Moments:
-    """Of one sequence, each of trace one, or zero where nothing was seen."""
-    plan, horizons = steps.plan, len(signals)
-    assert plan.projection is not None
+def _observe(network: Cell, steps: Steps, length: int, observed: Observed, params: PyTree, carry: PyTree) -> Observed:
+    """With one piece more."""
+    plan, horizons = steps.plan, len(observed.roots)
     ready = prepare(plan, params)
     total, batch = jax.tree.leaves(steps.inputs[0])[0].shape[:2]
     whole = min(length, total)
-    probe_key, pull_key = jax.random.split(key)
+    probe_key, pull_key = jax.random.split(observed.key)
     probe = random_tangent(plan, probe_key, params)
-    roots = jax.vmap(lambda moments: square_root(moments, 0))(signals) / np.sqrt(horizons)
 
-    def segment(loop: tuple, index: jax.Array, length: int) -> tuple[tuple, None]:
-        carry, tau, mean, sums = loop
+    def segment(loop: tuple[PyTree, Observed], index: jax.Array, length: int) -> tuple[tuple[PyTree, Observed], None]:
+        carry, seen = loop
         cut = partial(lax.dynamic_slice_in_dim, start_index=index * whole, slice_size=length)
         xs, targets, flags = jax.tree.map(cut, steps.inputs)
         part = Segment(ready, carry, steps.initial_carry, xs, flags)
         _, dy = steps.losses_and_dy(part.outputs, targets, flags.valid)
         leaves: Leaves = [Lifted(leaf, "cb") for leaf in plan.output.split_cotangent(dy)]
         own = signal(part, Flow(part, leaves, exact=True), "b")  # λ
-        horizon = (jnp.arange(batch, dtype=index.dtype) + index + turn) % horizons
-        noise = jax.random.normal(jax.random.fold_in(pull_key, index), own.shape, plan.dtype)
-        seen = part.after_resets()
-        pulled = signal(seen, flow_of(seen, jnp.einsum("bnm,bm->bn", roots[horizon], noise), "b"), "rb")[0]  # q
+        horizon = (jnp.arange(batch, dtype=index.dtype) + seen.boundaries + seen.turn) % horizons
+        noise = jax.random.normal(jax.random.fold_in(pull_key, seen.boundaries), own.shape, plan.dtype)
+        after = part.after_resets()
+        pulled = signal(after, flow_of(after, jnp.einsum("bnm,bm->bn", seen.roots[horizon], noise), "b"), "rb")[0]  # q
         of_horizon = [jnp.where((horizon == j)[:, None], pulled, 0) for j in range(horizons)]
-        numbers = carry_numbers(plan, tau)
-        centred = numbers - (numbers.mean(0) if batch > 1 else mean)[None]
-        sums = _Moments(
-            sums.own + _cov(own), sums.pulled + jnp.stack([_cov(q) for q in of_horizon]), sums.tangents + _cov(centred)
-        )
-        mean = mean + (numbers[0] - mean) / (index + 1).astype(mean.dtype)
+        numbers = carry_numbers(plan, seen.tangent)
+        centred = numbers - (numbers.mean(0) if batch > 1 else seen.mean)[None]
         here = xs, targets, flags
-        tau = push_forward(network, params, probe, Moving(carry, tau), steps.initial_carry, here).moving.tangent
-        return (part.carry_end, tau, mean, sums), None
+        start = Moving(carry, seen.tangent)
+        seen = seen._replace(
+            tangent=push_forward(network, params, probe, start, steps.initial_carry, here).moving.tangent,
+            mean=seen.mean + (numbers[0] - seen.mean) / (seen.boundaries + 1).astype(plan.dtype),
+            boundaries=seen.boundaries + 1,
+            own=seen.own + _cov(own),
+            pulled=seen.pulled + jnp.stack([_cov(q) for q in of_horizon]),
+            tangents=seen.tangents + _cov(centred),
+        )
+        return (part.carry_end, seen), None
 
-    nothing = jnp.zeros((plan.projection.numbers,) * 2, plan.dtype)
-    sums = _Moments(nothing, jnp.zeros_like(signals), nothing)
-    start = carry, no_tangent(carry), nothing[0], sums
-    loop, _ = lax.scan(partial(segment, length=whole), start, jnp.arange(total // whole, dtype=turn.dtype))
+    indices = jnp.arange(total // whole, dtype=observed.boundaries.dtype)
+    loop, _ = lax.scan(partial(segment, length=whole), (carry, observed), indices)
     if total % whole:  # the loss of a whole sequence may be there
-        loop, _ = segment(loop, jnp.asarray(total // whole, turn.dtype), total % whole)
-    sums = loop[-1]
-    return _Moments(_of_trace_one(sums.own), jax.vmap(_of_trace_one)(sums.pulled), _of_trace_one(sums.tangents))
+        loop, _ = segment(loop, jnp.asarray(total // whole, indices.dtype), total % whole)
+    return loop[1]
 
 
 def _cov(rows: jax.Array) -> jax.Array:

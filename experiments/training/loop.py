@@ -131,9 +131,9 @@ class Loop:
                     learning = learning._replace(meter=meter)
             pieces = jax.tree.map(lambda leaf: leaf.reshape(-1, self._update_every, *leaf.shape[1:]), sequence)
             (learning, last), losses = jax.lax.scan(update, (learning, last), pieces)
-            if not self._task.continues:
-                learning = learning._replace(stream=self._rule.keep(learning.stream))
-            return (learning, last), losses.sum()
+            kept = self._rule.keep(learning.stream)
+            stream = self._rule.resume(learning.stream, kept) if self._task.continues else kept
+            return (learning._replace(stream=stream), last), losses.sum()
 
         if not self._task.continues and learning.stream is None:  # also where another rule's loop has begun it
             learning = learning._replace(stream=self._rule.keep(self._fresh(learning.params)))

@@ -14,7 +14,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from deepeprop_jax import CarryBasis, Cell, LearnerState, OnlineLearner, carry_basis, deep_eprop, with_basis
+from deepeprop_jax import (
+    CarryBasis,
+    Cell,
+    LearnerState,
+    Observed,
+    OnlineLearner,
+    carry_basis,
+    deep_eprop,
+    with_basis,
+)
 from deepeprop_jax.reference import bptt, truncated_bptt
 from experiments.tasks.targets import LossFn
 
@@ -123,11 +132,12 @@ def with_traces(
 
 
 class Projecting(NamedTuple):
-    """A learner's state, and the basis of its projected carry after so many sequences."""
+    """A learner's state, the basis of its projected carry, and what the sequence of this number has shown for it."""
 
     state: LearnerState
     basis: CarryBasis
-    sequences: jax.Array
+    observed: Observed
+    sequence: jax.Array
 
 
 def projected(network: Cell, loss_fn: LossFn, *, carry_rank: int, segment_length: int = 8) -> Rule:
@@ -136,27 +146,35 @@ def projected(network: Cell, loss_fn: LossFn, *, carry_rank: int, segment_length
     run = learner.value_and_grad(loss_fn, segment_length=segment_length)
     basis_learner = carry_basis(learner, loss_fn, segment_length=segment_length, rate=0.1)
 
+    def begin(state: LearnerState, basis: CarryBasis, sequence: jax.Array) -> Projecting:
+        key = jax.random.fold_in(jax.random.key(1), sequence)
+        return Projecting(state, basis, basis_learner.begin(basis, key, state.carry), sequence)
+
     def start(params: PyTree, carry: PyTree, x: PyTree) -> Projecting:
         basis = basis_learner.init(jax.random.key(0), params, carry, x)
-        return Projecting(learner.init(params, carry, x), basis, jnp.zeros((), jnp.int32))
+        return begin(learner.init(params, carry, x), basis, jnp.full((), -1, jnp.int32))
 
     def piece(params: PyTree, now: Projecting, xs: PyTree, targets: PyTree) -> tuple[tuple[jax.Array, PyTree], PyTree]:
         (loss, after), grads = run(params, with_basis(now.state, now.basis), xs, targets)
-        key = jax.random.fold_in(jax.random.key(1), now.sequences)
-        basis = jax.lax.cond(
-            now.sequences % 4 == 0,
-            lambda: basis_learner.update(now.basis, key, params, now.state, xs, targets),
-            lambda: now.basis,
+        observed = jax.lax.cond(
+            now.sequence % 4 == 0,
+            lambda: basis_learner.observe(now.observed, params, now.state, xs, targets),
+            lambda: now.observed,
         )
-        return (loss, Projecting(after, basis, now.sequences + 1)), grads
+        return (loss, now._replace(state=after, observed=observed)), grads
+
+    def keep(now: Projecting) -> tuple[CarryBasis, jax.Array]:
+        seen = now.observed.boundaries > 0
+        basis = jax.lax.cond(seen, lambda: basis_learner.choose(now.basis, now.observed), lambda: now.basis)
+        return basis, now.sequence
 
     return Rule(
         start,
         piece,
         trace_bytes_of(learner),
-        period=None,
-        keep=lambda now: (now.basis, now.sequences),
-        resume=lambda now, kept: Projecting(now.state, *kept),
+        period=segment_length,
+        keep=keep,
+        resume=lambda now, kept: begin(now.state, kept[0], kept[1] + 1),
         carry_of=lambda now: now.state.carry,
     )
 
