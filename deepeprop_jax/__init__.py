@@ -16,7 +16,7 @@ from deepeprop_jax.network.nnx import nnx_cell
 from deepeprop_jax.report.analyse import analyse
 from deepeprop_jax.report.compare import compare_to_bptt
 from deepeprop_jax.report.suggest_rank import suggest_rank
-from deepeprop_jax.traces.low_rank import trace_error
+from deepeprop_jax.report.trace_error import trace_error
 
 try:
     __version__ = metadata.version("deepeprop_jax")

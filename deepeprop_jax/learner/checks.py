@@ -112,7 +112,13 @@ def check_options(mode: Mode) -> None:
         raise ValueError(
             f"carry_rank stands in place of all other traces, so {' and '.join(others)} must not be given beside it."
         )
-    others = [name for name in ("own_traces", "project_every") if getattr(mode, name) != getattr(Mode(), name)]
+    factor = "None (whole) or an integer >= 1, the rank of the product that a node's weights are kept as"
+    _check_count("carry_factor", mode.carry_factor, 1, factor)
+    if mode.own_traces and mode.carry_factor is not None:
+        raise ValueError("own_traces are not kept beside a projected carry with a carry_factor; leave one of them out.")
+    others = [
+        name for name in ("own_traces", "project_every", "carry_factor") if getattr(mode, name) != getattr(Mode(), name)
+    ]
     if mode.carry_rank is None and others:
         raise ValueError(f"{' and '.join(others)} belong to a projected carry; give carry_rank=R too.")
 

@@ -39,6 +39,7 @@ def deep_eprop(
     carry_rank: int | None = None,
     own_traces: bool = False,
     project_every: int = 8,
+    carry_factor: int | None = None,
     trainable: PyTree = None,
 ) -> OnlineLearner:
     """Train a recurrent network forward in time: gradients from traces, with memory constant in the sequence's length.
@@ -74,6 +75,10 @@ def deep_eprop(
       project_every: with ``carry_rank``: single steps wait in the state, up to so many, and their carry is projected
         once; ``gradient`` goes back through them exactly, which costs as many steps. They are run again at the
         parameters of the last of them.
+      carry_factor: with ``carry_rank``: q keeps what the projected carry holds of a node's weights as one product of
+        rank q, q (R N + M) numbers for N rows and M columns in place of R N M; see ``rank``, of which the same is true.
+        Weights whose step is no outer product as it stands (dense nodes without a carry, cells whose output reads
+        parameters, ``stack(cell, depth=L)``) are kept whole.
       trainable: booleans in the structure of params or a prefix of it, or a function of params' shapes that gives
         them; the others have no trace and a zero gradient.
 
@@ -97,7 +102,7 @@ def deep_eprop(
     >>> jax.tree.structure(grads) == jax.tree.structure(params)
     True
     """
-    mode = Mode(exact, hops, rank, carry_rank, own_traces, project_every)
+    mode = Mode(exact, hops, rank, carry_rank, own_traces, project_every, carry_factor)
     checks.check_options(mode)
     cell = as_cell(network)
     made = _Functions(Planner(graph_of(cell), mode, trainable))

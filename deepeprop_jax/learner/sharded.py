@@ -92,7 +92,7 @@ def over_batches(learner: OnlineLearner, graph: Graph) -> OnlineLearner:
             name: split.spec(None) if name.partition(" <- ")[0] in deep else batch for name in state.traces
         }
         if NAME in traces:
-            traces[NAME] = ProjectedCarry(batch, EVERYWHERE, EVERYWHERE, EVERYWHERE)
+            traces[NAME] = ProjectedCarry(batch, batch, EVERYWHERE, EVERYWHERE, EVERYWHERE)
         by_example = isinstance(update, list) and all(isinstance(part, Factors) for part in update)
         waiting: PyTree = batch if by_example else EVERYWHERE
         if isinstance(update, Window):

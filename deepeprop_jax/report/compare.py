@@ -16,7 +16,7 @@ from deepeprop_jax.network.arguments import as_arrays
 from deepeprop_jax.network.cell import PyTree
 from deepeprop_jax.reference import LossFn, bptt, is_differentiable
 from deepeprop_jax.report.table import table
-from deepeprop_jax.traces.low_rank import trace_error
+from deepeprop_jax.report.trace_error import trace_error
 
 
 class Row(NamedTuple):

@@ -13,7 +13,7 @@ from deepeprop_jax.jaxpr.real_leaves import RealView
 from deepeprop_jax.jaxpr.trace import trace
 from deepeprop_jax.network.cell import PyTree, parents
 from deepeprop_jax.traces.block import Rows
-from deepeprop_jax.traces.low_rank import PROBES
+from deepeprop_jax.traces.low_rank import PROBES, Layout
 from deepeprop_jax.traces.plan import Plan
 
 
@@ -51,7 +51,10 @@ def multiply_adds(plan: Plan, steps: int) -> int:
     if plan.projection is not None:
         rank = plan.projection.rank
         entries = sum(plan.all_columns(k) for k in plan.projection.sources)
+        layouts = [layout for layout in plan.projection.layouts if layout is not None]
+        entries -= sum(block.columns for layout in layouts for block in layout.blocks)
         total += -(-rank * (rank + 1) * entries // steps)  # U M A V and (λ A) V, once a segment
+        total += sum(_low_rank(layout, steps) for layout in layouts)
     return total
 
 
@@ -68,11 +71,7 @@ def _of_a_layer(plan: Plan, v: int) -> int:
         total += block.rows * block.columns * (per_row + 1)  # advance and contract
     layout = plan.low_rank[v]
     if layout is not None:
-        rank, rows, columns = layout.rank, slots * layout.rows, layout.columns
-        total += slots * (rank + PROBES) * rows  # through D
-        total += (2 * rank + PROBES + 2 * rank**2) * (rows + columns)  # with the step's factors and the kept ones
-        total += 4 * rank**2 * rows  # an orthonormal basis
-        total += rank * sum(block.columns for block in layout.blocks)  # the gradient
+        total += _low_rank(layout, 1)
     passed_on = any(p == v for p, _ in plan.transmitted)
     reached = bool(sources) or (has_depth and (passed_on or plan.bands[v] > 0))  # its carry, by others' influences
     dense = any(block.kind is Rows.DENSE for block in plan.own[v])
@@ -91,6 +90,15 @@ def _of_a_layer(plan: Plan, v: int) -> int:
     if upward and node.cut.output_rows is None:
         total += outputs * (n + inputs) * upward + 2 * outputs * forward
     return total
+
+
+def _low_rank(layout: Layout, steps: int) -> int:
+    """Of one product of low rank, once a segment of so many steps."""
+    slots, rank, rows, columns = layout.slots, layout.rank, layout.slots * layout.rows, layout.columns
+    once = slots * (rank + PROBES) * rows  # through D
+    once += 2 * rank**2 * (rows + columns) + 4 * rank**2 * rows  # with the kept factors; an orthonormal basis
+    once += rank * sum(block.columns for block in layout.blocks)  # the gradient
+    return (2 * rank + PROBES) * (rows + columns) - (-once // steps)  # with the factors of every step
 
 
 def _in_factors(plan: Plan, v: int) -> dict[int, int]:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from deepeprop_jax.analysis.units import to_grid
 from deepeprop_jax.jaxpr.batched import Leaves, Lifted, broadcast
+from deepeprop_jax.segments import outer
 from deepeprop_jax.segments.cotangents import vector
 from deepeprop_jax.segments.node import NodeSegment
 from deepeprop_jax.traces import low_rank
@@ -82,17 +83,6 @@ def advance_low_rank(
     part: NodeSegment, layout: low_rank.Layout, trace: low_rank.LowRank, dtype: jnp.dtype
 ) -> low_rank.LowRank:
     """The trace of all weights that are held as one product of low rank, one segment on."""
-    sizes = part.sizes
-
-    def joined(values: Sequence[Lifted | None], widths: Sequence[int]) -> jax.Array:
-        """(batch, C, all widths)."""
-        zeros = [Lifted(jnp.zeros(width)) for width in widths]
-        full = [broadcast(zero if x is None else x, "cb", sizes) for x, zero in zip(values, zeros, strict=True)]
-        return jnp.swapaxes(jnp.concatenate([x.astype(dtype) for x in full], axis=-1), 0, 1)
-
-    deltas = []
-    for slot in range(layout.slots):
-        values = part.linear_values(part.program.to_params, part.back_slot(slot).steps)
-        deltas.append(joined([values[i] for i in layout.deltas], layout.row_widths))
-    factors = joined([part.read(z) for z in layout.factors], layout.column_widths)
+    deltas = [outer.deltas(part, layout, part.back_slot(slot).steps, part.sizes, dtype) for slot in range(layout.slots)]
+    factors = outer.factors(part, layout, dtype)
     return low_rank.advance(layout, trace, recurrence(part, dtype), jnp.concatenate(deltas, axis=-1), factors)

@@ -13,11 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from deepeprop_jax.jaxpr.batched import Leaves, Lifted, broadcast
+from deepeprop_jax.segments import outer
 from deepeprop_jax.segments.depth import DeepBack, DeepSegment, LayerEnd
 from deepeprop_jax.segments.kept import everything
 from deepeprop_jax.segments.network import Flow, Segment, start_of
 from deepeprop_jax.segments.node import Back, NodeSegment
-from deepeprop_jax.traces import projected
+from deepeprop_jax.traces import low_rank, projected
+from deepeprop_jax.traces.low_rank import LowRank
 from deepeprop_jax.traces.plan import Traces
 from deepeprop_jax.traces.products import own_columns
 from deepeprop_jax.traces.projected import ProjectedCarry
@@ -78,8 +80,14 @@ def add_gradient(segment: Segment, flow: Flow, held: ProjectedCarry, grads: list
     assert plan.projection is not None
     toward = along(segment, flow, held, "b")
     for k in plan.projection.sources:
-        for i, leaf in zip(plan.trained[k], held.columns[plan.graph.nodes[k].name], strict=True):
-            grads[k][i] = grads[k][i] + projected.contract(toward, leaf)
+        name, layout = plan.graph.nodes[k].name, plan.projection.layouts[k]
+        leaves = plan.projection.whole(k, plan.trained[k])
+        parts = [projected.contract(toward, leaf) for leaf in held.columns[name]]
+        if layout is not None:
+            leaves += [i for block in layout.blocks for i in block.leaves]
+            parts += low_rank.contract(layout, held.factored[name], toward)
+        for i, part in zip(leaves, parts, strict=True):
+            grads[k][i] = grads[k][i] + part
 
 
 def advance(segment: Segment, traces: Traces, new: Traces) -> ProjectedCarry:
@@ -96,6 +104,7 @@ def advance(segment: Segment, traces: Traces, new: Traces) -> ProjectedCarry:
     flow = flow_of(segment, held.directions, "r")
     mixing = jnp.swapaxes(along(segment, flow, held, "rb"), 0, 1)
     columns: projected.Columns = {}
+    factored: dict[str, LowRank] = {}
     for k in plan.projection.sources:
         name = plan.graph.nodes[k].name
         back = flow.through(k, seen)
@@ -104,9 +113,16 @@ def advance(segment: Segment, traces: Traces, new: Traces) -> ProjectedCarry:
             _add_own(segment, flow, k, held.directions, back, added, traces, new)
         columns[name] = [
             projected.advance(mixing, leaf, added.get(i))
-            for i, leaf in zip(plan.trained[k], held.columns[name], strict=True)
+            for i, leaf in zip(plan.projection.whole(k, plan.trained[k]), held.columns[name], strict=True)
         ]
-    return held._replace(columns=columns, held=held.lift)
+        layout, part = plan.projection.layouts[k], segment.nodes[k]
+        if layout is not None:
+            assert isinstance(part, NodeSegment)
+            steps: Leaves = back.steps if isinstance(back, Back) else [None] * len(part.node.carry.shapes)
+            deltas = outer.deltas(part, layout, steps, flow.sizes, plan.dtype)
+            factors = outer.factors(part, layout, plan.dtype)
+            factored[name] = low_rank.advance(layout, held.factored[name], mixing, deltas, factors)
+    return held._replace(columns=columns, factored=factored, held=held.lift)
 
 
 def _inside(segment: Segment, flow: Flow, k: int, back: Back | DeepBack | None) -> dict[int, jax.Array]:

@@ -1,4 +1,4 @@
-"""A kind of trace: a node's own local ones as one product of low rank, which is moved without being multiplied out.
+"""A kind of trace: of many weights together, as one product of low rank, which is moved without being multiplied out.
 
 Where a weight's immediate influence is an outer product delta (x) z, that of all such weights of a node together is one
 matrix S, per example: rows are the components of all deltas, for each carry slot; columns those of all z. Over a
@@ -6,8 +6,9 @@ segment, with D the product of the unit-local blocks and Lambda what reaches its
 
     S_end = D S + sum over steps of Lambda (x) z  =:  A
 
-is known as a product of few columns. One step of subspace iteration (Halko, Martinsson & Tropp 2011, algorithm 4.4),
-started from what was kept of S, keeps R of its directions: S_end ~ Q (Q^T A), with Q an orthonormal basis of A G^T.
+is known as a product of few columns. (Of a projected carry a slot is a direction, and D mixes those.) One step of
+subspace iteration (Halko, Martinsson & Tropp 2011, algorithm 4.4), started from what was kept of S, keeps R of its
+directions: S_end ~ Q (Q^T A), with Q an orthonormal basis of A G^T.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from jax import lax
 
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
 from deepeprop_jax.jaxpr.program import Atom
-from deepeprop_jax.jaxpr.real_leaves import PyTree
 from deepeprop_jax.traces.block import Block, spread
 
 PROBES = 4
@@ -63,12 +63,12 @@ class Layout(NamedTuple):
 
     Attributes:
       rank: R.
-      blocks: the local blocks, one parameter leaf each, that S stands for.
+      blocks: the blocks, one parameter leaf each, that S stands for.
       places: per block.
       deltas: per group of rows, the number of its variable among the program's cuts.
       factors: per group of columns, z.
       row_widths, column_widths: size of each group.
-      unit: (N,) the unit of each row.
+      unit: (N,) the unit of each row; None where all rows of a slot move alike.
       slots: K.
     """
 
@@ -79,7 +79,7 @@ class Layout(NamedTuple):
     factors: tuple[Atom, ...]
     row_widths: tuple[int, ...]
     column_widths: tuple[int, ...]
-    unit: np.ndarray
+    unit: np.ndarray | None
     slots: int
 
     @property
@@ -92,6 +92,10 @@ class Layout(NamedTuple):
         """M."""
         return sum(self.column_widths)
 
+    def by_row(self, values: jax.Array) -> jax.Array:
+        """Values (..., units) as (..., N); those of whole slots, (...), as (..., 1)."""
+        return values[..., None] if self.unit is None else spread(values, self.unit)
+
     def shapes(self, batch: int, dtype: jnp.dtype) -> LowRank:
         """Shapes and dtypes of the state."""
         rows = self.slots * self.rows
@@ -103,15 +107,15 @@ def advance(layout: Layout, trace: LowRank, recurrence: jax.Array, deltas: jax.A
     """One segment on.
 
     Args:
-      recurrence: (batch, K, K, units) product of all D.
+      recurrence: (batch, K, K, units) product of all D; (batch, K, K) where all rows of a slot move alike.
       deltas: (batch, C, K N), Lambda.
       factors: (batch, C, M), z.
 
     Cost: O(R (C + R) (K N + M)) multiply-adds per example.
     """
     rank, right = layout.rank, trace.right
-    wide = spread(recurrence, layout.unit)
-    left, probed = _through(wide, trace.left), _through(wide, trace.probed)
+    wide = layout.by_row(recurrence)
+    left, probed = _through(layout, wide, trace.left), _through(layout, wide, trace.probed)
     signs, stray = _random(layout.columns, rank, right.dtype)
     start = _unit_length(right) + STRAY * stray[None]
     # What is new of A start^T, and of A times the signs.
@@ -132,11 +136,10 @@ def _times(rows: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.einsum("bcq,bcn->bqn", weights, rows)
 
 
-def _through(wide: jax.Array, rows: jax.Array) -> jax.Array:
-    """D, (batch, K, K, N), times (batch, any, K N)."""
-    slots, n = wide.shape[-2:]
-    parts = rows.reshape(*rows.shape[:2], slots, n)
-    moved = sum(wide[:, None, :, k] * parts[:, :, None, k] for k in range(slots))
+def _through(layout: Layout, wide: jax.Array, rows: jax.Array) -> jax.Array:
+    """D, (batch, K, K, N or 1), times (batch, any, K N)."""
+    parts = rows.reshape(*rows.shape[:2], layout.slots, layout.rows)
+    moved = sum(wide[:, None, :, k] * parts[:, :, None, k] for k in range(layout.slots))
     return moved.reshape(rows.shape)
 
 
@@ -144,10 +147,10 @@ def contract(layout: Layout, trace: LowRank, cotangent: jax.Array) -> list[jax.A
     """``lambda . S`` summed over the batch, per block in the leaf's shape.
 
     Args:
-      cotangent: (batch, K, units).
+      cotangent: (batch, K, units); (batch, K) where all rows of a slot move alike.
     """
-    wide = spread(cotangent, layout.unit)[:, None]
-    parts = trace.left.reshape(*trace.left.shape[:2], *wide.shape[-2:])
+    wide = layout.by_row(cotangent)[:, None]
+    parts = trace.left.reshape(*trace.left.shape[:2], layout.slots, layout.rows)
     rows = (wide * parts).sum(axis=2)  # (batch, R, N)
     found = []
     for place in layout.places:
@@ -167,35 +170,10 @@ def multiplied_out(layout: Layout, trace: LowRank) -> list[jax.Array]:
     return found
 
 
-def trace_error(state: PyTree) -> dict[str, jax.Array]:
-    """What the traces of a learner with ``rank=R`` have lost, everything since their start included.
-
-    Args:
-      state: a ``LearnerState``.
-
-    Returns:
-      Per trace of low rank, by its name in the state, (batch,) estimates of the relative error ‖S - S_R‖ / ‖S‖ in the
-      Frobenius norm, (L, batch) where a node has depth; nothing for a learner without rank.
-
-    Source: for random signs w, E‖X w‖² = ‖X‖² (Hutchinson 1990). The state carries S times fixed signs, exactly; they
-    are independent of what the trace keeps. Cost: O(R (K N + M)) per example.
-
-    >>> import flax.linen as nn
-    >>> from deepeprop_jax import deep_eprop
-    >>> learner = deep_eprop(nn.GRUCell(features=8), rank=2)
-    >>> xs = jax.random.normal(jax.random.key(1), (12, 3, 4), jnp.float32)
-    >>> params, carry = learner.network.init(jax.random.key(0), xs[0])
-    >>> run = jax.jit(learner.value_and_grad(lambda y, target: jnp.sum(y**2), segment_length=4))
-    >>> (_, state), _ = run(params, learner.init(params, carry, xs[0]), xs, jnp.zeros(12))
-    >>> {name: error.shape for name, error in trace_error(state).items()}
-    {'cell <- cell, low rank': (3,)}
-    """
-    return {name: _error(trace) for name, trace in state.traces.items() if isinstance(trace, LowRank)}
-
-
-def _error(trace: LowRank) -> jax.Array:
+def relative_error(trace: LowRank) -> jax.Array:
+    """An estimate of ‖S - S_R‖ / ‖S‖ in the Frobenius norm, (batch,) or (L, batch)."""
     if trace.left.ndim == 4:  # of several layers
-        return jax.vmap(_error)(trace)
+        return jax.vmap(relative_error)(trace)
     signs, _ = _random(trace.right.shape[-1], trace.left.shape[1], trace.right.dtype)
     lost = trace.probed - jnp.einsum("brn,brp->bpn", trace.left, jnp.einsum("brm,pm->brp", trace.right, signs))
     norms = [jnp.sqrt(jnp.square(x).sum(axis=(1, 2))) for x in (lost, trace.probed)]

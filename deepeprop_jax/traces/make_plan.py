@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,7 +32,7 @@ def make_plan(network: AnalysedNetwork, trained: tuple[tuple[int, ...], ...], mo
     blocks = [own_blocks(node, idx, exact) for node, idx in zip(nodes, trained, strict=True)]
     projection = None
     if mode.carry_rank is not None:
-        projection, hops = _projection(network, trained, mode.carry_rank, mode.project_every), 0
+        projection, hops = _projection(network, trained, mode), 0
         blocks = blocks if mode.own_traces else [()] * len(nodes)
         deep = [vertex.name for vertex in graph.nodes if vertex.depth is not None]
         if mode.own_traces and deep:
@@ -51,9 +52,10 @@ def make_plan(network: AnalysedNetwork, trained: tuple[tuple[int, ...], ...], mo
     )  # fmt: skip
 
 
-def _projection(network: AnalysedNetwork, trained: tuple[tuple[int, ...], ...], rank: int, every: int) -> Projection:
+def _projection(network: AnalysedNetwork, trained: tuple[tuple[int, ...], ...], mode: Mode) -> Projection:
     """See ``Projection``."""
-    graph, nodes = network.graph, network.nodes
+    graph, nodes, rank, factor = network.graph, network.nodes, mode.carry_rank, mode.carry_factor
+    assert rank is not None
     seen: list[bool] = [node.carry.size > 0 for node in nodes]
     for v in reversed(range(len(nodes))):
         for p in parents(graph.nodes[v].wire):
@@ -66,7 +68,14 @@ def _projection(network: AnalysedNetwork, trained: tuple[tuple[int, ...], ...], 
             f"carry_rank={rank} is more than the {starts[-1]} real numbers of the network's carry; with as many "
             f"directions as numbers the gradient is that of BPTT, as with exact=True."
         )
-    return Projection(rank, every, sources, starts)
+    layouts: list[Layout | None] = [None] * len(nodes)
+    for k in sources:
+        # What the output reads itself has an influence that is no product of the carry's deltas.
+        if factor is None or not rank or graph.nodes[k].depth is not None or "params" in nodes[k].cut.output_uses:
+            continue
+        if nodes[k].recurrent:
+            layouts[k] = layout_of_directions(nodes[k], trained[k], rank, factor)
+    return Projection(rank, mode.project_every, sources, starts, tuple(layouts))
 
 
 def own_blocks(node: Node, trained: tuple[int, ...], exact: bool) -> tuple[Block, ...]:
@@ -86,42 +95,76 @@ def own_blocks(node: Node, trained: tuple[int, ...], exact: bool) -> tuple[Block
     return tuple(blocks)
 
 
+class _Outer(NamedTuple):
+    """A leaf whose immediate influence is an outer product as it stands: delta (x) z, or its transpose."""
+
+    block: Block
+    number: int
+    delta: Atom
+    z: Atom
+    rows_first: bool
+
+
 def layout_of(node: Node, own: tuple[Block, ...], rank: int) -> Layout | None:
-    """Find the leaves whose immediate influence is an outer product as it stands; None where there is none."""
-    cuts = node.program.cuts
-    number = {variable: i for i, variable in enumerate(cuts.variables)}
-    rows: dict[Atom, tuple[int, np.ndarray]] = {}  # per delta its number and units
-    columns: dict[Atom, int] = {}  # per z its size
+    """How a node's own local traces are one product of low rank; None where none of them is an outer product."""
+    units: dict[Atom, np.ndarray] = {}
     found = []
     for block in own:
-        output = cuts.outputs[block.leaves[0]]
-        product = cuts.products[number[output]] if is_variable(output) and output in number else None
-        if block.unit is None or product is None or not product.is_outer:
+        outer = None if block.unit is None else _outer(node, block)
+        if outer is None or block.unit is None:
             continue
-        rows_first = (product.side == 0) != product.swapped
         unit = thin.compact(block.unit.reshape(node.params.shapes[block.leaves[0]]))
-        unit = unit if rows_first else unit.T
-        delta, z = product.equation.inputs[product.side], product.equation.inputs[1 - product.side]
-        known = rows.get(delta, (number[output], unit[:, 0]))
-        if thin.core(unit).shape[1] == 1 and np.array_equal(unit[:, 0], known[1]):
-            rows[delta] = known
-            columns[z] = unit.shape[1]
-            found.append((block, delta, z, rows_first))
+        unit = unit if outer.rows_first else unit.T
+        known = units.get(outer.delta, unit[:, 0])
+        if thin.core(unit).shape[1] == 1 and np.array_equal(unit[:, 0], known):
+            units[outer.delta] = known
+            found.append(outer)
     if not found:
         return None
-    widths = [unit.size for _, unit in rows.values()]
-    row_slices = dict(zip(rows, _slices(widths), strict=True))
+    return _layout(node, found, rank, np.concatenate(list(units.values())), node.units.slots)
+
+
+def layout_of_directions(node: Node, trained: tuple[int, ...], directions: int, rank: int) -> Layout | None:
+    """How a node's part of a projected carry is one product of low rank: a slot is a direction."""
+    blocks = (Block(Rows.DENSE, (i,), None, directions, node.params.sizes[i]) for i in trained if node.params.sizes[i])
+    found = [outer for outer in (_outer(node, block) for block in blocks) if outer is not None]
+    return _layout(node, found, rank, None, directions) if found else None
+
+
+def _outer(node: Node, block: Block) -> _Outer | None:
+    cuts = node.program.cuts
+    output = cuts.outputs[block.leaves[0]]
+    if not is_variable(output) or output not in cuts.variables:
+        return None
+    number = cuts.variables.index(output)
+    product = cuts.products[number]
+    if product is None or not product.is_outer:
+        return None
+    delta, z = product.equation.inputs[product.side], product.equation.inputs[1 - product.side]
+    return _Outer(block, number, delta, z, (product.side == 0) != product.swapped)
+
+
+def _layout(node: Node, found: list[_Outer], rank: int, unit: np.ndarray | None, slots: int) -> Layout:
+    rows: dict[Atom, tuple[int, int]] = {}  # per delta its number and width
+    columns: dict[Atom, int] = {}  # per z its width
+    for outer in found:
+        shape = node.params.shapes[outer.block.leaves[0]]
+        height, width = shape if outer.rows_first else shape[::-1]
+        rows.setdefault(outer.delta, (outer.number, height))
+        columns[outer.z] = width
+    numbers, heights = zip(*rows.values(), strict=True)
+    row_slices = dict(zip(rows, _slices(list(heights)), strict=True))
     column_slices = dict(zip(columns, _slices(list(columns.values())), strict=True))
     return Layout(
         rank,
-        tuple(block for block, *_ in found),
-        tuple(PlaceOfLeaf(row_slices[delta], column_slices[z], first) for _, delta, z, first in found),
-        tuple(index for index, _ in rows.values()),
+        tuple(outer.block for outer in found),
+        tuple(PlaceOfLeaf(row_slices[o.delta], column_slices[o.z], o.rows_first) for o in found),
+        numbers,
         tuple(columns),
-        tuple(widths),
+        heights,
         tuple(columns.values()),
-        np.concatenate([unit for _, unit in rows.values()]),
-        node.units.slots,
+        unit,
+        slots,
     )
 
 

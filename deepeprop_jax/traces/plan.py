@@ -27,6 +27,7 @@ class Mode(NamedTuple):
     carry_rank: int | None = None
     own_traces: bool = False
     project_every: int = 8
+    carry_factor: int | None = None
 
 
 class KeptPair(NamedTuple):

@@ -9,11 +9,14 @@ those of A the lift. Both are the same for all examples.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from deepeprop_jax.traces.low_rank import Layout, LowRank
 
 NAME = "projected carry"
 """The key of V in the state's traces."""
@@ -33,12 +36,14 @@ class Projection(NamedTuple):
       every: once in how many single steps it is projected.
       sources: the nodes whose parameters have an influence on a carry.
       starts: per node, where the numbers of its carry start among all N; N at the end.
+      layouts: per node, the weights whose part of V is one product of low rank; None where there are none.
     """
 
     rank: int
     every: int
     sources: tuple[int, ...]
     starts: tuple[int, ...]
+    layouts: tuple[Layout | None, ...]
 
     @property
     def numbers(self) -> int:
@@ -49,17 +54,25 @@ class Projection(NamedTuple):
         """What of rows (..., N) belongs to node v's carry."""
         return rows[..., self.starts[v] : self.starts[v + 1]]
 
+    def whole(self, k: int, leaves: Sequence[int]) -> list[int]:
+        """Those of node k's leaves that are not of low rank."""
+        layout = self.layouts[k]
+        factored = set() if layout is None else {i for block in layout.blocks for i in block.leaves}
+        return [i for i in leaves if i not in factored]
+
 
 class ProjectedCarry(NamedTuple):
     """A projected carry, and the basis that it is kept in.
 
     Attributes:
-      columns: V.
+      columns: V, without what is of low rank.
+      factored: that, by the name of the node whose parameters they are.
       held: (R, N) the lift that belongs to ``columns``: that of the basis with which they were made.
       directions, lift: (R, N) Uᵀ and Aᵀ, the basis from now on.
     """
 
     columns: Columns
+    factored: dict[str, LowRank]
     held: jax.Array
     directions: jax.Array
     lift: jax.Array
@@ -70,7 +83,7 @@ class ProjectedCarry(NamedTuple):
         Over a mesh it is the same on all devices, and known as such.
         """
         held = other.lift if moved is True else jnp.where(moved, other.lift, other.held)
-        return ProjectedCarry(self.columns, held, other.directions, other.lift)
+        return ProjectedCarry(self.columns, self.factored, held, other.directions, other.lift)
 
 
 def contract(along: jax.Array, columns: jax.Array) -> jax.Array:
@@ -106,12 +119,14 @@ def select(where: jax.Array, held: ProjectedCarry, other: ProjectedCarry) -> Pro
     def choose(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.where(where.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
 
-    return other._replace(columns=jax.tree.map(choose, held.columns, other.columns))
+    columns, factored = jax.tree.map(choose, held[:2], other[:2])
+    return other._replace(columns=columns, factored=factored)
 
 
 def without_examples(where: jax.Array, held: ProjectedCarry) -> ProjectedCarry:
     """Zero for some examples: (batch,)."""
-    return select(where, held._replace(columns=jax.tree.map(jnp.zeros_like, held.columns)), held)
+    columns, factored = jax.tree.map(jnp.zeros_like, held[:2])
+    return select(where, held._replace(columns=columns, factored=factored), held)
 
 
 def random_basis(key: jax.Array, rank: int, numbers: int, dtype: np.dtype) -> jax.Array:

@@ -37,10 +37,17 @@ def trace_shapes(plan: Plan, batch: int) -> Traces:
     if plan.projection is not None:
         rank, numbers = plan.projection.rank, plan.projection.numbers
         columns = {
-            plan.graph.nodes[k].name: [array(batch, rank, *plan.leaf_shapes(k)[i]) for i in plan.trained[k]]
+            plan.graph.nodes[k].name: [
+                array(batch, rank, *plan.leaf_shapes(k)[i]) for i in plan.projection.whole(k, plan.trained[k])
+            ]
             for k in plan.projection.sources
         }
-        traces[projected.NAME] = ProjectedCarry(columns, *(array(rank, numbers) for _ in range(3)))
+        factored = {
+            vertex.name: layout.shapes(batch, plan.dtype)
+            for vertex, layout in zip(plan.graph.nodes, plan.projection.layouts, strict=True)
+            if layout is not None
+        }
+        traces[projected.NAME] = ProjectedCarry(columns, factored, *(array(rank, numbers) for _ in range(3)))
     return traces
 
 
@@ -50,7 +57,7 @@ def first_traces(plan: Plan, batch: int) -> Traces:
     if plan.projection is not None:
         basis = projected.random_basis(jax.random.key(0), plan.projection.rank, plan.projection.numbers, plan.dtype)
         three = (jnp.array(basis, copy=True) for _ in range(3))  # no buffer twice: a state may be donated
-        traces[projected.NAME] = ProjectedCarry(traces[projected.NAME].columns, *three)
+        traces[projected.NAME] = ProjectedCarry(*traces[projected.NAME][:2], *three)
     return traces
 
 

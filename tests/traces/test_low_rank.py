@@ -187,7 +187,7 @@ def test_a_rank_that_collapsed_comes_back():
     for _ in range(4):
         weights = numbers.normal(size=(1, 8, 4))
         trace = advance(trace, 0.1 * still, weights @ few[0], weights @ few[1])
-    assert float(low_rank._error(trace)[0]) < 1e-3
+    assert float(low_rank.relative_error(trace)[0]) < 1e-3
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
