@@ -140,6 +140,10 @@ RIVALS: dict[str, Callable[[Problem], Rival]] = {
     "hops=0, exact inside": partial(_segments, within="exact", hops=0),
     **{f"hops=0, rank {rank}": partial(_segments, hops=0, rank=rank) for rank in (1, 4, 8)},
     **{f"R = {rank}": partial(_segments, carry_rank=rank) for rank in (1, 2, 4, 8)},
+    **{
+        f"R = {r}, q = {q}": partial(_segments, carry_rank=r, carry_factor=q)
+        for r, q in ((2, 8), (4, 4), (4, 8), (8, 8))
+    },
     "R = 4, and its basis": partial(_learning_its_basis, rank=4),
     "R = 4, and a meter": partial(_metered, carry_rank=4),
     "R = 4, stream": partial(_stream, carry_rank=4),

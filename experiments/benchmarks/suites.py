@@ -79,11 +79,12 @@ def _rank() -> tuple[Comparison, ...]:
 
 def _projected() -> tuple[Comparison, ...]:
     ranks = ("R = 1", "R = 2", "R = 4", "R = 8")
+    factors = ("R = 2, q = 8", "R = 4, q = 4", "R = 4, q = 8", "R = 8, q = 8")
     bases = [Problem(cell, 128, batch=batch, segment=32) for batch in (16, 1) for cell in ("GRU", "leaky tanh")]
     longer = [base._replace(segment=steps) for base in bases[:2] for steps in (64, 128)]
     return (
         *(
-            Comparison(base, (REFERENCE, HOISTED, *ranks, "R = 4, and its basis", "R = 4, and a meter"))
+            Comparison(base, (REFERENCE, HOISTED, *ranks, *factors, "R = 4, and its basis", "R = 4, and a meter"))
             for base in bases
         ),
         *(Comparison(base, (REFERENCE, *ranks[2:])) for base in longer),

@@ -8,10 +8,11 @@ from __future__ import annotations
 from experiments.sweeps.grid import Sweep
 from experiments.sweeps.shared import DIGITS, SEEDS, TEXT, XOR_20, XOR_30
 
-RULES = ("BPTT", "R = 1", "R = 2", "R = 4", "R = 8", "exact in segments", "hops = 0")
+RULES = ("BPTT", "R = 1", "R = 2", "R = 4", "R = 8", "R = 4, q = 8", "exact in segments", "hops = 0")
 """All in segments of 8, exact inside but for hops = 0."""
-IN_SEGMENTS_OF_8 = {rule: {"segment_length": 8} for rule in RULES[1:]}
 
+STEPWISE = (*RULES, "R = 4, step by step")
+IN_SEGMENTS_OF_8 = {rule: {"segment_length": 8} for rule in STEPWISE[1:]}
 INSIDE = ("BPTT", "R = 4", "hops = 0")
 """Of these BPTT alone has its gradient at the end of a sequence, and its update there."""
 EVERY_8 = {rule: {"segment_length": 8, "update_every": 8} for rule in INSIDE[1:]}
@@ -21,7 +22,7 @@ PROJECTED: dict[str, Sweep] = {
         "Recall over 32 characters of text, 300 batches, a projected carry",
         "configs/text_recall.py",
         {"text_recall.gap": 32, "batches": 300, "evaluate_every": 50, "checkpoint_every": 300},
-        {"rule": RULES, "seed": SEEDS},
+        {"rule": STEPWISE, "seed": SEEDS},
         by_rule=IN_SEGMENTS_OF_8,
     ),
     "projected_xor_count_30": Sweep(
@@ -49,7 +50,7 @@ PROJECTED: dict[str, Sweep] = {
         "Digits by rows, then 32 blank steps, 2000 batches, a projected carry",
         "configs/digits.py",
         DIGITS | {"digits.blank": 32, "batches": 2000, "checkpoint_every": 1000},
-        {"rule": RULES, "seed": SEEDS},
+        {"rule": STEPWISE, "seed": SEEDS},
         by_rule=IN_SEGMENTS_OF_8,
     ),
     "projected_relays": Sweep(

@@ -140,10 +140,39 @@ class Projecting(NamedTuple):
     sequence: jax.Array
 
 
-def projected(network: Cell, loss_fn: LossFn, *, carry_rank: int, segment_length: int = 8) -> Rule:
-    """A carry projected along few directions, which are learnt from every fourth sequence."""
-    learner = deep_eprop(network, carry_rank=carry_rank)
-    run = learner.value_and_grad(loss_fn, segment_length=segment_length)
+def by_single_steps(learner: OnlineLearner, loss_fn: LossFn) -> Callable[..., PyTree]:
+    """As ``learner.value_and_grad`` gives it, from ``learner.step`` and ``learner.gradient`` of every step."""
+
+    def run(params: PyTree, state: LearnerState, xs: PyTree, targets: PyTree) -> PyTree:
+        def one(so_far: PyTree, at: PyTree) -> tuple[PyTree, jax.Array]:
+            state, y = learner.step(params, so_far[0], at[0])
+            loss, dy = jax.value_and_grad(loss_fn)(y, at[1])
+            return (state, optax.tree.add(so_far[1], learner.gradient(params, state, dy))), loss
+
+        (state, grads), losses = jax.lax.scan(one, (state, optax.tree.zeros_like(params)), (xs, targets))
+        return (losses.sum(), state), grads
+
+    return run
+
+
+def projected(
+    network: Cell,
+    loss_fn: LossFn,
+    *,
+    carry_rank: int,
+    carry_factor: int | None = None,
+    stepwise: bool = False,
+    segment_length: int = 8,
+) -> Rule:
+    """A carry projected along few directions, which are learnt from every fourth sequence.
+
+    Args:
+      stepwise: whether every step has its own gradient, and the carry is projected once in ``segment_length`` of them.
+    """
+    every = {"project_every": segment_length} if stepwise else {}
+    learner = deep_eprop(network, carry_rank=carry_rank, carry_factor=carry_factor, **every)
+    segments = learner.value_and_grad(loss_fn, segment_length=segment_length)
+    run = by_single_steps(learner, loss_fn) if stepwise else segments
     basis_learner = carry_basis(learner, loss_fn, segment_length=segment_length, rate=0.1)
 
     def begin(state: LearnerState, basis: CarryBasis, sequence: jax.Array) -> Projecting:
@@ -203,6 +232,8 @@ RULES: dict[str, Callable[..., Rule]] = {
     "e-prop in segments": partial(with_traces, segment_length=32),
     "exact in segments": partial(with_traces, segment_length=32, within_segment="exact"),
     **{f"R = {rank}": partial(projected, carry_rank=rank) for rank in (1, 2, 4, 8)},
+    "R = 4, q = 8": partial(projected, carry_rank=4, carry_factor=8),
+    "R = 4, step by step": partial(projected, carry_rank=4, stepwise=True),
     "lower frozen": partial(with_traces, trainable=all_but_lowest),
     # The readout has no carry, and so no traces.
     "readout only": lambda network, loss_fn: online(network, loss_fn, trainable=only_highest),
