@@ -80,14 +80,14 @@ PROJECTED: dict[str, Sweep] = {
         "XOR-count, silent delay of 209 steps, a memory whose units mix at angle 0.1, a projected carry",
         "configs/xor_count.py",
         XOR_30 | {"xor_count.angle": 0.1, "xor_count.delay": 209, "batches": 1500, "checkpoint_every": 500},
-        {"rule": ("BPTT", "R = 4"), "seed": SEEDS},
+        {"rule": ("BPTT", "R = 4", "R = 8"), "seed": SEEDS},
         by_rule=IN_SEGMENTS_OF_8,
     ),
     "projected_mixing_509": Sweep(
         "XOR-count, silent delay of 509 steps, a memory whose units mix at angle 0.1, a projected carry",
         "configs/xor_count.py",
         XOR_30 | {"xor_count.angle": 0.1, "xor_count.delay": 509, "batches": 1500, "checkpoint_every": 500},
-        {"rule": ("BPTT", "R = 4"), "seed": SEEDS},
+        {"rule": ("BPTT", "R = 4", "R = 8"), "seed": SEEDS},
         by_rule=IN_SEGMENTS_OF_8,
     ),
     "inside_text_recall": Sweep(
