@@ -34,7 +34,11 @@ def balanced_truncation(
       signals, tangents: Σλ and Σs, (N, N); their scales do not matter.
       ridge: in units of the mean eigenvalue.
     """
-    left, right = square_root(signals, ridge), square_root(tangents, ridge)
+    return of_roots(square_root(signals, ridge), square_root(tangents, ridge), rank)
+
+
+def of_roots(left: jax.Array, right: jax.Array, rank: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The same from L and Q, (N, any), each with at least R columns."""
     x, s, y = jnp.linalg.svd(left.T @ right)
     # Of a smaller singular value rounding leaves nothing right.
     tiny = s[0] * len(s) * jnp.finfo(s.dtype).eps

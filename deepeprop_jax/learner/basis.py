@@ -17,11 +17,12 @@ class CarryBasis(NamedTuple):
     """A basis of a projected carry, and what it is learnt from. A pytree: it goes through jit, vmap and checkpoints.
 
     N counts the real numbers of the carry of one example: node by node from below, the leaves of each in pytree order,
-    a complex leaf as its real part and then its imaginary part, without leaves that follow from others (spikes).
+    a complex leaf as its real part and then its imaginary part, without leaves that follow from others (spikes). Of
+    large N a moment, (N, N), is a sketch, (m, N), see ``second_moments``.
 
     Attributes:
       directions, lift: (R, N) Uᵀ and Aᵀ: an influence S is kept as A Uᵀ S.
-      weights: (N,) how much each direction of the whole space would carry, sorted; the first R are kept.
+      weights: (N,), or (m,), how much each direction of the whole space would carry, sorted; the first R are kept.
       signals: (J, N, N) Σ_j, second moments of the cotangents that arrive in the carry from 1 / (1 - g_j) segments
         ahead or less, each of trace one.
       tangents: (N, N) Σs, second moments of what a random change of the parameters makes of the carry, of trace one.
@@ -39,11 +40,12 @@ class CarryBasis(NamedTuple):
 class Observed(NamedTuple):
     """What one sequence has shown so far of where a carry's influences and cotangents point. A pytree.
 
-    J counts horizons, N the carry's numbers. Sums are over boundaries between segments.
+    J counts horizons, N the carry's numbers. Sums are over boundaries between segments. Moments are held as those of a
+    ``CarryBasis``.
 
     Attributes:
       key: of the probe and of the pulls.
-      roots: (J, N, N) square roots of the signals' moments before the sequence.
+      roots: (J, N, N), or (J, N, m), square roots of the signals' moments before the sequence.
       turn: () which horizon the first example of the first boundary serves.
       tangent: what a random change of the parameters has made of the carry, shaped as the carry.
       mean: (N,) of the tangents of a batch of one so far.

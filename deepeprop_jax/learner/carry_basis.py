@@ -12,9 +12,10 @@ from jax import lax
 
 from deepeprop_jax.jaxpr.batched import Leaves, Lifted
 from deepeprop_jax.learner import checks
-from deepeprop_jax.learner.balanced_truncation import balanced_truncation, square_root
+from deepeprop_jax.learner.balanced_truncation import of_roots
 from deepeprop_jax.learner.basis import BasisLearner, CarryBasis, Observed
 from deepeprop_jax.learner.contract import OnlineLearner
+from deepeprop_jax.learner.second_moments import kind_for, kind_of
 from deepeprop_jax.learner.sequence import Sequence as Steps
 from deepeprop_jax.learner.sequence import make_sequence
 from deepeprop_jax.learner.tangent import Moving, carry_numbers, no_tangent, push_forward, random_tangent
@@ -34,6 +35,7 @@ def carry_basis(
     horizons: Sequence[float] = (0.5, 0.75, 0.9, 0.97),
     rate: float = 0.05,
     ridge: float = 1e-6,
+    sketch: int | None = None,
 ) -> BasisLearner:
     """Learn along which directions a carry is to be projected, from what an online learner sees.
 
@@ -55,6 +57,8 @@ def carry_basis(
       horizons: the g_j, in [0, 1).
       rate: how much one call counts; the first ones count more.
       ridge: added to the moments' eigenvalues, in units of their mean.
+      sketch: how many random rows, at least R, stand for a moment of N x N numbers, see ``second_moments``: memory and
+        time then grow with N and not with N² and N³. None: 128 where N is above 1000, else the whole.
 
     Returns:
       A ``BasisLearner``. Give its basis to a state by ``with_basis``. Where parameters change inside a sequence, give
@@ -78,6 +82,8 @@ def carry_basis(
     """
     checks.check_loss_and_learner(learner, loss_fn)
     checks.check_count("segment_length", segment_length, 1, "an integer >= 1, the steps of a segment")
+    if sketch is not None:
+        checks.check_count("sketch", sketch, 1, "None or an integer >= 1, the rows of a sketch")
     try:
         gains = np.asarray(horizons, float)
     except (TypeError, ValueError):
@@ -97,21 +103,25 @@ def carry_basis(
         plan = learner.plan(params, carry, x)
         rank, numbers, dtype = rank_of(plan), plan.projection.numbers, plan.dtype
         directions = projected.random_basis(key, rank, numbers, dtype)
-        nothing = jnp.eye(numbers, dtype=dtype) / max(numbers, 1)
-        signals = jnp.broadcast_to(nothing, (gains.size, numbers, numbers))
-        weights = jnp.ones(numbers, dtype)
+        kind = kind_for(numbers, sketch)
+        rows = kind.shape(numbers)[0]
+        if rows < rank:
+            raise ValueError(f"A sketch of {rows} rows cannot tell carry_rank={rank} directions; give at least {rank}.")
+        nothing = kind.unknown(jax.random.fold_in(key, 1), numbers, dtype)
+        signals = jnp.broadcast_to(nothing, (gains.size, *nothing.shape))
+        weights = jnp.ones(min(nothing.shape), dtype)
         lift = jnp.array(directions, copy=True)  # no buffer twice: a state may be donated
         return CarryBasis(directions, lift, weights, signals, nothing, jnp.zeros((), jnp.int32))
 
     def begin(basis, key, carry):
-        roots = jax.vmap(lambda moments: square_root(moments, 0))(basis.signals) / np.sqrt(gains.size)
+        roots = kind_of(basis.signals).roots(basis.signals, 0) / np.sqrt(gains.size)
         nothing = jnp.zeros_like(basis.tangents)
         return Observed(
             key=key,
             roots=roots,
             turn=basis.updates,
             tangent=no_tangent(as_arrays(carry, "carry")),
-            mean=jnp.zeros_like(basis.weights),
+            mean=jnp.zeros_like(basis.tangents[0]),
             boundaries=jnp.zeros_like(basis.updates),
             own=nothing,
             pulled=jnp.zeros_like(basis.signals),
@@ -130,14 +140,19 @@ def carry_basis(
         rank, dtype = len(basis.directions), basis.weights.dtype
         if not rank:
             return basis._replace(updates=basis.updates + 1)
-        own, tangents = _of_trace_one(observed.own), _of_trace_one(observed.tangents)
-        pulled = jax.vmap(_of_trace_one)(observed.pulled)
+        kind = kind_of(basis.tangents)
+        own, pulled, tangents = map(kind.of_trace_one, (observed.own, observed.pulled, observed.tangents))
         now = jnp.maximum(rate, 1 / (basis.updates + 1)).astype(dtype)
         g = jnp.asarray(gains, dtype)[:, None, None]
-        new = jax.vmap(_of_trace_one)((1 - g) * own[None] + g * pulled)
-        signals = _towards(basis.signals, new, pulled, now)
-        tangents = _towards(basis.tangents, tangents, tangents, now)
-        directions, lift, weights = balanced_truncation(signals.mean(0), tangents, rank, ridge)
+        new = kind.of_trace_one(kind.mixed(own[None], pulled, g))
+
+        def towards(old: jax.Array, new: jax.Array, seen: jax.Array) -> jax.Array:
+            return jnp.where(kind.trace(seen)[..., None, None] > 0, kind.mixed(old, new, now), old)
+
+        signals = towards(basis.signals, new, pulled)
+        tangents = towards(basis.tangents, tangents, tangents)
+        left, right = kind.root_of_mean(signals, ridge), kind.roots(tangents, ridge)
+        directions, lift, weights = of_roots(left, right, rank)
         return CarryBasis(directions, lift, weights, signals, tangents, basis.updates + 1)
 
     def update(basis, key, params, state, xs, targets, resets=None, valid=None):
@@ -148,7 +163,7 @@ def carry_basis(
 
 def _observe(network: Cell, steps: Steps, length: int, observed: Observed, params: PyTree, carry: PyTree) -> Observed:
     """With one piece more."""
-    plan, horizons = steps.plan, len(observed.roots)
+    plan, kind, horizons, drawn = steps.plan, kind_of(observed.own), len(observed.roots), observed.roots.shape[-1]
     ready = prepare(plan, params)
     total, batch = jax.tree.leaves(steps.inputs[0])[0].shape[:2]
     whole = min(length, total)
@@ -164,21 +179,22 @@ def _observe(network: Cell, steps: Steps, length: int, observed: Observed, param
         leaves: Leaves = [Lifted(leaf, "cb") for leaf in plan.output.split_cotangent(dy)]
         own = signal(part, Flow(part, leaves, exact=True), "b")  # λ
         horizon = (jnp.arange(batch, dtype=index.dtype) + seen.boundaries + seen.turn) % horizons
-        noise = jax.random.normal(jax.random.fold_in(pull_key, seen.boundaries), own.shape, plan.dtype)
+        here = jax.random.fold_in(pull_key, seen.boundaries)
+        noise, keys = jax.random.normal(here, (batch, drawn), plan.dtype), jax.random.split(here, 3)
         after = part.after_resets()
         pulled = signal(after, flow_of(after, jnp.einsum("bnm,bm->bn", seen.roots[horizon], noise), "b"), "rb")[0]  # q
         of_horizon = [jnp.where((horizon == j)[:, None], pulled, 0) for j in range(horizons)]
         numbers = carry_numbers(plan, seen.tangent)
         centred = numbers - (numbers.mean(0) if batch > 1 else seen.mean)[None]
-        here = xs, targets, flags
         start = Moving(carry, seen.tangent)
+        inputs = xs, targets, flags
         seen = seen._replace(
-            tangent=push_forward(network, params, probe, start, steps.initial_carry, here).moving.tangent,
+            tangent=push_forward(network, params, probe, start, steps.initial_carry, inputs).moving.tangent,
             mean=seen.mean + (numbers[0] - seen.mean) / (seen.boundaries + 1).astype(plan.dtype),
             boundaries=seen.boundaries + 1,
-            own=seen.own + _cov(own),
-            pulled=seen.pulled + jnp.stack([_cov(q) for q in of_horizon]),
-            tangents=seen.tangents + _cov(centred),
+            own=seen.own + kind.of(keys[0], own),
+            pulled=seen.pulled + jnp.stack([kind.of(keys[1], q) for q in of_horizon]),
+            tangents=seen.tangents + kind.of(keys[2], centred),
         )
         return (part.carry_end, seen), None
 
@@ -187,19 +203,3 @@ def _observe(network: Cell, steps: Steps, length: int, observed: Observed, param
     if total % whole:  # the loss of a whole sequence may be there
         loop, _ = segment(loop, jnp.asarray(total // whole, indices.dtype), total % whole)
     return loop[1]
-
-
-def _cov(rows: jax.Array) -> jax.Array:
-    """aᵀ a / tr(aᵀ a), zero for zero."""
-    return _of_trace_one(rows.T @ rows)
-
-
-def _of_trace_one(moments: jax.Array) -> jax.Array:
-    total = jnp.trace(moments)
-    return moments / jnp.where(total > 0, total, 1)
-
-
-def _towards(old: jax.Array, new: jax.Array, seen: jax.Array, rate: jax.Array) -> jax.Array:
-    """A running mean of moments, (..., N, N); where nothing was seen it stays."""
-    total = jnp.trace(seen, axis1=-2, axis2=-1)[..., None, None]
-    return jnp.where(total > 0, old + rate * (new - old), old)

@@ -10,6 +10,7 @@ from jax import lax
 
 from deepeprop_jax import carry_basis, deep_eprop, with_basis
 from deepeprop_jax.learner.balanced_truncation import balanced_truncation
+from deepeprop_jax.learner.second_moments import Sketch, Whole, kind_for
 from deepeprop_jax.reference import bptt
 from tests.gradients import FLOAT64, assert_same_gradient
 from tests.zoo import problem, start
@@ -154,6 +155,36 @@ def test_a_sequence_in_pieces_shows_what_it_shows_as_a_whole(batch):
     assert_same_gradient(basis_learner.choose(before, observed), whole, FLOAT64)
 
 
+def test_a_sketch_has_the_moments_in_the_mean():
+    rows = np.random.default_rng(0).normal(size=(2, 5, 8)) * np.array([4.0, 2, 1, 1, 0, 1, 1, 3])
+    kind = Sketch(4)
+
+    def one(key):
+        keys = jax.random.split(key)
+        held = kind.mixed(kind.of(keys[0], jnp.asarray(rows[0])), kind.of(keys[1], jnp.asarray(rows[1])), 0.3)
+        return held.T @ held
+
+    found = np.asarray(jax.vmap(one)(jax.random.split(KEY, 4000)))
+    right = 0.7 * cov(jnp.asarray(rows[0])) + 0.3 * cov(jnp.asarray(rows[1]))
+    assert (np.abs(found.mean(0) - right) < 5 * found.std(0) / np.sqrt(len(found)) + 1e-12).all()
+
+
+@pytest.mark.parametrize("name", ["stack_3", "depth_4"])
+def test_a_basis_from_sketches_is_better_than_a_random_one(name):
+    p, learner, state, basis = learnt(name, updates=24, steps=12, batch=8, sketch=6, rate=0.1)
+    assert basis.tangents.shape[0] == 6
+    assert jnp.allclose(basis.directions @ basis.lift.T, np.eye(2), atol=1e-6)
+    assert error(p, learner, with_basis(state, basis), 3) < 0.9 * error(p, learner, state, 3)
+
+
+def test_many_numbers_are_sketched_if_nothing_is_said():
+    assert isinstance(kind_for(1000, None), Whole)
+    assert kind_for(1001, None).shape(1001) == (128, 1001)
+    assert isinstance(kind_for(64, 64), Whole)
+    with pytest.raises(ValueError, match="give at least 4"):
+        learnt("stack_3", rank=4, sketch=2)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -162,6 +193,7 @@ def test_a_sequence_in_pieces_shows_what_it_shows_as_a_whole(batch):
         ({"rate": 0.0}, "rate <= 1"),
         ({"rate": "a"}, "rate <= 1"),
         ({"segment_length": 0}, "segment_length"),
+        ({"sketch": 0}, "sketch must be"),
     ],
 )
 def test_options_are_checked(options, message):
