@@ -95,6 +95,7 @@ ifeq ($(SWEEP),all)
 	@JAX_PLATFORMS=cpu $(RUN) -m experiments.studies.ablation
 	@JAX_PLATFORMS=cpu $(RUN) -m experiments.studies.fidelity_untrained
 	@JAX_PLATFORMS=cpu $(RUN) -m experiments.studies.fidelity_trained
+	@JAX_PLATFORMS=cpu $(RUN) -m experiments.studies.meter
 endif
 
 report: $(VENV)/test
@@ -104,6 +105,8 @@ report: $(VENV)/test
 	@$(RUN) -m experiments.studies.ablation --report
 	@$(RUN) -m experiments.studies.fidelity_untrained --report
 	@$(RUN) -m experiments.studies.fidelity_trained --report
+	@$(RUN) -m experiments.studies.meter --report
+	@$(RUN) -m experiments.studies.directions
 
 wheel: $(VENV)/test
 	$(RUN) -m build --wheel --no-isolation

@@ -84,81 +84,97 @@ def carry_basis(
     checks.check_count("segment_length", segment_length, 1, "an integer >= 1, the steps of a segment")
     if sketch is not None:
         checks.check_count("sketch", sketch, 1, "None or an integer >= 1, the rows of a sketch")
+    gains = _gains(horizons)
+    numbers = [isinstance(value, int | float) for value in (rate, ridge)]
+    if not all(numbers) or not 0 < rate <= 1 or ridge < 0:
+        raise ValueError(f"needed 0 < rate <= 1 and ridge >= 0; seen rate={rate!r}, ridge={ridge!r}.")
+
+    def init(key, params, carry, x):
+        return _first(learner.plan(params, carry, x), key, len(gains), sketch)
+
+    def observe(observed, params, state, xs, targets, resets=None, valid=None):
+        params, xs = as_arrays(params, "params"), as_arrays(xs, "xs")
+        plan = learner.plan(params, state.carry, jax.tree.map(lambda leaf: leaf[0], xs))
+        if not _rank(plan):
+            return observed
+        steps = make_sequence(plan, loss_fn, False, state.initial_carry, xs, targets, resets, valid)
+        return _observe(learner.network, steps, segment_length, observed, params, state.carry)
+
+    def choose(basis, observed):
+        return _choose(basis, observed, gains, rate, ridge)
+
+    def update(basis, key, params, state, xs, targets, resets=None, valid=None):
+        return choose(basis, observe(_begin(basis, key, state.carry), params, state, xs, targets, resets, valid))
+
+    return BasisLearner(init, update, _begin, observe, choose)
+
+
+def _gains(horizons: Sequence[float]) -> np.ndarray:
+    """The g_j, (J,)."""
     try:
         gains = np.asarray(horizons, float)
     except (TypeError, ValueError):
         gains = np.zeros(0)
     if gains.ndim != 1 or not gains.size or not ((gains >= 0) & (gains < 1)).all():
         raise ValueError(f"horizons must be numbers g with 0 <= g < 1, such as (0.5, 0.9); seen {horizons!r}.")
-    numbers = [isinstance(value, int | float) for value in (rate, ridge)]
-    if not all(numbers) or not 0 < rate <= 1 or ridge < 0:
-        raise ValueError(f"needed 0 < rate <= 1 and ridge >= 0; seen rate={rate!r}, ridge={ridge!r}.")
+    return gains
 
-    def rank_of(plan: Plan) -> int:
-        if plan.projection is None:
-            raise ValueError("The learner has no projected carry; make it by deep_eprop(network, carry_rank=R).")
-        return min(plan.projection.rank, plan.projection.numbers)
 
-    def init(key, params, carry, x):
-        plan = learner.plan(params, carry, x)
-        rank, numbers, dtype = rank_of(plan), plan.projection.numbers, plan.dtype
-        directions = projected.random_basis(key, rank, numbers, dtype)
-        kind = kind_for(numbers, sketch)
-        rows = kind.shape(numbers)[0]
-        if rows < rank:
-            raise ValueError(f"A sketch of {rows} rows cannot tell carry_rank={rank} directions; give at least {rank}.")
-        nothing = kind.unknown(jax.random.fold_in(key, 1), numbers, dtype)
-        signals = jnp.broadcast_to(nothing, (gains.size, *nothing.shape))
-        weights = jnp.ones(min(nothing.shape), dtype)
-        lift = jnp.array(directions, copy=True)  # no buffer twice: a state may be donated
-        return CarryBasis(directions, lift, weights, signals, nothing, jnp.zeros((), jnp.int32))
+def _rank(plan: Plan) -> int:
+    if plan.projection is None:
+        raise ValueError("The learner has no projected carry; make it by deep_eprop(network, carry_rank=R).")
+    return plan.projection.rank
 
-    def begin(basis, key, carry):
-        roots = kind_of(basis.signals).roots(basis.signals, 0) / np.sqrt(gains.size)
-        nothing = jnp.zeros_like(basis.tangents)
-        return Observed(
-            key=key,
-            roots=roots,
-            turn=basis.updates,
-            tangent=no_tangent(as_arrays(carry, "carry")),
-            mean=jnp.zeros_like(basis.tangents[0]),
-            boundaries=jnp.zeros_like(basis.updates),
-            own=nothing,
-            pulled=jnp.zeros_like(basis.signals),
-            tangents=nothing,
-        )
 
-    def observe(observed, params, state, xs, targets, resets=None, valid=None):
-        params, xs = as_arrays(params, "params"), as_arrays(xs, "xs")
-        plan = learner.plan(params, state.carry, jax.tree.map(lambda leaf: leaf[0], xs))
-        if not rank_of(plan):
-            return observed
-        steps = make_sequence(plan, loss_fn, False, state.initial_carry, xs, targets, resets, valid)
-        return _observe(learner.network, steps, segment_length, observed, params, state.carry)
+def _first(plan: Plan, key: jax.Array, horizons: int, sketch: int | None) -> CarryBasis:
+    """See ``InitBasis``."""
+    rank = _rank(plan)
+    assert plan.projection is not None
+    numbers, dtype = plan.projection.numbers, plan.dtype
+    kind = kind_for(numbers, sketch)
+    rows = kind.shape(numbers)[0]
+    if rows < rank:
+        raise ValueError(f"A sketch of {rows} rows cannot tell carry_rank={rank} directions; give at least {rank}.")
+    directions = projected.random_basis(key, rank, numbers, dtype)
+    unknown = kind.unknown(jax.random.fold_in(key, 1), numbers, dtype)
+    signals = jnp.broadcast_to(unknown, (horizons, *unknown.shape))
+    lift = jnp.array(directions, copy=True)  # no buffer twice: a state may be donated
+    return CarryBasis(directions, lift, jnp.ones(rows, dtype), signals, unknown, jnp.zeros((), jnp.int32))
 
-    def choose(basis, observed):
-        rank, dtype = len(basis.directions), basis.weights.dtype
-        if not rank:
-            return basis._replace(updates=basis.updates + 1)
-        kind = kind_of(basis.tangents)
-        own, pulled, tangents = map(kind.of_trace_one, (observed.own, observed.pulled, observed.tangents))
-        now = jnp.maximum(rate, 1 / (basis.updates + 1)).astype(dtype)
-        g = jnp.asarray(gains, dtype)[:, None, None]
-        new = kind.of_trace_one(kind.mixed(own[None], pulled, g))
 
-        def towards(old: jax.Array, new: jax.Array, seen: jax.Array) -> jax.Array:
-            return jnp.where(kind.trace(seen)[..., None, None] > 0, kind.mixed(old, new, now), old)
+def _begin(basis: CarryBasis, key: jax.Array, carry: PyTree) -> Observed:
+    """See ``BeginToObserve``."""
+    nothing = jnp.zeros_like(basis.tangents)
+    return Observed(
+        key=key,
+        roots=kind_of(basis.signals).roots(basis.signals, 0) / np.sqrt(len(basis.signals)),
+        turn=basis.updates,
+        tangent=no_tangent(as_arrays(carry, "carry")),
+        mean=jnp.zeros(basis.tangents.shape[-1], basis.tangents.dtype),
+        boundaries=jnp.zeros_like(basis.updates),
+        own=nothing,
+        pulled=jnp.zeros_like(basis.signals),
+        tangents=nothing,
+    )
 
-        signals = towards(basis.signals, new, pulled)
-        tangents = towards(basis.tangents, tangents, tangents)
-        left, right = kind.root_of_mean(signals, ridge), kind.roots(tangents, ridge)
-        directions, lift, weights = of_roots(left, right, rank)
-        return CarryBasis(directions, lift, weights, signals, tangents, basis.updates + 1)
 
-    def update(basis, key, params, state, xs, targets, resets=None, valid=None):
-        return choose(basis, observe(begin(basis, key, state.carry), params, state, xs, targets, resets, valid))
+def _choose(basis: CarryBasis, observed: Observed, gains: np.ndarray, rate: float, ridge: float) -> CarryBasis:
+    """Moments and directions, after a sequence."""
+    rank, kind, dtype = len(basis.directions), kind_of(basis.tangents), basis.tangents.dtype
+    if not rank:
+        return basis._replace(updates=basis.updates + 1)
+    own, pulled, tangents = map(kind.of_trace_one, (observed.own, observed.pulled, observed.tangents))
+    now = jnp.maximum(rate, 1 / (basis.updates + 1)).astype(dtype)
+    new = kind.of_trace_one(kind.mixed(own[None], pulled, jnp.asarray(gains, dtype)[:, None, None]))
 
-    return BasisLearner(init, update, begin, observe, choose)
+    def towards(old: jax.Array, new: jax.Array, seen: jax.Array) -> jax.Array:
+        return jnp.where(kind.trace(seen)[..., None, None] > 0, kind.mixed(old, new, now), old)
+
+    signals = towards(basis.signals, new, pulled)
+    tangents = towards(basis.tangents, tangents, tangents)
+    left, right = kind.root_of_mean(signals, ridge), kind.roots(tangents, ridge)
+    directions, lift, weights = of_roots(left, right, rank)
+    return CarryBasis(directions, lift, weights, signals, tangents, basis.updates + 1)
 
 
 def _observe(network: Cell, steps: Steps, length: int, observed: Observed, params: PyTree, carry: PyTree) -> Observed:

@@ -8,22 +8,20 @@ import jax
 import jax.numpy as jnp
 
 from deepeprop_jax.jaxpr.batched import Leaves, Lifted, broadcast
-from deepeprop_jax.segments.node import NodeSegment
 from deepeprop_jax.traces.low_rank import Layout
 
 
-def deltas(part: NodeSegment, layout: Layout, steps: Leaves, sizes: dict[str, int], dtype: jnp.dtype) -> jax.Array:
-    """(batch, C, N), or (batch, C, R N) where ``sizes`` has rows r, for cotangents of every step's new carry."""
-    values = part.linear_values(part.program.to_params, steps)
+def deltas(layout: Layout, values: Leaves, sizes: dict[str, int], dtype: jnp.dtype) -> jax.Array:
+    """(batch, C, N), or (batch, C, R N) where ``sizes`` has rows r, from what ``VjpProgram.to_params`` gave."""
     axes = "crb" if "r" in sizes else "cb"
     rows = _joined([values[i] for i in layout.deltas], layout.row_widths, axes, sizes, dtype)
     rows = jnp.moveaxis(rows, -2, 0)
     return rows.reshape(*rows.shape[:2], -1)
 
 
-def factors(part: NodeSegment, layout: Layout, dtype: jnp.dtype) -> jax.Array:
-    """(batch, C, M)."""
-    found = _joined([part.read(z) for z in layout.factors], layout.column_widths, "cb", part.sizes, dtype)
+def factors(layout: Layout, values: Sequence[Lifted], sizes: dict[str, int], dtype: jnp.dtype) -> jax.Array:
+    """(batch, C, M), from the values of ``layout.factors``."""
+    found = _joined(values, layout.column_widths, "cb", sizes, dtype)
     return jnp.swapaxes(found, 0, 1)
 
 

@@ -83,6 +83,7 @@ def advance_low_rank(
     part: NodeSegment, layout: low_rank.Layout, trace: low_rank.LowRank, dtype: jnp.dtype
 ) -> low_rank.LowRank:
     """The trace of all weights that are held as one product of low rank, one segment on."""
-    deltas = [outer.deltas(part, layout, part.back_slot(slot).steps, part.sizes, dtype) for slot in range(layout.slots)]
-    factors = outer.factors(part, layout, dtype)
-    return low_rank.advance(layout, trace, recurrence(part, dtype), jnp.concatenate(deltas, axis=-1), factors)
+    every = [part.linear_values(part.program.to_params, part.back_slot(slot).steps) for slot in range(layout.slots)]
+    deltas = jnp.concatenate([outer.deltas(layout, values, part.sizes, dtype) for values in every], axis=-1)
+    factors = outer.factors(layout, [part.read(z) for z in layout.factors], part.sizes, dtype)
+    return low_rank.advance(layout, trace, recurrence(part, dtype), deltas, factors)

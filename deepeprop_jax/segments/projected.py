@@ -119,8 +119,9 @@ def advance(segment: Segment, traces: Traces, new: Traces) -> ProjectedCarry:
         if layout is not None:
             assert isinstance(part, NodeSegment)
             steps: Leaves = back.steps if isinstance(back, Back) else [None] * len(part.node.carry.shapes)
-            deltas = outer.deltas(part, layout, steps, flow.sizes, plan.dtype)
-            factors = outer.factors(part, layout, plan.dtype)
+            values = part.linear_values(part.program.to_params, steps)
+            deltas = outer.deltas(layout, values, flow.sizes, plan.dtype)
+            factors = outer.factors(layout, [part.read(z) for z in layout.factors], flow.sizes, plan.dtype)
             factored[name] = low_rank.advance(layout, held.factored[name], mixing, deltas, factors)
     return held._replace(columns=columns, factored=factored, held=held.lift)
 

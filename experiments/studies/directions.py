@@ -26,7 +26,7 @@ def results() -> dict[str, dict[str, list[Run]]]:
         names = {str(run["fields"].get("rule")) for run in result["runs"]}
         if {f"R = {rank}" for rank in RANKS} <= names:
             (rules,) = groups(result["runs"]).values()
-            found[result["title"].split(",")[0]] = rules
+            found[result["command"].split()[-1].removeprefix("projected_")] = rules
     return found
 
 

@@ -1,0 +1,54 @@
+"""The meter beside the truth, and the picture against R: what is shown is what is stored."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.program import pages
+from experiments.studies import directions, meter
+from experiments.sweeps import SWEEPS
+from experiments.training import settings
+
+
+def test_the_page_shows_the_stored_figures():
+    page, stored = pages.EXPERIMENTS.read_text(), json.loads((pages.EXPERIMENTS.parent / meter.STORED).read_text())
+    assert meter.fill(page, stored) == page
+    assert tuple(stored["curves"]) == meter.TASKS
+    assert all(len(one["batch"]) == len(one["truth"]) for one in stored["curves"].values())
+
+
+@pytest.mark.mixed_promotion
+def test_the_truth_is_what_the_meter_comes_to():
+    """Of so many probes of one short training that chance is small: the same running mean, exactly computed."""
+    sweep = SWEEPS["projected_motifs"]
+    arguments = sweep.arguments({"rule": meter.RULE, "seed": 0}, Path("unused"))
+    arguments += ["--config.motifs.features=6", "--config.motifs.batch=4", "--config.learning_rate=1e-6"]
+    config, _ = settings.read([argument for argument in arguments if "checkpoint" not in argument])
+    found = meter.curve(settings.make(config), 300, 600)
+    assert found["batch"] == [300, 600]
+    far, spread = abs(found["meter"][-1] - found["truth"][-1]), found["uncertainty"][-1]
+    assert 0 < far < 4 * spread
+    assert spread < 0.3 * found["truth"][-1]
+
+
+def test_deviations_by_hand():
+    one = {"batch": [1, 2], "meter": [0.3, 0.2], "uncertainty": [0.1, 0.1], "truth": [0.2, 0.2]}
+    assert np.allclose(meter.deviations(one), [0.5, 0])
+    result = {"commit": "0", "curves": {"motifs": one}}
+    assert meter.markdown(result).splitlines()[-1] == (
+        "| motifs | 0.20, 0.30 ± 0.10 | 0.20, 0.20 ± 0.10 | 0.25 | 0.50 | 1 of 2 |"
+    )
+
+
+def test_every_task_with_all_ranks_is_in_the_picture(tmp_path):
+    found = directions.results()
+    assert set(found) == {"text_recall", "mixing", "digits_blank_32", "motifs", "xor_count_30"}
+    assert directions.error_in_the_middle(found["mixing"]["R = 8"]) < directions.error_in_the_middle(
+        found["mixing"]["R = 1"]
+    )
+    directions.draw(found, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
