@@ -41,7 +41,7 @@ class LearnerState(NamedTuple):
         (batch, rows, columns); an influence across nodes is one array (batch, n, columns). Nodes with depth have a
         leading axis of layers, and for influences between their own layers one of the kept pairs of layers. With
         ``rank=R``, what is held as one product stands as ``"v <- v, low rank"``; with ``carry_rank=R`` all influences
-        together as ``"projected carry"``.
+        together as ``"projected carry"``, a ``ProjectedCarry``.
       pending: the last step, not yet in the traces.
       initial_carry: the carry given to ``init``, to which ``reset`` returns.
     """

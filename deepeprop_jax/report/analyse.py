@@ -87,15 +87,15 @@ class ModeReport(NamedTuple):
     cost: Cost
     segment: Length
     carry_rank: int | None = None
+    carry_factor: int | None = None
 
     @property
     def name(self) -> str:
         """As one would say it."""
-        if self.carry_rank is not None:
-            return f"projected carry, carry_rank={self.carry_rank}"
-        options = {"hops": self.hops, "rank": self.rank}
-        named = [f", {name}={value}" for name, value in options.items() if value is not None]
-        return "".join(["exact RTRL" if self.exact else "deep e-prop", *named])
+        kind = "exact RTRL" if self.exact else "deep e-prop" if self.carry_rank is None else "projected carry"
+        options = ("hops", "rank", "carry_rank", "carry_factor")
+        given = [(name, getattr(self, name)) for name in options if name != "hops" or self.carry_rank is None]
+        return "".join([kind, *(f", {name}={value}" for name, value in given if value is not None)])
 
 
 class Analysis(NamedTuple):
@@ -144,6 +144,7 @@ def analyse(
     *,
     rank: int | None = None,
     carry_rank: int | None = None,
+    carry_factor: int | None = None,
     trainable: PyTree = None,
 ) -> Analysis:
     """What the library recognised in a network, leaf by leaf, and what each mode costs.
@@ -153,8 +154,8 @@ def analyse(
       params: the network's parameters; shapes are enough (``jax.eval_shape``).
       carry: with a leading batch axis.
       x: one step's input, (batch, ...).
-      rank, carry_rank, trainable: as in ``deep_eprop``; deep e-prop is then listed with and without rank, and a carry
-        projected along ``carry_rank`` directions too.
+      rank, carry_rank, carry_factor, trainable: as in ``deep_eprop``; deep e-prop is then listed with and without rank,
+        and a carry projected along ``carry_rank`` directions too, whole and as factors.
 
     Returns:
       An ``Analysis``: per node the recurrence and the rows of each parameter's trace with the reason, and per mode the
@@ -177,7 +178,7 @@ def analyse(
     ('localised', [1, 1, 1])
     """
     check_options(Mode(rank=rank))
-    check_options(Mode(carry_rank=carry_rank))
+    check_options(Mode(carry_rank=carry_rank, carry_factor=carry_factor))
     graph = graph_of(as_cell(network.network if isinstance(network, OnlineLearner) else network))
     params, carry, x = as_avals(params, "params"), as_avals(carry, "carry"), as_avals(x, "x")
     network, trained = analysed(graph, trainable, params, carry, x, {})
@@ -188,7 +189,7 @@ def analyse(
     if rank is not None:
         modes += [Mode(False, m, rank) for m in hops if not (m and has_depth)]  # others are refused by deep_eprop
     if carry_rank is not None:
-        modes.append(Mode(carry_rank=carry_rank))
+        modes += [Mode(carry_rank=carry_rank, carry_factor=q) for q in dict.fromkeys((None, carry_factor))]
     nodes = tuple(_node_report(local, exact, v) for v in range(len(local.nodes)))
     reports = tuple(_mode_report(make_plan(network, trained, mode), params, carry, x) for mode in modes)
     return Analysis(nodes, reports, batch_size(carry, x))
@@ -201,9 +202,10 @@ def _mode_report(plan: Plan, params: PyTree, carry: PyTree, x: PyTree) -> ModeRe
     state = LearnerState(carry, trace_shapes(plan, batch), pending, carry)
     peak = tree_bytes((params, state)) + peak_bytes(_gradient_program(stepper, params, state, length.steps))
     sizes = tree_bytes(state.traces), tree_bytes(pending)
-    carry_rank = None if plan.projection is None else plan.projection.rank
     cost = Cost(*sizes, peak, batch * multiply_adds(plan, length.steps))
-    return ModeReport(plan.exact, plan.hops, plan.rank, cost, length, carry_rank)
+    projection = plan.projection
+    of_carry = (None, None) if projection is None else (projection.rank, projection.factor)
+    return ModeReport(plan.exact, plan.hops, plan.rank, cost, length, *of_carry)
 
 
 def _gradient_program(stepper: Stepper, params: PyTree, state: LearnerState, length: int) -> Program:

@@ -77,6 +77,9 @@ def _of_a_layer(plan: Plan, v: int) -> int:
     dense = any(block.kind is Rows.DENSE for block in plan.own[v])
     if plan.projection is not None:
         total += 2 * plan.projection.rank * forward  # one VJP per direction
+        layout = plan.projection.layouts[v]
+        if layout is not None:  # whose products of weights are not multiplied out
+            total -= plan.projection.rank * sum(block.columns for block in layout.blocks)
     if n and (plan.projection is None or plan.own[v]):  # one VJP per carry component, or per slot of a unit
         total += 2 * (n if dense or full or reached else slots) * forward
     factors = _in_factors(plan, v)

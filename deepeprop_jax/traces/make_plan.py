@@ -75,7 +75,7 @@ def _projection(network: AnalysedNetwork, trained: tuple[tuple[int, ...], ...], 
             continue
         if nodes[k].recurrent:
             layouts[k] = layout_of_directions(nodes[k], trained[k], rank, factor)
-    return Projection(rank, mode.project_every, sources, starts, tuple(layouts))
+    return Projection(rank, mode.project_every, sources, starts, factor, tuple(layouts))
 
 
 def own_blocks(node: Node, trained: tuple[int, ...], exact: bool) -> tuple[Block, ...]:

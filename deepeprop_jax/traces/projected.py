@@ -36,6 +36,7 @@ class Projection(NamedTuple):
       every: once in how many single steps it is projected.
       sources: the nodes whose parameters have an influence on a carry.
       starts: per node, where the numbers of its carry start among all N; N at the end.
+      factor: q, the rank of those products; None without any.
       layouts: per node, the weights whose part of V is one product of low rank; None where there are none.
     """
 
@@ -43,6 +44,7 @@ class Projection(NamedTuple):
     every: int
     sources: tuple[int, ...]
     starts: tuple[int, ...]
+    factor: int | None
     layouts: tuple[Layout | None, ...]
 
     @property

@@ -213,5 +213,9 @@ def test_a_projected_carry_is_listed_with_its_exact_bytes(name):
     state = jax.eval_shape(deep_eprop(p.network, carry_rank=1).init, p.params, p.carry, first(p))
     for predicted, held in ((mode.cost.trace_bytes, state.traces), (mode.cost.pending_bytes, state.pending)):
         assert predicted == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(held))
+    *_, whole, factored = analyse(p.network, p.params, p.carry, first(p), carry_rank=1, carry_factor=2).modes
+    assert (whole.name, factored.name) == (mode.name, "projected carry, carry_rank=1, carry_factor=2")
+    state = jax.eval_shape(deep_eprop(p.network, carry_rank=1, carry_factor=2).init, p.params, p.carry, first(p))
+    assert factored.cost.trace_bytes == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.traces))
     more = analyse(p.network, p.params, p.carry, first(p), carry_rank=2).modes[-1]
     assert more.cost.multiply_adds > mode.cost.multiply_adds
