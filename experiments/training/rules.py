@@ -161,6 +161,7 @@ def projected(
     *,
     carry_rank: int,
     carry_factor: int | None = None,
+    own_traces: bool = False,
     stepwise: bool = False,
     segment_length: int = 8,
 ) -> Rule:
@@ -169,8 +170,8 @@ def projected(
     Args:
       stepwise: whether every step has its own gradient, and the carry is projected once in ``segment_length`` of them.
     """
-    every = {"project_every": segment_length} if stepwise else {}
-    learner = deep_eprop(network, carry_rank=carry_rank, carry_factor=carry_factor, **every)
+    options: dict[str, Any] = {"project_every": segment_length} if stepwise else {}
+    learner = deep_eprop(network, carry_rank=carry_rank, carry_factor=carry_factor, own_traces=own_traces, **options)
     segments = learner.value_and_grad(loss_fn, segment_length=segment_length)
     run = by_single_steps(learner, loss_fn) if stepwise else segments
     basis_learner = carry_basis(learner, loss_fn, segment_length=segment_length, rate=0.1)
@@ -232,6 +233,7 @@ RULES: dict[str, Callable[..., Rule]] = {
     "e-prop in segments": partial(with_traces, segment_length=32),
     "exact in segments": partial(with_traces, segment_length=32, within_segment="exact"),
     **{f"R = {rank}": partial(projected, carry_rank=rank) for rank in (1, 2, 4, 8)},
+    **{f"R = {rank}, own traces": partial(projected, carry_rank=rank, own_traces=True) for rank in (1, 2, 4, 8)},
     "R = 4, q = 8": partial(projected, carry_rank=4, carry_factor=8),
     "R = 4, step by step": partial(projected, carry_rank=4, stepwise=True),
     "lower frozen": partial(with_traces, trainable=all_but_lowest),
