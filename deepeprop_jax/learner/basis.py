@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import jax
@@ -122,7 +121,8 @@ class Observe(Protocol):
 
     Args:
       observed: up to the piece.
-      params, state, xs, targets, resets, valid: as given to ``value_and_grad``'s ``run``; of the state its carry alone.
+      params, state, xs, targets, resets, valid: as given to ``value_and_grad``'s ``run``, so from before the piece; of
+        the state its carry alone. A piece is a whole number of segments, but for the last.
     """
 
     def __call__(
@@ -135,6 +135,19 @@ class Observe(Protocol):
         resets: jax.Array | None = None,
         valid: jax.Array | None = None,
     ) -> Observed: ...
+
+
+class Choose(Protocol):
+    """After a sequence: its moments into the running ones, and the directions anew.
+
+    *Cost*: as ``update``'s eigenvalue problems and singular value decomposition.
+
+    Args:
+      basis: as given to ``begin``.
+      observed: of all pieces. Where nothing was observed, moments stay.
+    """
+
+    def __call__(self, basis: CarryBasis, observed: Observed) -> CarryBasis: ...
 
 
 class BasisLearner(NamedTuple):
@@ -152,7 +165,7 @@ class BasisLearner(NamedTuple):
     update: UpdateBasis
     begin: BeginToObserve
     observe: Observe
-    choose: Callable[[CarryBasis, Observed], CarryBasis]
+    choose: Choose
 
 
 def with_basis(state: LearnerState, basis: CarryBasis) -> LearnerState:

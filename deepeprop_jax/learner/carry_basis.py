@@ -13,8 +13,17 @@ from jax import lax
 from deepeprop_jax.jaxpr.batched import Leaves, Lifted
 from deepeprop_jax.learner import checks
 from deepeprop_jax.learner.balanced_truncation import of_roots
-from deepeprop_jax.learner.basis import BasisLearner, CarryBasis, Observed
-from deepeprop_jax.learner.contract import OnlineLearner
+from deepeprop_jax.learner.basis import (
+    BasisLearner,
+    BeginToObserve,
+    CarryBasis,
+    Choose,
+    InitBasis,
+    Observe,
+    Observed,
+    UpdateBasis,
+)
+from deepeprop_jax.learner.contract import OnlineLearner, documented_by
 from deepeprop_jax.learner.second_moments import kind_for, kind_of
 from deepeprop_jax.learner.sequence import Sequence as Steps
 from deepeprop_jax.learner.sequence import make_sequence
@@ -89,9 +98,11 @@ def carry_basis(
     if not all(numbers) or not 0 < rate <= 1 or ridge < 0:
         raise ValueError(f"needed 0 < rate <= 1 and ridge >= 0; seen rate={rate!r}, ridge={ridge!r}.")
 
+    @documented_by(InitBasis)
     def init(key, params, carry, x):
         return _first(learner.plan(params, carry, x), key, len(gains), sketch)
 
+    @documented_by(Observe)
     def observe(observed, params, state, xs, targets, resets=None, valid=None):
         params, xs = as_arrays(params, "params"), as_arrays(xs, "xs")
         plan = learner.plan(params, state.carry, jax.tree.map(lambda leaf: leaf[0], xs))
@@ -100,13 +111,15 @@ def carry_basis(
         steps = make_sequence(plan, loss_fn, False, state.initial_carry, xs, targets, resets, valid)
         return _observe(learner.network, steps, segment_length, observed, params, state.carry)
 
+    @documented_by(Choose)
     def choose(basis, observed):
         return _choose(basis, observed, gains, rate, ridge)
 
+    @documented_by(UpdateBasis)
     def update(basis, key, params, state, xs, targets, resets=None, valid=None):
         return choose(basis, observe(_begin(basis, key, state.carry), params, state, xs, targets, resets, valid))
 
-    return BasisLearner(init, update, _begin, observe, choose)
+    return BasisLearner(init, update, documented_by(BeginToObserve)(_begin), observe, choose)
 
 
 def _gains(horizons: Sequence[float]) -> np.ndarray:

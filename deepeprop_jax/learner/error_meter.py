@@ -18,7 +18,7 @@ import numpy as np
 
 from deepeprop_jax.jaxpr.real_leaves import RealView
 from deepeprop_jax.learner import checks
-from deepeprop_jax.learner.contract import LearnerState, OnlineLearner
+from deepeprop_jax.learner.contract import LearnerState, OnlineLearner, documented_by
 from deepeprop_jax.learner.sequence import make_sequence
 from deepeprop_jax.learner.tangent import Moving, no_tangent, push_forward, random_tangent
 from deepeprop_jax.network.arguments import as_arrays, check_same
@@ -131,8 +131,10 @@ class ErrorMeter(NamedTuple):
 def error_meter(learner: OnlineLearner, loss_fn: Callable[..., PyTree], *, horizon: int = 100) -> ErrorMeter:
     """Measure the error of a gradient against BPTT's while learning, in any mode, without BPTT.
 
-    A probe ξ lasts for a sequence, from its first step on; each gives one sample. n samples of a node leave an error of
-    about 1 / sqrt(2 n). Where one sequence in four is enough, call ``begin`` and ``update`` for those alone.
+    A probe ξ lasts for a sequence, from its first step on; each ``update`` gives one sample. n samples of a node leave
+    an error of about 1 / sqrt(2 n). The reading is a ratio of running means, in which large gradients weigh most: while
+    they fall fast it tells of the past, the longer the larger ``horizon`` is. ``init`` begins a sequence too. Where one
+    sequence in four is enough, call ``begin`` and ``update`` for those alone.
 
     In a stream that never begins anew one probe stays: its figures are right in the mean over keys, not over time.
 
@@ -161,28 +163,25 @@ def error_meter(learner: OnlineLearner, loss_fn: Callable[..., PyTree], *, horiz
     checks.check_loss_and_learner(learner, loss_fn)
     checks.check_count("horizon", horizon, 1, "an integer >= 1, how many samples a running mean looks back")
 
-    def trained(plan: Plan) -> list[int]:
-        found = [v for v, leaves in enumerate(plan.trained) if leaves]
-        if not found:
-            raise ValueError("No parameter is trained, so that there is no gradient whose error could be measured.")
-        return found
-
+    @documented_by(BeginMeter)
     def begin(meter, params, carry, x):
         params, carry = as_arrays(params, "params"), as_arrays(carry, "carry")
         plan = learner.plan(params, carry, x)
-        nodes = jnp.asarray(trained(plan), jnp.int32)
+        nodes = jnp.asarray(_trained(plan), jnp.int32)
         node = meter.sequences % len(nodes)
         key, now = jax.random.split(meter.key)
         probe = random_tangent(plan, now, params, nodes[node])
         return meter._replace(key=key, probe=probe, node=node, tangent=no_tangent(carry), sequences=meter.sequences + 1)
 
+    @documented_by(InitMeter)
     def init(key, params, carry, x):
         carry = as_arrays(carry, "carry")
         plan = learner.plan(params, carry, x)
-        zeros, count = jnp.zeros(len(trained(plan)), plan.dtype), jnp.zeros((), jnp.int32)
+        zeros, count = jnp.zeros(len(_trained(plan)), plan.dtype), jnp.zeros((), jnp.int32)
         meter = Meter(key, params, count, no_tangent(carry), count, zeros, zeros, zeros, zeros)
         return begin(meter, params, carry, x)
 
+    @documented_by(UpdateMeter)
     def update(meter, params, state, xs, targets, grads, resets=None, valid=None):
         params, xs = as_arrays(params, "params"), as_arrays(xs, "xs")
         remedy = "Give what value_and_grad gave for these params."
@@ -227,6 +226,13 @@ def error_meter(learner: OnlineLearner, loss_fn: Callable[..., PyTree], *, horiz
         )
 
     return ErrorMeter(init, begin, update, error)
+
+
+def _trained(plan: Plan) -> list[int]:
+    found = [v for v, leaves in enumerate(plan.trained) if leaves]
+    if not found:
+        raise ValueError("No parameter is trained, so that there is no gradient whose error could be measured.")
+    return found
 
 
 def _numbers(tree: PyTree) -> list[jax.Array]:

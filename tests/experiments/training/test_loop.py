@@ -69,6 +69,7 @@ def test_every_rule_learns_two_batches(rule: str) -> None:
         ("immediate only", "TBPTT(1)", "hops = 0"),
         # One recurrent layer lies above the lower one.
         ("hops = 1", "deep e-prop", "hops = 0"),
+        ("R = 4, step by step", "R = 4", "hops = 0"),
     ],
 )
 def test_rules_that_must_agree_do_and_others_do_not(rule: str, same: str, other: str) -> None:
