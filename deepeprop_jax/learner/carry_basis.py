@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -160,7 +161,7 @@ def _begin(basis: CarryBasis, key: jax.Array, carry: PyTree) -> Observed:
     nothing = jnp.zeros_like(basis.tangents)
     return Observed(
         key=key,
-        roots=kind_of(basis.signals).roots(basis.signals, 0) / np.sqrt(len(basis.signals)),
+        roots=kind_of(basis.signals).roots(basis.signals, 0) / math.sqrt(len(basis.signals)),
         turn=basis.updates,
         tangent=no_tangent(as_arrays(carry, "carry")),
         mean=jnp.zeros(basis.tangents.shape[-1], basis.tangents.dtype),

@@ -120,7 +120,8 @@ def check_options(mode: Mode) -> None:
         name for name in ("own_traces", "project_every", "carry_factor") if getattr(mode, name) != getattr(Mode(), name)
     ]
     if mode.carry_rank is None and others:
-        raise ValueError(f"{' and '.join(others)} belong to a projected carry; give carry_rank=R too.")
+        verb = "belong" if len(others) > 1 else "belongs"
+        raise ValueError(f"{' and '.join(others)} {verb} to a projected carry; give carry_rank=R too.")
 
 
 def check_loss_and_learner(learner: object, loss_fn: object) -> None:

@@ -6,6 +6,7 @@ For rows A of vectors, Ω A with random signs Ω / √m, (m, rows), has E (Ω A)
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import jax
@@ -105,7 +106,7 @@ class Sketch:
     def of(self, key: jax.Array, rows: jax.Array) -> jax.Array:
         signs = jax.random.rademacher(key, (self.rows, len(rows)), rows.dtype)
         size = jnp.sqrt(jnp.square(rows).sum())
-        return signs @ (rows / (jnp.where(size > 0, size, 1) * np.sqrt(self.rows)))
+        return signs @ (rows / (jnp.where(size > 0, size, 1) * math.sqrt(self.rows)))
 
     def trace(self, held: jax.Array) -> jax.Array:
         return jnp.square(held).sum((-2, -1))
@@ -118,10 +119,16 @@ class Sketch:
         return held / jnp.where(size > 0, size, 1)
 
     def roots(self, held: jax.Array, ridge: float) -> jax.Array:
+        if ridge:  # m rows more, whose moments are in the mean those of the ridge
+            numbers = held.shape[-1]
+            random = jax.random.normal(jax.random.key(0), (self.rows, numbers), held.dtype)
+            size = jnp.sqrt(self.trace(held))[..., None, None] * math.sqrt(ridge / (numbers * self.rows))
+            held = jnp.concatenate([held, jnp.broadcast_to(random, held.shape) * size], axis=-2)
         return jnp.swapaxes(held, -2, -1)
 
     def root_of_mean(self, held: jax.Array, ridge: float) -> jax.Array:
-        return held.reshape(-1, held.shape[-1]).T
+        every = self.roots(held, ridge)  # (J, N, any)
+        return jnp.moveaxis(every, 0, 1).reshape(held.shape[-1], -1)
 
 
 def kind_for(numbers: int, rows: int | None) -> Moments:

@@ -117,7 +117,7 @@ def advance(layout: Layout, trace: LowRank, recurrence: jax.Array, deltas: jax.A
     wide = layout.by_row(recurrence)
     left, probed = _through(layout, wide, trace.left), _through(layout, wide, trace.probed)
     signs, stray = _random(layout.columns, rank, right.dtype)
-    start = _unit_length(right) + STRAY * stray[None]
+    start = _unit_length(_without_rounding(right)) + STRAY * stray[None]
     # What is new of A start^T, and of A times the signs.
     directions = jnp.concatenate([start, jnp.broadcast_to(signs, (len(right), *signs.shape))], axis=1)
     new = _times(deltas, _onto(factors, directions))
@@ -185,6 +185,12 @@ def _random(columns: int, rank: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.A
     numbers = np.random.default_rng(0)
     signs = numbers.choice([-1.0, 1.0], (PROBES, columns))
     return jnp.asarray(signs, dtype), jnp.asarray(numbers.normal(size=(rank, columns)) / np.sqrt(columns), dtype)
+
+
+def _without_rounding(rows: jax.Array) -> jax.Array:
+    """Rows that are only what rounding has left, where the trace has fewer directions than R, as zero."""
+    sizes = _norm(rows)
+    return jnp.where(sizes > 64 * jnp.finfo(rows.dtype).eps * sizes.max(axis=1, keepdims=True), rows, 0)
 
 
 def _unit_length(rows: jax.Array) -> jax.Array:

@@ -128,7 +128,10 @@ def layout_of_directions(node: Node, trained: tuple[int, ...], directions: int, 
     """How a node's part of a projected carry is one product of low rank: a slot is a direction."""
     blocks = (Block(Rows.DENSE, (i,), None, directions, node.params.sizes[i]) for i in trained if node.params.sizes[i])
     found = [outer for outer in (_outer(node, block) for block in blocks) if outer is not None]
-    return _layout(node, found, rank, None, directions) if found else None
+    if not found:
+        return None
+    layout = _layout(node, found, rank, None, directions)
+    return layout._replace(rank=min(rank, directions * layout.rows, layout.columns))
 
 
 def _outer(node: Node, block: Block) -> _Outer | None:

@@ -177,6 +177,28 @@ def test_a_basis_from_sketches_is_better_than_a_random_one(name):
     assert error(p, learner, with_basis(state, basis), 3) < 0.9 * error(p, learner, state, 3)
 
 
+@pytest.mark.parametrize("sketch", [None, 6])
+def test_few_boundaries_of_one_example_give_no_huge_directions(sketch):
+    *_, basis = learnt("stack_3", rank=4, steps=6, batch=1, sketch=sketch)
+    assert float(jnp.abs(basis.directions).max()) < 1e3
+    assert jnp.allclose(basis.directions @ basis.lift.T, np.eye(4), atol=1e-8)
+
+
+@pytest.mark.parametrize("sketch", [None, 4])
+def test_float32_stays_so_where_float64_is_allowed(sketch):
+    p = problem("stack_3")
+    p = p._replace(**{name: jax.tree.map(float32, getattr(p, name)) for name in ("params", "carry", "xs", "targets")})
+    learner = deep_eprop(p.network, carry_rank=2)
+    basis_learner = carry_basis(learner, p.loss_fn, segment_length=3, sketch=sketch)
+    basis = basis_learner.init(KEY, p.params, p.carry, p.xs[0])
+    new = basis_learner.update(basis, KEY, p.params, start(learner, p), p.xs, p.targets)
+    assert [leaf.dtype for leaf in jax.tree.leaves(new)] == [leaf.dtype for leaf in jax.tree.leaves(basis)]
+
+
+def float32(leaf):
+    return leaf.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+
 def test_many_numbers_are_sketched_if_nothing_is_said():
     assert isinstance(kind_for(1000, None), Whole)
     assert kind_for(1001, None).shape(1001) == (128, 1001)

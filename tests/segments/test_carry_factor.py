@@ -101,6 +101,35 @@ def test_a_higher_rank_loses_less_and_the_state_says_how_much():
     assert errors[1] < errors[0] / 4
 
 
+def test_rounding_chooses_no_directions():
+    """After a segment of two steps V has two directions, of three that are kept."""
+    p, _, (learner, state) = pair("stack_2", 3)
+    run = jax.jit(learner.value_and_grad(p.loss_fn, segment_length=2))
+    right = run(p.params, state, p.xs, p.targets)[1]
+    moved = jax.tree.map(lambda leaf: leaf * (1 + 1e-15), p.params)
+    assert_same_gradient(run(moved, state, p.xs, p.targets)[1], right, 1e-9)
+
+
+def test_more_than_the_full_rank_is_the_full_rank():
+    _, _, (_, state) = pair("stack_2", 1000)
+    left, right, _ = state.traces["projected carry"].factored["0"]
+    assert left.shape[1] == right.shape[1] == min(left.shape[2], right.shape[2])
+
+
+def test_parameters_that_are_not_trained_have_no_trace():
+    p = problem("linen_lstm", steps=STEPS)
+    _, _, basis, _ = setup(p, 2)
+    mask = jax.tree.map(lambda leaf: leaf.ndim > 1, p.params)
+    grads = []
+    for q in (None, WHOLE):
+        learner = deep_eprop(p.network, carry_rank=2, carry_factor=q, trainable=mask)
+        state = with_basis(start(learner, p), basis)
+        run = jax.jit(learner.value_and_grad(p.loss_fn, segment_length=3))
+        grads.append(run(p.params, state, p.xs, p.targets)[1])
+    assert_same_gradient(grads[1], grads[0], FLOAT64)
+    assert all(keep or not jnp.any(g) for keep, g in zip(*map(jax.tree.leaves, (mask, grads[1])), strict=True))
+
+
 def test_it_holds_what_was_predicted():
     p, _, (learner, state) = pair("stack_2", 2)
     plan = learner.plan(p.params, p.carry, p.xs[0])

@@ -298,9 +298,9 @@ def test_memory_does_not_grow_with_the_length():
         ({"carry_rank": 2, "own_traces": 1}, "own_traces must be"),
         ({"carry_rank": 2, "carry_factor": 0}, "carry_factor must be"),
         ({"carry_rank": 2, "carry_factor": 2, "own_traces": True}, "leave one of them out"),
-        ({"carry_factor": 4}, "belong to a projected carry"),
-        ({"project_every": 4}, "belong to a projected carry"),
-        ({"own_traces": True}, "belong to a projected carry"),
+        ({"carry_factor": 4}, "to a projected carry"),
+        ({"project_every": 4}, "to a projected carry"),
+        ({"own_traces": True}, "to a projected carry"),
     ],
 )
 def test_options_are_checked(options, message):
