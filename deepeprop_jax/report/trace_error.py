@@ -23,7 +23,7 @@ def trace_error(state: LearnerState) -> dict[str, jax.Array]:
     Source: for random signs w, E‖X w‖² = ‖X‖² (Hutchinson 1990). The state carries S times fixed signs, exactly; they
     are independent of what the trace keeps. Cost: O(R (K N + M)) per example.
 
-    >>> import flax.linen as nn
+    >>> import flax.linen as nn, jax.numpy as jnp
     >>> from deepeprop_jax import deep_eprop
     >>> learner = deep_eprop(nn.GRUCell(features=8), rank=2)
     >>> xs = jax.random.normal(jax.random.key(1), (12, 3, 4), jnp.float32)

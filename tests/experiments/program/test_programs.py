@@ -29,7 +29,16 @@ PROGRAMS = sorted(
     for path in room.rglob("*.py")
     if 'if __name__ == "__main__":' in path.read_text()
 )
-NOT_KEPT = ("benchmarks", "fuzz", "sweeps.report", "studies.cosine", "studies.rates", "readme", "draw_lattice")
+NOT_KEPT = (
+    "benchmarks",
+    "fuzz",
+    "sweeps.report",
+    "studies.cosine",
+    "studies.rates",
+    "studies.directions",
+    "readme",
+    "draw_lattice",
+)
 """They measure how long compiling takes, compile each program once and never again, or compile nothing."""
 
 NEEDED = {
