@@ -178,7 +178,13 @@ def projected(
 
     def begin(state: LearnerState, basis: CarryBasis, sequence: jax.Array) -> Projecting:
         key = jax.random.fold_in(jax.random.key(1), sequence)
-        return Projecting(state, basis, basis_learner.begin(basis, key, state.carry), sequence)
+
+        def anew() -> Observed:
+            return basis_learner.begin(basis, key, state.carry)
+
+        shapes = jax.eval_shape(anew)._replace(key=None)
+        nothing = jax.tree.map(lambda aval: jnp.zeros(aval.shape, aval.dtype), shapes)._replace(key=key)
+        return Projecting(state, basis, jax.lax.cond(sequence % 4 == 0, anew, lambda: nothing), sequence)
 
     def start(params: PyTree, carry: PyTree, x: PyTree) -> Projecting:
         basis = basis_learner.init(jax.random.key(0), params, carry, x)
