@@ -13,7 +13,7 @@ RULES = ("BPTT", "R = 1", "R = 2", "R = 4", "R = 8", "R = 4, q = 8", "exact in s
 
 STEPWISE = (*RULES, "R = 4, step by step")
 IN_SEGMENTS_OF_8 = {rule: {"segment_length": 8} for rule in STEPWISE[1:]}
-OWN = tuple(f"R = {rank}{own}" for rank in (1, 2, 4) for own in ("", ", own traces"))
+OWN = tuple(f"R = {rank}{own}" for rank in (1, 2, 4, 8) for own in ("", ", own traces"))
 INSIDE = ("BPTT", "R = 4", "hops = 0")
 """Of these BPTT alone has its gradient at the end of a sequence, and its update there."""
 EVERY_8 = {rule: {"segment_length": 8, "update_every": 8} for rule in INSIDE[1:]}
@@ -95,7 +95,14 @@ PROJECTED: dict[str, Sweep] = {
         "Recall over 32 characters of text, 300 batches, a projected carry with and without own traces",
         "configs/text_recall.py",
         {"text_recall.gap": 32, "batches": 300, "evaluate_every": 50, "checkpoint_every": 300},
-        {"segment_length": (1, 8), "rule": OWN, "seed": SEEDS[:2]},
+        {"segment_length": (1, 8, 32), "rule": OWN, "seed": SEEDS[:2]},
+    ),
+    "projected_batch_1": Sweep(
+        "XOR-count, silent delay of 30 steps, one sequence a batch, 10,000 of them, a projected carry",
+        "configs/xor_count.py",
+        XOR_30 | {"xor_count.batch": 1, "learning_rate": 3e-3, "batches": 10000, "evaluate_every": 500, "checkpoint_every": 5000},
+        {"rule": ("BPTT", "R = 4", "R = 4, q = 8", "hops = 0"), "seed": SEEDS[:3]},
+        by_rule=IN_SEGMENTS_OF_8,
     ),
     "inside_text_recall": Sweep(
         "Recall over 35 characters of text, updates every 8 steps",
