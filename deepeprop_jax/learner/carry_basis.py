@@ -28,6 +28,7 @@ from deepeprop_jax.learner.contract import OnlineLearner, documented_by
 from deepeprop_jax.learner.second_moments import kind_for, kind_of
 from deepeprop_jax.learner.sequence import Sequence as Steps
 from deepeprop_jax.learner.sequence import make_sequence
+from deepeprop_jax.learner.sharded import with_whole_batches
 from deepeprop_jax.learner.tangent import Moving, carry_numbers, no_tangent, push_forward, random_tangent
 from deepeprop_jax.network.arguments import as_arrays
 from deepeprop_jax.network.cell import Cell, PyTree
@@ -100,10 +101,12 @@ def carry_basis(
         raise ValueError(f"needed 0 < rate <= 1 and ridge >= 0; seen rate={rate!r}, ridge={ridge!r}.")
 
     @documented_by(InitBasis)
+    @with_whole_batches
     def init(key, params, carry, x):
         return _first(learner.plan(params, carry, x), key, len(gains), sketch)
 
     @documented_by(Observe)
+    @with_whole_batches
     def observe(observed, params, state, xs, targets, resets=None, valid=None):
         params, xs = as_arrays(params, "params"), as_arrays(xs, "xs")
         plan = learner.plan(params, state.carry, jax.tree.map(lambda leaf: leaf[0], xs))
@@ -117,10 +120,12 @@ def carry_basis(
         return _choose(basis, observed, gains, rate, ridge)
 
     @documented_by(UpdateBasis)
+    @with_whole_batches
     def update(basis, key, params, state, xs, targets, resets=None, valid=None):
         return choose(basis, observe(_begin(basis, key, state.carry), params, state, xs, targets, resets, valid))
 
-    return BasisLearner(init, update, documented_by(BeginToObserve)(_begin), observe, choose)
+    begin = documented_by(BeginToObserve)(with_whole_batches(_begin))
+    return BasisLearner(init, update, begin, observe, choose)
 
 
 def _gains(horizons: Sequence[float]) -> np.ndarray:

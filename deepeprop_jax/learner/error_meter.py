@@ -20,6 +20,7 @@ from deepeprop_jax.jaxpr.real_leaves import RealView
 from deepeprop_jax.learner import checks
 from deepeprop_jax.learner.contract import LearnerState, OnlineLearner, documented_by
 from deepeprop_jax.learner.sequence import make_sequence
+from deepeprop_jax.learner.sharded import with_whole_batches
 from deepeprop_jax.learner.tangent import Moving, no_tangent, push_forward, random_tangent
 from deepeprop_jax.network.arguments import as_arrays, check_same
 from deepeprop_jax.network.cell import PyTree
@@ -164,6 +165,7 @@ def error_meter(learner: OnlineLearner, loss_fn: Callable[..., PyTree], *, horiz
     checks.check_count("horizon", horizon, 1, "an integer >= 1, how many samples a running mean looks back")
 
     @documented_by(BeginMeter)
+    @with_whole_batches
     def begin(meter, params, carry, x):
         params, carry = as_arrays(params, "params"), as_arrays(carry, "carry")
         plan = learner.plan(params, carry, x)
@@ -174,6 +176,7 @@ def error_meter(learner: OnlineLearner, loss_fn: Callable[..., PyTree], *, horiz
         return meter._replace(key=key, probe=probe, node=node, tangent=no_tangent(carry), sequences=meter.sequences + 1)
 
     @documented_by(InitMeter)
+    @with_whole_batches
     def init(key, params, carry, x):
         carry = as_arrays(carry, "carry")
         plan = learner.plan(params, carry, x)
@@ -182,6 +185,7 @@ def error_meter(learner: OnlineLearner, loss_fn: Callable[..., PyTree], *, horiz
         return begin(meter, params, carry, x)
 
     @documented_by(UpdateMeter)
+    @with_whole_batches
     def update(meter, params, state, xs, targets, grads, resets=None, valid=None):
         params, xs = as_arrays(params, "params"), as_arrays(xs, "xs")
         remedy = "Give what value_and_grad gave for these params."

@@ -131,6 +131,23 @@ def over_batches(learner: OnlineLearner, graph: Graph) -> OnlineLearner:
     )
 
 
+def with_whole_batches(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """``function``, which asks every device for all examples: those of a split batch are sent to all devices first."""
+    signature = inspect.signature(function)
+
+    def everywhere(leaf: jax.Array) -> jax.Array:
+        sharding = _sharding_of(leaf)
+        if sharding is None or sharding.is_fully_replicated or AxisType.Explicit not in sharding.mesh.axis_types:
+            return leaf
+        return jax.sharding.reshard(leaf, NamedSharding(sharding.mesh, EVERYWHERE))
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        return function(**jax.tree.map(everywhere, signature.bind(*args, **kwargs).arguments))
+
+    return call
+
+
 def sequences_over_batches(
     value_and_grad: Callable[..., PyTree], network: Cell, kind: type, specs_of: Callable[..., PyTree]
 ) -> Callable[..., PyTree]:

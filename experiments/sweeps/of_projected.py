@@ -98,17 +98,17 @@ PROJECTED: dict[str, Sweep] = {
         {"segment_length": (1, 8, 32), "rule": OWN, "seed": SEEDS[:2]},
     ),
     "projected_batch_1": Sweep(
-        "XOR-count, silent delay of 30 steps, one sequence a batch, 10,000 of them, a projected carry",
+        "XOR-count, silent delay of 30 steps, one sequence a batch, 30,000 of them, a projected carry",
         "configs/xor_count.py",
         XOR_30
         | {
             "xor_count.batch": 1,
             "learning_rate": 3e-3,
-            "batches": 10000,
-            "evaluate_every": 500,
-            "checkpoint_every": 5000,
+            "batches": 30000,
+            "evaluate_every": 1500,
+            "checkpoint_every": 15000,
         },
-        {"rule": ("BPTT", "R = 4", "R = 4, q = 8", "hops = 0"), "seed": SEEDS[:3]},
+        {"rule": ("BPTT", "R = 4", "R = 4, q = 8", "hops = 0"), "seed": SEEDS},
         by_rule=IN_SEGMENTS_OF_8,
     ),
     "inside_text_recall": Sweep(

@@ -35,9 +35,16 @@ def cov(rows):
     return moments / jnp.trace(moments)
 
 
-def test_moments_equal_those_of_jacobians_and_tangents():
+@pytest.mark.parametrize("flagged", [False, True])
+def test_moments_equal_those_of_jacobians_and_tangents(flagged):
     """One update from nothing: by reverse mode, forward mode and Jacobians of plain functions."""
-    p, learner, _, basis = learnt("stack_2", horizons=(0.5, 0.9), steps=11)  # the last segment has two steps
+    p, learner, state, basis = learnt("stack_2", updates=0, steps=11)  # the last segment has two steps
+    basis_learner = carry_basis(learner, p.loss_fn, segment_length=3, horizons=(0.5, 0.9))
+    resets = jnp.zeros((11, 4), bool).at[(4, 7, 9), (0, 1, 0)].set(flagged)
+    valid = jnp.ones((11, 4), bool).at[(1, 5, 6, 10), (2, 0, 3, 1)].set(not flagged)
+    flags = (resets, valid) if flagged else ()
+    basis = basis_learner.init(KEY, p.params, p.carry, p.xs[0])
+    basis = jax.jit(basis_learner.update)(basis, jax.random.fold_in(KEY, 0), p.params, state, p.xs, p.targets, *flags)
     plan = learner.plan(p.params, p.carry, p.xs[0])
     numbers, batch, length = plan.projection.numbers, 4, 3
     leaves, tree = jax.tree.flatten(jax.tree.map(lambda leaf: leaf[0], p.carry))
@@ -46,16 +53,20 @@ def test_moments_equal_those_of_jacobians_and_tangents():
     def flat(carry):
         return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(carry)])
 
-    def segment(params, vector, xs, targets):
+    def segment(params, vector, initial, xs, targets, resets, valid):
         """Of one example: (numbers after the segment, its losses)."""
-        parts = [a.reshape(b.shape) for a, b in zip(jnp.split(vector, cuts), leaves, strict=True)]
+
+        def carry_of(vector):
+            return tree.unflatten([a.reshape(b.shape) for a, b in zip(jnp.split(vector, cuts), leaves, strict=True)])
 
         def step(carry, at):
-            carry, y = p.network.apply(params, carry, at[0])
-            target = {"value": at[1]["value"], "weight": at[1]["weight"]}
-            return carry, p.loss_fn(y, target)
+            x, target, reset, active = at
+            before = jax.tree.map(lambda a, b: jnp.where(reset, a, b), carry_of(initial), carry)
+            after, y = p.network.apply(params, before, x)
+            loss = jnp.where(active, p.loss_fn(y, target), 0)
+            return jax.tree.map(lambda a, b: jnp.where(active, a, b), after, carry), loss
 
-        carry, losses = lax.scan(step, tree.unflatten(parts), (xs, targets))
+        carry, losses = lax.scan(step, carry_of(vector), (xs, targets, resets, valid))
         return flat(carry), losses.sum()
 
     probe_key, pull_key = jax.random.split(jax.random.fold_in(KEY, 0))
@@ -68,11 +79,11 @@ def test_moments_equal_those_of_jacobians_and_tangents():
     h = jax.vmap(flat)(p.carry)
     tau, own, pulled, tangents = jnp.zeros_like(h), 0.0, [0.0, 0.0], 0.0
     root = np.eye(numbers) / np.sqrt(2)  # nothing is known yet
-    over = jax.vmap(segment, (None, 0, 1, {"value": 1, "weight": None}))
-    jacobians = jax.vmap(jax.jacrev(segment, 1), (None, 0, 1, {"value": 1, "weight": None}))
+    initial, axes = h, (None, 0, 0, 1, {"value": 1, "weight": None}, 1, 1)
+    over, jacobians = jax.vmap(segment, axes), jax.vmap(jax.jacrev(segment, 1), axes)
     for i in range(4):
-        xs, targets = jax.tree.map(lambda a, i=i: a[i * length : (i + 1) * length], (p.xs, p.targets))
-        M, k = jacobians(p.params, h, xs, targets)
+        piece = jax.tree.map(lambda a, i=i: a[i * length : (i + 1) * length], (p.xs, p.targets, resets, valid))
+        M, k = jacobians(p.params, h, initial, *piece)
         noise = jax.random.normal(jax.random.fold_in(pull_key, i), h.shape)
         q = jnp.einsum("bnm,bn->bm", M, noise @ root)
         horizon = (np.arange(batch) + i) % 2
@@ -80,7 +91,7 @@ def test_moments_equal_those_of_jacobians_and_tangents():
         pulled = [total + cov(q[horizon == j]) for j, total in enumerate(pulled)]
         if i:
             tangents = tangents + cov(tau - tau.mean(0)[None])
-        here = (lambda params, h, at=(xs, targets): over(params, h, *at)), (p.params, h), (probe, tau)
+        here = (lambda params, h, at=piece: over(params, h, initial, *at)), (p.params, h), (probe, tau)
         (h, _), (tau, _) = jax.jvp(*here)
     own, tangents = own / jnp.trace(own), tangents / jnp.trace(tangents)
     signals = [(1 - g) * own + g * total / jnp.trace(total) for g, total in zip((0.5, 0.9), pulled, strict=True)]

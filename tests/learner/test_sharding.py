@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from deepeprop_jax import Cell, deep_eprop, hoisted_bptt, stack
+from deepeprop_jax import Cell, carry_basis, deep_eprop, error_meter, hoisted_bptt, stack, with_basis
 from deepeprop_jax.analysis.per_example import is_per_example
 from tests.gradients import SAME, assert_same_gradient
 from tests.zoo import problem
@@ -154,6 +154,28 @@ def test_losses_and_aux_and_the_way_of_eager_calls():
     assert jnp.allclose(loss, needed, rtol=SAME)
     assert jnp.array_equal(aux["big"], needed_aux["big"])
     assert_same_gradient((grads, aux["y"]), (needed_grads, needed_aux["y"]), SAME)
+
+
+@pytest.mark.parametrize("jitted", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_a_basis_and_a_meter_of_a_split_batch_are_those_of_one_device(jitted):
+    p, key = problem("stack_2", steps=4, batch=8), jax.random.key(0)
+    learner = deep_eprop(p.network, carry_rank=2)
+    of_basis, of_meter = carry_basis(learner, p.loss_fn, segment_length=2), error_meter(learner, p.loss_fn)
+
+    def learn(params, carry, xs, targets):
+        basis = of_basis.init(key, params, carry, xs[0])
+        meter = of_meter.init(key, params, carry, xs[0])
+        state = learner.init(params, carry, xs[0])
+        seen = of_basis.observe(of_basis.begin(basis, key, carry), params, state, xs, targets)
+        basis = of_basis.choose(basis, seen)
+        run = learner.value_and_grad(p.loss_fn, segment_length=2)
+        (_, after), grads = run(params, with_basis(state, basis), xs, targets)
+        meter = of_meter.begin(of_meter.update(meter, params, state, xs, targets, grads), params, carry, xs[0])
+        return basis, grads, of_meter.update(meter, params, after, xs, targets, grads).errors
+
+    (*arguments, _), (*moved, _), _ = placed(mesh_of(AxisType.Explicit), p, PartitionSpec(None, "data"))
+    needed = jax.jit(learn)(*arguments)
+    assert_same_gradient(jax.device_get((jax.jit(learn) if jitted else learn)(*moved)), needed, 1e-9)
 
 
 FORWARD = Cell(None, lambda m, h, x: ((), jnp.tanh(m @ x)))
