@@ -7,6 +7,13 @@ from deepeprop_jax.learner.carry_basis import carry_basis
 from deepeprop_jax.learner.contract import LearnerState, OnlineLearner
 from deepeprop_jax.learner.deep_eprop import deep_eprop
 from deepeprop_jax.learner.error_meter import Error, ErrorMeter, Meter, error_meter
+from deepeprop_jax.learner.feedback import (
+    Feedback,
+    random_feedback,
+    sign_feedback,
+    symmetric_feedback,
+    third_factor,
+)
 from deepeprop_jax.learner.hoisted_bptt import hoisted_bptt
 from deepeprop_jax.network.build import graph, stack
 from deepeprop_jax.network.cell import Cell
@@ -29,6 +36,7 @@ __all__ = [
     "Cell",
     "Error",
     "ErrorMeter",
+    "Feedback",
     "LearnerState",
     "Meter",
     "Observed",
@@ -46,8 +54,12 @@ __all__ = [
     "params_from_nnx",
     "params_to_linen",
     "params_to_nnx",
+    "random_feedback",
+    "sign_feedback",
     "stack",
     "suggest_rank",
+    "symmetric_feedback",
+    "third_factor",
     "trace_error",
     "with_basis",
 ]

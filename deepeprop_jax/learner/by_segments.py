@@ -67,7 +67,8 @@ def by_segments(params: PyTree, start: Stream, sequence: Sequence, length: int, 
         (losses, aux), dy = sequence.losses_and_dy(part.outputs, targets, flags.valid)
         if flags.resets is not None:  # by where, so that nothing of what a trace held can spread
             traces = without_examples(plan, flags.resets[0], traces)
-        found = segment_gradient(part, traces, dy, exact, split=not up)
+        given = sequence.given(dy, targets, flags.valid)
+        found = segment_gradient(part, traces, dy, given, exact, split=not up)
         if up:
             moved = upward.update(part, traces)
             moved = moved if flags.valid is None else select_traces(flags.valid[0], moved, traces)

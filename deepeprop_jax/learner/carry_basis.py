@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import jax
@@ -29,9 +29,11 @@ from deepeprop_jax.learner.second_moments import kind_for, kind_of
 from deepeprop_jax.learner.sequence import Sequence as Steps
 from deepeprop_jax.learner.sequence import make_sequence
 from deepeprop_jax.learner.sharded import with_whole_batches
+from deepeprop_jax.learner.signals import Signal, by_index
 from deepeprop_jax.learner.tangent import Moving, carry_numbers, no_tangent, push_forward, random_tangent
 from deepeprop_jax.network.arguments import as_arrays
 from deepeprop_jax.network.cell import Cell, PyTree
+from deepeprop_jax.segments.gradient import as_cotangents
 from deepeprop_jax.segments.network import Flow, Segment, prepare
 from deepeprop_jax.segments.projected import flow_of, signal
 from deepeprop_jax.traces import projected
@@ -47,6 +49,7 @@ def carry_basis(
     rate: float = 0.05,
     ridge: float = 1e-6,
     sketch: int | None = None,
+    signals: Mapping[str, Signal] | None = None,
 ) -> BasisLearner:
     """Learn along which directions a carry is to be projected, from what an online learner sees.
 
@@ -70,6 +73,7 @@ def carry_basis(
       ridge: added to the moments' eigenvalues, in units of their mean.
       sketch: how many random rows, at least R, stand for a moment of N x N numbers, see ``second_moments``: memory and
         time then grow with N and not with N² and N³. None: 128 where N is above 1000, else the whole.
+      signals: as for ``value_and_grad``.
 
     Returns:
       A ``BasisLearner``. Give its basis to a state by ``with_basis``. Where parameters change inside a sequence, give
@@ -112,7 +116,8 @@ def carry_basis(
         plan = learner.plan(params, state.carry, jax.tree.map(lambda leaf: leaf[0], xs))
         if not _rank(plan):
             return observed
-        steps = make_sequence(plan, loss_fn, False, state.initial_carry, xs, targets, resets, valid)
+        given = by_index(plan, signals)
+        steps = make_sequence(plan, loss_fn, False, state.initial_carry, xs, targets, resets, valid, given)
         return _observe(learner.network, steps, segment_length, observed, params, state.carry)
 
     @documented_by(Choose)
@@ -212,7 +217,8 @@ def _observe(network: Cell, steps: Steps, length: int, observed: Observed, param
         part = Segment(ready, carry, steps.initial_carry, xs, flags)
         _, dy = steps.losses_and_dy(part.outputs, targets, flags.valid)
         leaves: Leaves = [Lifted(leaf, "cb") for leaf in plan.output.split_cotangent(dy)]
-        own = signal(part, Flow(part, leaves, exact=True), "b")  # λ
+        given = steps.given(dy, targets, flags.valid)
+        own = signal(part, Flow(part, leaves, exact=True, given=as_cotangents(plan, given)), "b")  # λ
         horizon = (jnp.arange(batch, dtype=index.dtype) + seen.boundaries + seen.turn) % horizons
         here = jax.random.fold_in(pull_key, seen.boundaries)
         noise, keys = jax.random.normal(here, (batch, drawn), plan.dtype), jax.random.split(here, 3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol, TypeVar
 
 import jax
@@ -104,6 +104,8 @@ class Gradient(Protocol):
       params: those given to the last ``step``: an update of them comes after the gradient.
       state: as returned by it, before any ``reset``, which drops the step of the examples that it resets.
       dy: dL_t/dy_t, shaped as the output, in ``jax.grad``'s convention where complex.
+      signals: for a learner made with ``signals=(names)``: {name: (batch, ...), shaped as the node's output}, what
+        stands in place of the cotangent of that output.
 
     Returns:
       Gradient in the structure, shapes and dtypes of params, summed over the batch; zeros for integers, ``float0`` for
@@ -114,7 +116,9 @@ class Gradient(Protocol):
       ValueError: no step is pending. Inside ``jit``, where that cannot be seen, the gradient is NaN.
     """
 
-    def __call__(self, params: PyTree, state: LearnerState, dy: PyTree) -> PyTree: ...
+    def __call__(
+        self, params: PyTree, state: LearnerState, dy: PyTree, signals: Mapping[str, PyTree] | None = None
+    ) -> PyTree: ...
 
 
 class ValueAndGrad(Protocol):
@@ -137,6 +141,9 @@ class ValueAndGrad(Protocol):
         it must be given).
       within_segment: "eprop" or "exact".
       has_aux: whether loss_fn returns an auxiliary output.
+      signals: for a learner made with ``signals=(names)``: {name: signal}, a signal being a function
+        ``(dy_t, target_t) -> (batch, ...)`` that makes from dL_t/dy_t what stands in place of the cotangent of the
+        node's output, such as what ``random_feedback`` gives.
 
     Returns:
       ``run(params, state, xs, targets, resets=None, valid=None) -> ((loss, state), grads)``: see ``RunSequence``.
@@ -153,6 +160,7 @@ class ValueAndGrad(Protocol):
         segment_length: int | None = None,
         within_segment: str = "eprop",
         has_aux: bool = False,
+        signals: Mapping[str, Callable[..., PyTree]] | None = None,
     ) -> RunSequence: ...
 
 

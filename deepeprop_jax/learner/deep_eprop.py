@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from deepeprop_jax.learner.sequence import (
     make_sequence,
 )
 from deepeprop_jax.learner.sharded import over_batches
+from deepeprop_jax.learner.signals import Signal, by_index, check_functions, shaped
 from deepeprop_jax.learner.stepper import Stepper, before_sequence, own_copy, stepper_of
 from deepeprop_jax.network.arguments import as_arrays, as_avals, batch_size, check_same
 from deepeprop_jax.network.build import as_cell
@@ -40,6 +41,7 @@ def deep_eprop(
     own_traces: bool = False,
     project_every: int = 8,
     carry_factor: int | None = None,
+    signals: tuple[str, ...] = (),
     trainable: PyTree = None,
 ) -> OnlineLearner:
     """Train a recurrent network forward in time: gradients from traces, with memory constant in the sequence's length.
@@ -79,6 +81,9 @@ def deep_eprop(
         rank q, q (R N + M) numbers for N rows and M columns in place of R N M; see ``rank``, of which the same is true.
         Weights whose step is no outer product as it stands (dense nodes without a carry, cells whose output reads
         parameters, ``stack(cell, depth=L)``) are kept whole.
+      signals: names of nodes (of ``learner.network.graph.nodes``; of a stack "0", "1", ...) whose learning signal will
+        be given to ``value_and_grad`` and ``gradient``, in place of what would come from above: random feedback, a
+        reward. All that reads their outputs takes them as constants, so that no influence is carried across them.
       trainable: booleans in the structure of params or a prefix of it, or a function of params' shapes that gives
         them; the others have no trace and a zero gradient.
 
@@ -102,7 +107,7 @@ def deep_eprop(
     >>> jax.tree.structure(grads) == jax.tree.structure(params)
     True
     """
-    mode = Mode(exact, hops, rank, carry_rank, own_traces, project_every, carry_factor)
+    mode = Mode(exact, hops, rank, carry_rank, own_traces, project_every, carry_factor, signals)
     checks.check_options(mode)
     cell = as_cell(network)
     made = _Functions(Planner(graph_of(cell), mode, trainable))
@@ -150,18 +155,23 @@ class _Functions:
         return _vary(new, before.traces, stepper.projects(before.pending.update), params), vary_like(y_t, params)
 
     @documented_by(contract.Gradient)
-    def gradient(self, params: PyTree, state: LearnerState, dy: PyTree) -> PyTree:
+    def gradient(
+        self, params: PyTree, state: LearnerState, dy: PyTree, signals: Mapping[str, PyTree] | None = None
+    ) -> PyTree:
         given, state = _arrays(params=params, state=state)
-        params, state, dy = vary_alike(given, state, dy)
+        params, state, dy, signals = vary_alike(given, state, dy, signals)
         stepper = self._stepper_for(params, state, state.pending.x)
+        plan = stepper.plan
         active = state.pending.active
         if not isinstance(active, jax.core.Tracer) and not active.any():
             raise ValueError("No step is pending in this state. Call learner.step first, then learner.gradient.")
         y_t, now = stepper.last(params, state)
         dy = keep_examples(active, checks.check_cotangent(dy, y_t))
-        found = stepper.gradient(now, state.traces, dy)
+        values = by_index(plan, signals).items()
+        own = {v: keep_examples(active, shaped(plan, v, signal, active.shape[0])) for v, signal in values}
+        found = stepper.gradient(now, state.traces, dy, own)
         found = [[jnp.where(active.any(), leaf, jnp.nan) for leaf in leaves] for leaves in found]
-        return summed_like(as_params(stepper.plan, found), given)
+        return summed_like(as_params(plan, found), given)
 
     @documented_by(contract.ValueAndGrad)
     def value_and_grad(
@@ -171,6 +181,7 @@ class _Functions:
         segment_length: int | None = None,
         within_segment: str = "eprop",
         has_aux: bool = False,
+        signals: Mapping[str, Signal] | None = None,
     ) -> contract.RunSequence:
         checks.check_sequence_options(loss_fn, segment_length, within_segment)
         exact = within_segment == "exact"
@@ -183,7 +194,9 @@ class _Functions:
             params, state, xs, targets, resets, valid = vary_alike(given, state, xs, targets, resets, valid)
             stepper = self._stepper_for(params, state, jax.tree.map(lambda leaf: leaf[0], xs))
             plan, pending = stepper.plan, state.pending
-            sequence = make_sequence(plan, loss_fn, has_aux, state.initial_carry, xs, targets, resets, valid)
+            own = by_index(plan, signals)
+            check_functions(own)
+            sequence = make_sequence(plan, loss_fn, has_aux, state.initial_carry, xs, targets, resets, valid, own)
             length = segment_length or choose_length(plan, pending.active.shape[0], steps).steps
             start = Stream(state.carry, before_sequence(stepper, state))
             (loss, end), grads = by_segments(params, start, sequence, length, exact)

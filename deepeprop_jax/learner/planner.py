@@ -13,8 +13,9 @@ from deepeprop_jax.analysis.node import Node
 from deepeprop_jax.jaxpr.mesh_axes import varying_axes
 from deepeprop_jax.jaxpr.real_leaves import shape_and_dtype
 from deepeprop_jax.jaxpr.trace import context
+from deepeprop_jax.learner.signals import indices_of
 from deepeprop_jax.network.arguments import batch_size, check_nesting, warn_of_integers
-from deepeprop_jax.network.cell import Graph, PyTree, select
+from deepeprop_jax.network.cell import Graph, PyTree, select, with_constants
 from deepeprop_jax.traces.make_plan import make_plan
 from deepeprop_jax.traces.plan import Mode, Plan
 
@@ -27,13 +28,14 @@ class Planner:
     """Analyses a network once per shapes of its params, carry and input, and per context (see ``program.context``).
 
     Args:
-      graph: the network.
+      graph: the network; in the attribute ``graph`` outputs whose signal is given are constants.
       mode: which influences are kept.
       trainable: as given to ``deep_eprop``.
     """
 
     def __init__(self, graph: Graph, mode: Mode, trainable: PyTree | None = None):
-        self.graph, self._trainable, self._mode = graph, trainable, mode
+        self.graph = with_constants(graph, indices_of(graph, mode.signals))
+        self._trainable, self._mode = trainable, mode
         self._nodes: dict[Hashable, Node] = {}
         self._plans: dict[Hashable, Plan] = {}
         self._made: dict[Hashable, object] = {}

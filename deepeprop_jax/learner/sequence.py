@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -11,10 +11,11 @@ import numpy as np
 
 from deepeprop_jax.jaxpr.mesh_axes import vary_like
 from deepeprop_jax.learner import checks
+from deepeprop_jax.learner.signals import Signal, shaped
 from deepeprop_jax.network.arguments import batch_size
 from deepeprop_jax.network.cell import PyTree, assemble
 from deepeprop_jax.segments.through_time import Flags
-from deepeprop_jax.traces.plan import Plan, Traces
+from deepeprop_jax.traces.plan import Given, Plan, Traces
 
 
 class Stream(NamedTuple):
@@ -50,6 +51,7 @@ class Sequence(NamedTuple):
       loss_dtype: of the loss.
       initial_carry: what an example returns to on a reset.
       inputs: xs, targets (time, ...) and flags (time, batch).
+      signals: the learning signals that were given, per node.
     """
 
     plan: Plan
@@ -58,6 +60,7 @@ class Sequence(NamedTuple):
     loss_dtype: np.dtype
     initial_carry: PyTree
     inputs: tuple[PyTree, PyTree, Flags]
+    signals: Mapping[int, Signal]
 
     def begin(self, stream: Stream) -> Sums:
         """Before the first step."""
@@ -90,6 +93,18 @@ class Sequence(NamedTuple):
         found = self.loss_and_dy(*jax.tree.map(lambda leaf: leaf[0], arguments))
         return jax.tree.map(lambda leaf: leaf[None], found)
 
+    def given(self, dy: PyTree, targets: PyTree, valid: jax.Array | None) -> Given:
+        """The signals of every step of a segment, none for examples that are not valid."""
+        if not self.signals:
+            return {}
+
+        def of_step(dy: PyTree, target: PyTree, valid: jax.Array | None) -> Given:
+            batch = batch_size(self.initial_carry, dy)
+            found = {v: shaped(self.plan, v, signal(dy, target), batch) for v, signal in self.signals.items()}
+            return found if valid is None else {v: keep_examples(valid, s) for v, s in found.items()}
+
+        return jax.vmap(of_step)(dy, targets, valid)
+
     def ended(self, sums: Sums, aux: PyTree) -> Ended:
         """After the last step."""
         loss = (sums.loss, aux) if self.has_aux else sums.loss
@@ -105,6 +120,7 @@ def make_sequence(
     targets: PyTree,
     resets: jax.Array | None,
     valid: jax.Array | None,
+    signals: Mapping[int, Signal] | None = None,
 ) -> Sequence:
     """Check what a sequence is made of."""
     length = checks.sequence_length(xs, targets)
@@ -114,7 +130,7 @@ def make_sequence(
     flags = {k: None if f is None else checks.check_flags(f, (length, batch), k) for k, f in named.items()}
     y = jax.tree.map(lambda aval: aval.update(shape=(batch, *aval.shape)), plan.output_avals)
     dtype = checks.loss_dtype(jax.eval_shape(loss_fn, y, target), has_aux, batch)
-    return Sequence(plan, loss_fn, has_aux, dtype, initial_carry, (xs, targets, Flags(**flags)))
+    return Sequence(plan, loss_fn, has_aux, dtype, initial_carry, (xs, targets, Flags(**flags)), signals or {})
 
 
 def as_params(plan: Plan, grads: list[list[jax.Array]]) -> PyTree:

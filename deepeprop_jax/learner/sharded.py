@@ -174,21 +174,34 @@ def sequences_over_batches(
             _, y = jax.eval_shape(jax.vmap(network.apply, (None, 0, 0)), *_shapes((params, carry, x)))
             target_specs = None if has_aux else _target_specs(split, loss_fn, y, targets)
             loss_here = _of_all_examples(split, loss_fn, has_aux) if target_specs is None else loss_fn
-            here = value_and_grad(loss_here, **options)
+            held, signals_of = _arrays_apart(options.get("signals"))
 
-            def part(*arguments):
-                (loss, end), grads = here(*arguments)
+            def part(held, *arguments):
+                given = {"signals": signals_of(held)} if held else {}
+                (loss, end), grads = value_and_grad(loss_here, **options | given)(*arguments)
                 return (_summed(split, loss), end), grads
 
             if target_specs is None:
                 targets, target_specs = (targets, valid), EVERYWHERE
-            where = (EVERYWHERE, specs, in_time, target_specs, in_time, in_time)
-            arguments = (params, state, xs, targets, resets, valid)
+            where = (EVERYWHERE, EVERYWHERE, specs, in_time, target_specs, in_time, in_time)
+            arguments = (held, params, state, xs, targets, resets, valid)
             return split.run(part, arguments, where, ((EVERYWHERE, specs), EVERYWHERE))
 
         return run
 
     return over
+
+
+def _arrays_apart(tree: PyTree) -> tuple[list[jax.Array], Callable[[list[jax.Array]], PyTree]]:
+    """A pytree's arrays, and how to put them back: ``shard_map`` cannot close over an array of an explicit mesh."""
+    leaves, structure = jax.tree.flatten(tree)
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
+
+    def joined(arrays: list[jax.Array]) -> PyTree:
+        found = dict(zip(places, arrays, strict=True))
+        return structure.unflatten([found.get(i, leaf) for i, leaf in enumerate(leaves)])
+
+    return [leaves[i] for i in places], joined
 
 
 def _sharding_of(leaf: jax.Array) -> NamedSharding | None:

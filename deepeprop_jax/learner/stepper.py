@@ -18,7 +18,7 @@ from deepeprop_jax.segments import joint, single_step, upward, window
 from deepeprop_jax.segments.advance import advance_traces
 from deepeprop_jax.segments.gradient import segment_gradient
 from deepeprop_jax.segments.network import Segment
-from deepeprop_jax.traces.plan import Plan, Traces
+from deepeprop_jax.traces.plan import Given, Plan, Traces
 from deepeprop_jax.traces.state import join_slots, reset_traces, select_traces, split_slots, without_examples
 
 
@@ -54,9 +54,10 @@ class Stepper:
         pending = state.pending
         return self.run(self.params_of(params, pending.update), pending.carry, pending.x)[1:]
 
-    def gradient(self, step: Segment, traces: Traces, dy: PyTree) -> list[list[jax.Array]]:
+    def gradient(self, step: Segment, traces: Traces, dy: PyTree, given: Given) -> list[list[jax.Array]]:
         """``inst + sum of lambda . S`` of a step, per node and real parameter leaf."""
-        return segment_gradient(step, traces, jax.tree.map(lambda leaf: leaf[None], dy), split=False)
+        dy, given = jax.tree.map(lambda leaf: leaf[None], (dy, given))
+        return segment_gradient(step, traces, dy, given, split=False)
 
     def first_update(self, given: PyTree, params: PyTree, carry: PyTree) -> PyTree:
         """What waits before the first step: values that move nothing.
@@ -135,9 +136,9 @@ class Windowed(Stepper):
         part = window.run(self.plan, state.pending.update, state.initial_carry)
         return window.last_output(part), part
 
-    def gradient(self, step: Segment, traces: Traces, dy: PyTree) -> list[list[jax.Array]]:
+    def gradient(self, step: Segment, traces: Traces, dy: PyTree, given: Given) -> list[list[jax.Array]]:
         kept = without_examples(self.plan, window.resets_of(step), split_slots(self.plan, traces))
-        return segment_gradient(step, kept, window.at_last(step, dy))
+        return segment_gradient(step, kept, *window.at_last(step, (dy, given)))
 
     def first_update(self, given: PyTree, params: PyTree, carry: PyTree) -> window.Window:
         waiting = self.update.xs, self.update.resets

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
@@ -16,11 +17,20 @@ Path = tuple[int | str, ...]
 INPUT = "input"
 """The name of the external input of a network."""
 
-Wire: TypeAlias = "str | int | tuple[Wire, ...] | Mapping[str, Wire]"
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """The output of the node with this index, taken as a constant: its value, and no derivative."""
+
+    node: int
+
+
+Wire: TypeAlias = "str | int | Constant | tuple[Wire, ...] | Mapping[str, Wire]"
 """How a node's input is made of the outputs below it; one of
 
 * ``"input"``: the external input of the network,
 * an ``int``: the output of the node with that index,
+* a ``Constant``: the same without a derivative,
 * a ``tuple`` of wires: concatenated on the last axis,
 * a ``dict`` of wires: a dict with the same keys.
 """
@@ -115,9 +125,21 @@ def rewired(wire: Wire, source: Callable[[int | str], Wire]) -> Wire:
     """A wire with another source in the place of each."""
     if isinstance(wire, str | int):
         return source(wire)
+    if isinstance(wire, Constant):
+        return wire
     if isinstance(wire, Mapping):
         return {name: rewired(part, source) for name, part in wire.items()}
     return tuple(rewired(part, source) for part in wire)
+
+
+def with_constants(graph: Graph, nodes: Collection[int]) -> Graph:
+    """The network in which all that reads the outputs of these nodes takes them as constants."""
+
+    def source(wire: int | str) -> Wire:
+        return Constant(wire) if isinstance(wire, int) and wire in nodes else wire
+
+    cut = tuple(vertex._replace(wire=rewired(vertex.wire, source)) for vertex in graph.nodes)
+    return Graph(cut, rewired(graph.output, source))
 
 
 def graph_of(cell: Cell) -> Graph:
@@ -128,8 +150,8 @@ def graph_of(cell: Cell) -> Graph:
 
 
 def parents(wire: Wire) -> tuple[int, ...]:
-    """Indices of the nodes whose outputs a wire carries, each once, in order of appearance."""
-    if isinstance(wire, str):
+    """Indices of the nodes whose outputs a wire carries, but for constants, each once, in order of appearance."""
+    if isinstance(wire, str | Constant):
         return ()
     if isinstance(wire, int):
         return (wire,)
@@ -141,8 +163,8 @@ def connect(wire: Wire, x: PyTree, outputs: Mapping[int, PyTree] | Sequence[PyTr
     """The value that a wire carries: linear in the external input ``x`` and in the nodes' ``outputs``."""
     if isinstance(wire, str):
         return x
-    if isinstance(wire, int):
-        return outputs[wire]
+    if isinstance(wire, int | Constant):
+        return outputs[wire if isinstance(wire, int) else wire.node]
     if isinstance(wire, Mapping):
         return {name: connect(part, x, outputs) for name, part in wire.items()}
     values = [connect(part, x, outputs) for part in wire]

@@ -12,6 +12,7 @@ import numpy as np
 
 from deepeprop_jax.learner.basis import CarryBasis, with_basis
 from deepeprop_jax.learner.contract import OnlineLearner
+from deepeprop_jax.learner.signals import Signal
 from deepeprop_jax.network.arguments import as_arrays
 from deepeprop_jax.network.cell import PyTree
 from deepeprop_jax.reference import LossFn, bptt, is_differentiable
@@ -70,6 +71,7 @@ def compare_to_bptt(
     *,
     segment_length: int | None = None,
     basis: CarryBasis | None = None,
+    signals: Mapping[str, Signal] | None = None,
 ) -> Comparison:
     """A learner's gradient beside that of BPTT through the same network, per parameter and for the whole.
 
@@ -82,7 +84,7 @@ def compare_to_bptt(
       xs: inputs, leaves (T, batch, ...).
       targets: any pytree with leading T.
       loss_fn: ``loss_fn(y_t, target_t) -> scalar`` on the batched output of one step.
-      segment_length: as for ``learner.value_and_grad``.
+      segment_length, signals: as for ``learner.value_and_grad``.
       basis: of a projected carry, see ``with_basis``; None for the one that ``learner.init`` gives.
 
     Returns:
@@ -91,7 +93,7 @@ def compare_to_bptt(
     params, carry, xs = as_arrays(params, "params"), as_arrays(carry, "carry"), as_arrays(xs, "xs")
     state = learner.init(params, carry, jax.tree.map(lambda leaf: leaf[0], xs))
     state = state if basis is None else with_basis(state, basis)
-    run = jax.jit(learner.value_and_grad(loss_fn, segment_length=segment_length))
+    run = jax.jit(learner.value_and_grad(loss_fn, segment_length=segment_length, signals=signals))
     (_, end), grads = run(params, state, xs, targets)
     _, reference = jax.jit(bptt(learner.network, loss_fn))(params, carry, xs, targets)
 

@@ -14,13 +14,18 @@ from deepeprop_jax.segments.kept import Kept, everything, groups, kept_by, nodes
 from deepeprop_jax.segments.network import Flow, Segment, start_of
 from deepeprop_jax.segments.node import Back, NodeSegment
 from deepeprop_jax.traces.block import add_columns
-from deepeprop_jax.traces.plan import Traces
+from deepeprop_jax.traces.plan import Given, Plan, Traces
 from deepeprop_jax.traces.products import cross_gradient, is_kept, own_gradient, own_gradient_of_layers
 from deepeprop_jax.traces.projected import NAME
 
 
+def as_cotangents(plan: Plan, given: Given) -> dict[int, Leaves]:
+    """Signals per real leaf."""
+    return {v: [Lifted(leaf, "cb") for leaf in plan.nodes[v].output.split_cotangent(s)] for v, s in given.items()}
+
+
 def segment_gradient(
-    segment: Segment, traces: Traces, dy: PyTree, exact: bool = False, split: bool = True
+    segment: Segment, traces: Traces, dy: PyTree, given: Given, exact: bool = False, split: bool = True
 ) -> list[list[jax.Array]]:
     """``inside + Σ_v λ^v · S^{v,k}`` (eq. 4) for every node k, per real parameter leaf.
 
@@ -30,6 +35,7 @@ def segment_gradient(
     Args:
       traces: at the segment's start.
       dy: cotangent of the outputs at every step, in ``jax.grad``'s convention.
+      given: the same of some nodes' outputs, in place of what would come from above.
       exact: whether credit inside the segment is exact; beside a projected carry it is.
       split: whether own traces with local rows stand as ``state.split_slots`` gives them, or as in the state.
 
@@ -39,7 +45,7 @@ def segment_gradient(
     plan = segment.plan
     leaves: Leaves = [Lifted(leaf, "cb") for leaf in plan.output.split_cotangent(dy)]
     exact = exact or plan.projection is not None
-    flow = Flow(segment, leaves, exact=exact)
+    flow = Flow(segment, leaves, exact=exact, given=as_cotangents(plan, given))
     found = []
     for k in range(len(plan.nodes)):
         if exact:  # all layers of a source see the same

@@ -113,7 +113,8 @@ class Segment:
         zeros = vary_like(zeros, self.one_input, self.one_outputs)
 
         def carried(real: dict[int, list[jax.Array]]) -> list[jax.Array]:
-            outputs = {p: views[p].join(real[p], views[p].split(self.one_outputs[p]).other) for p in sources}
+            joined = {p: views[p].join(real[p], views[p].split(self.one_outputs[p]).other) for p in sources}
+            outputs = self.one_outputs | joined
             return view.split(connect(wire, self.one_input, outputs)).real
 
         values, pull = jax.vjp(carried, zeros)
@@ -140,6 +141,7 @@ class Flow:
     Args:
       segment: the network that ran.
       outputs: the cotangent of the network's outputs, per real leaf; empty for zero.
+      given: cotangents of nodes' outputs that the user gave; all that reads these outputs takes them as constants.
       ends: per node, cotangents of its last carry: ``Leaves``, or where it has depth ``LayerEnd``.
       rows: size of axis r.
       exact: whether carries go back through dF/dh everywhere; else only where a source sees them, and through D.
@@ -152,12 +154,14 @@ class Flow:
         ends: Mapping[int, Leaves | LayerEnd] | None = None,
         rows: int = 1,
         exact: bool = False,
+        given: Mapping[int, Leaves] | None = None,
     ):
         self.segment, self.plan, self.exact = segment, segment.plan, exact
         self.sizes = segment.sizes | {"r": rows}
         self.ends = dict(ends or {})
         graph = self.plan.graph
         self._seeds = segment.distribute(graph.output, self.plan.output, outputs, self.sizes) if outputs else {}
+        self._seeds |= given or {}
         self._found: dict[tuple[int, Kept], tuple[Arrived, dict[int, Leaves]]] = {}
         self.children: dict[int, list[int]] = {v: [] for v in range(len(graph.nodes))}
         self.above: list[frozenset[int]] = []

@@ -46,9 +46,10 @@ def make_plan(network: AnalysedNetwork, trained: tuple[tuple[int, ...], ...], mo
     reach = Hops(graph, nodes, columns, hops)
     bands = tuple(reach.band(v) for v in range(len(nodes)))
     pairs, transmitted = reach.pairs()
+    given = {vertex.name: v for v, vertex in enumerate(graph.nodes) if vertex.name in mode.signals}
     return Plan(
         graph, nodes, exact, hops, rank, trained, columns, own, tuple(layouts), bands, pairs, transmitted, projection,
-        dtype, network.output, network.output_avals,
+        given, dtype, network.output, network.output_avals,
     )  # fmt: skip
 
 

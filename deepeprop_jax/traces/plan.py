@@ -18,6 +18,10 @@ Traces = dict[str, PyTree]
 influence across nodes as one array (batch, n, columns), with a leading axis of layers where v has depth."""
 
 
+Given = dict[int, PyTree]
+"""Per node a learning signal, which stands in place of the cotangent of its output: (C, batch, ...)."""
+
+
 class Mode(NamedTuple):
     """Which influences are kept, and how: the options of ``deep_eprop`` of these names."""
 
@@ -28,6 +32,7 @@ class Mode(NamedTuple):
     own_traces: bool = False
     project_every: int = 8
     carry_factor: int | None = None
+    signals: tuple[str, ...] = ()
 
 
 class KeptPair(NamedTuple):
@@ -66,6 +71,7 @@ class Plan(NamedTuple):
       pairs: the kept influences across nodes, by (v, k).
       transmitted: the (p, k) whose output influence Y^{p,k} something above needs.
       projection: what is carried along few directions; None without ``carry_rank``.
+      given: the nodes whose learning signal is given, by name; what reads their outputs takes them as constants.
       dtype: of all traces.
       output: view of the network's output, of one example.
       output_avals: its shapes and dtypes.
@@ -84,6 +90,7 @@ class Plan(NamedTuple):
     pairs: dict[tuple[int, int], KeptPair]
     transmitted: frozenset[tuple[int, int]]
     projection: Projection | None
+    given: dict[str, int]
     dtype: np.dtype
     output: RealView
     output_avals: PyTree
