@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from deepeprop_jax.cells.arguments import check_positive, check_size, input_size, zeros_carry
+from deepeprop_jax.cells.arguments import changed, check_positive, check_size, input_size, zeros_carry
 from deepeprop_jax.network.cell import Cell, PyTree, remade
 
 
@@ -125,7 +125,7 @@ def indrnn(
         h_t = activation(x_t @ params["input_kernel"] + params["recurrent_weight"] * h_tm1 + params["bias"])
         return h_t, h_t
 
-    return remade(Cell(init, apply), indrnn, **arguments)
+    return remade(Cell(init, apply), indrnn, **changed(indrnn, arguments))
 
 
 def leaky_readout(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from deepeprop_jax.cells.arguments import check_size, input_size, zeros_carry
+from deepeprop_jax.cells.arguments import changed, check_size, input_size, zeros_carry
 from deepeprop_jax.cells.ring import check_ring, one_minus_square, uniform_on_ring
 from deepeprop_jax.network.cell import Cell, PyTree, remade
 
@@ -86,4 +86,4 @@ def rtu(
         h1_t, h2_t = activation(a_t), activation(b_t)
         return (h1_t, h2_t), jnp.concatenate([h1_t, h2_t])
 
-    return remade(Cell(init, apply), rtu, **arguments)
+    return remade(Cell(init, apply), rtu, **changed(rtu, arguments))
