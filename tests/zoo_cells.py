@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from deepeprop_jax.cells import alif, indrnn, leaky_readout, leaky_rnn, lif, lru
+from deepeprop_jax.cells import SuperSpike, alif, elstm, indrnn, leaky_readout, leaky_rnn, lif, lru, rtu
 from deepeprop_jax.network.cell import Cell, PyTree
 from deepeprop_jax.network.linen import linen_cell
 from deepeprop_jax.network.nnx import nnx_cell
@@ -204,6 +204,20 @@ def linear_recurrent(n: int = 3, state_size: int = 2) -> ZooCell:
     return of("lru", lru(n, state_size, r_min=0.5, r_max=0.95), output, elementwise=True)
 
 
+def elementwise_lstm(n: int = 3) -> ZooCell:
+    def output(p, c_t, c_tm1, x):
+        gate = x @ p["output_kernel"] + c_t @ p["output_recurrent_kernel"] + p["output_bias"]
+        return c_t / (1 + jnp.exp(-gate))
+
+    return of("elstm", elstm(n), output, elementwise=True)
+
+
+def trace_units(n: int = 3) -> ZooCell:
+    """With a smooth activation: float32 cannot turn it on or off as it can a rectifier."""
+    cell = rtu(n, activation=jnp.tanh, r_min=0.5, r_max=0.95)
+    return of("rtu", cell, lambda p, h_t, h_tm1, x: jnp.concatenate(h_t), elementwise=True)
+
+
 def spiking(name: str, n: int = 3, **options) -> ZooCell:
     """LIF and ALIF with time constants of a few steps, so that a short run spikes and forgets."""
     elementwise = not options.get("recurrent", True)
@@ -242,10 +256,13 @@ def stock() -> list[ZooCell]:
         leaky(),
         independent(),
         linear_recurrent(),
+        elementwise_lstm(),
+        trace_units(),
         spiking("lif"),
         spiking("lif_no_lateral", recurrent=False),
         spiking("lif_refractory", refractory=2.0),
         spiking("lif_detached", detach_reset=True),
+        spiking("lif_zero_reset", reset="zero", low_pass=True, surrogate=SuperSpike()),
         spiking("alif"),
         spiking("alif_no_lateral", recurrent=False),
         spiking("alif_refractory", refractory=2.0),

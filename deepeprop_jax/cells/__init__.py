@@ -1,7 +1,36 @@
-"""Cells that the field uses and Flax lacks; each constructor returns a ``Cell``."""
+"""Cells that the field uses and Flax lacks: each constructor returns a ``Cell``. Surrogate derivatives of spikes."""
 
+from deepeprop_jax.cells.elstm import elstm
 from deepeprop_jax.cells.lru import lru
 from deepeprop_jax.cells.rate import indrnn, leaky_readout, leaky_rnn
-from deepeprop_jax.cells.spiking import alif, lif, triangular_spike
+from deepeprop_jax.cells.rtu import rtu
+from deepeprop_jax.cells.spiking import alif, lif
+from deepeprop_jax.cells.surrogates import (
+    ArcTan,
+    Exponential,
+    Sigmoid,
+    StraightThrough,
+    SuperSpike,
+    Triangular,
+    spike,
+    triangular_spike,
+)
 
-__all__ = ["alif", "indrnn", "leaky_readout", "leaky_rnn", "lif", "lru", "triangular_spike"]
+__all__ = [
+    "ArcTan",
+    "Exponential",
+    "Sigmoid",
+    "StraightThrough",
+    "SuperSpike",
+    "Triangular",
+    "alif",
+    "elstm",
+    "indrnn",
+    "leaky_readout",
+    "leaky_rnn",
+    "lif",
+    "lru",
+    "rtu",
+    "spike",
+    "triangular_spike",
+]

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+
+
+def changed(constructor: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments without those left at their defaults, of which ``jax.nn.relu`` does not pickle."""
+    parameters = inspect.signature(constructor).parameters
+    return {name: value for name, value in arguments.items() if value is not parameters[name].default}
 
 
 def check_size(name: str, value: int) -> None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from deepeprop_jax.cells.arguments import check_size, input_size, zeros_carry
+from deepeprop_jax.cells.ring import check_ring, one_minus_square, uniform_on_ring
 from deepeprop_jax.network.cell import Cell, PyTree, remade
 
 
@@ -59,10 +60,7 @@ def lru(
     arguments = dict(locals())
     check_size("features", features)
     check_size("state_size", state_size)
-    if not 0 <= r_min < r_max <= 1:
-        raise ValueError(f"The ring needs 0 <= r_min < r_max <= 1; seen r_min={r_min!r}, r_max={r_max!r}.")
-    if not 0 < max_phase <= 2 * math.pi:
-        raise ValueError(f"max_phase is an angle in (0, 2π]; seen {max_phase!r}.")
+    check_ring(r_min, r_max, max_phase)
 
     def init(key: jax.Array, x: jax.Array) -> tuple[PyTree, PyTree]:
         inputs = input_size("lru", x)
@@ -71,15 +69,11 @@ def lru(
         def normal(shape: tuple[int, int], variance: float) -> jax.Array:
             return math.sqrt(variance) * jax.random.normal(next(keys), shape, param_dtype)
 
-        # Away from 0 and 1, where a logarithm below would be infinite.
-        edge = float(jnp.finfo(param_dtype).eps)
-        area, phase = jax.random.uniform(next(keys), (2, state_size), param_dtype, minval=edge, maxval=1 - edge)
-        nu_log = jnp.log(-0.5 * jnp.log(area * (r_max**2 - r_min**2) + r_min**2))
+        nu_log, theta_log = uniform_on_ring(next(keys), state_size, r_min, r_max, max_phase, param_dtype)
         params = {
             "nu_log": nu_log,
-            "theta_log": jnp.log(max_phase * phase),
-            # log (1 - |λ|²)^½, with |λ|² = exp(-2 exp(nu_log)); expm1 keeps its digits where |λ| is close to 1.
-            "gamma_log": 0.5 * jnp.log(-jnp.expm1(-2 * jnp.exp(nu_log))),
+            "theta_log": theta_log,
+            "gamma_log": 0.5 * jnp.log(one_minus_square(nu_log)),
             "B_re": normal((state_size, inputs), 1 / (2 * inputs)),
             "B_im": normal((state_size, inputs), 1 / (2 * inputs)),
             "C_re": normal((features, state_size), 1 / state_size),

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from deepeprop_jax.cells.arguments import check_positive, check_size, input_size, zeros_carry
+from deepeprop_jax.cells.arguments import changed, check_positive, check_size, input_size, zeros_carry
 from deepeprop_jax.network.cell import Cell, PyTree, remade
 
 
@@ -125,25 +125,38 @@ def indrnn(
         h_t = activation(x_t @ params["input_kernel"] + params["recurrent_weight"] * h_tm1 + params["bias"])
         return h_t, h_t
 
-    return remade(Cell(init, apply), indrnn, **arguments)
+    return remade(Cell(init, apply), indrnn, **changed(indrnn, arguments))
 
 
-def leaky_readout(features: int, *, tau: float = 20.0, dt: float = 1.0, param_dtype: DTypeLike = jnp.float32) -> Cell:
+def leaky_readout(
+    features: int,
+    *,
+    tau: float = 20.0,
+    dt: float = 1.0,
+    use_bias: bool = True,
+    low_pass: bool = False,
+    param_dtype: DTypeLike = jnp.float32,
+) -> Cell:
     """Leaky linear integrator: the readout of spiking networks, which smooths their spikes.
 
     κ   = exp(-dt / τ)
     y_t = κ y_{t-1} + x_t W + b
 
+    What enters, x_t W + b, is weighted by 1 - κ with ``low_pass=True``, so that a constant input leads to an output of
+    its own size, whatever τ is: y_t = κ y_{t-1} + (1 - κ) (x_t W + b), as in NEST, without b there.
+
     It has a carry, so it counts as a recurrent node: with ``hops=0`` the layers below do not see what they did to it at
     earlier steps. It is element-wise in its carry, so deep e-prop is exact for it.
 
-    *Shapes*: params ``kernel`` (inputs, features), ``bias`` (features,); carry y (features,).
+    *Shapes*: params ``kernel`` (inputs, features), with ``use_bias`` also ``bias`` (features,); carry y (features,).
 
     *Initialisation*: ``kernel`` LeCun normal, ``bias`` 0, y = 0.
 
     Args:
       features: number of outputs.
       tau, dt: time constant τ of the readout and length of one step, in the same unit, ms by convention.
+      use_bias: with b.
+      low_pass: what enters is weighted by 1 - κ.
       param_dtype: dtype of the parameters.
 
     Raises:
@@ -162,16 +175,20 @@ def leaky_readout(features: int, *, tau: float = 20.0, dt: float = 1.0, param_dt
     check_positive(tau=tau, dt=dt)
     kappa = math.exp(-dt / tau)
 
+    def weighted(current: jax.Array) -> jax.Array:
+        return (1 - kappa) * current if low_pass else current
+
     def init(key: jax.Array, x: jax.Array) -> tuple[PyTree, PyTree]:
         shape = (input_size("leaky_readout", x), features)
-        params = {
-            "kernel": jax.nn.initializers.lecun_normal()(key, shape, param_dtype),
-            "bias": jnp.zeros((features,), param_dtype),
-        }
+        params = {"kernel": jax.nn.initializers.lecun_normal()(key, shape, param_dtype)}
+        if use_bias:
+            params["bias"] = jnp.zeros((features,), param_dtype)
         return params, zeros_carry(x, features, param_dtype)
 
     def apply(params: PyTree, y_tm1: jax.Array, x_t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        y_t = kappa * y_tm1 + x_t @ params["kernel"] + params["bias"]
+        y_t = kappa * y_tm1 + weighted(x_t @ params["kernel"])
+        if use_bias:
+            y_t = y_t + weighted(params["bias"])
         return y_t, y_t
 
     return remade(Cell(init, apply), leaky_readout, **arguments)

@@ -291,7 +291,7 @@ def test_twin_localised_by_hand_has_the_values_of_its_cell(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **EXACT), seen, wanted)
 
 
-@pytest.mark.parametrize("name", ["lif", "alif_refractory", "custom_vjp_spike", "stack_3_spiking"])
+@pytest.mark.parametrize("name", ["lif", "lif_zero_reset", "alif_refractory", "custom_vjp_spike", "stack_3_spiking"])
 def test_spiking_problems_spike_and_keep_their_margin(name):
     problem = zoo.problem(name)
     graph_spikes = [

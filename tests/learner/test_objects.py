@@ -17,7 +17,7 @@ from flax import nnx
 
 import deepeprop_jax
 from deepeprop_jax import Cell, deep_eprop, graph, hoisted_bptt, linen_cell, nnx_cell, params_to_nnx, stack
-from deepeprop_jax.cells import alif, leaky_readout, leaky_rnn, lif, lru
+from deepeprop_jax.cells import SuperSpike, alif, elstm, indrnn, leaky_readout, leaky_rnn, lif, lru, rtu
 from deepeprop_jax.learner.contract import Gradient, Init, Reset, RunSequence, Step, ValueAndGrad
 
 X = jnp.ones((2, 3), jnp.float32)
@@ -124,6 +124,9 @@ NETWORKS = {
     "plain function": lambda: own_cell,
     "Cell": lambda: Cell(own_init, own_cell),
     "stack": lambda: stack(leaky_rnn(4), lru(3, 4), alif(3), leaky_readout(2)),
+    "options": lambda: stack(
+        elstm(4), rtu(3), indrnn(3), lif(3, surrogate=SuperSpike(), reset="zero"), leaky_readout(2, use_bias=False)
+    ),
     "depth": lambda: stack(leaky_rnn(3), depth=2),
     "graph": picklable,
     "nnx": lambda: nnx_cell(make_nnx),
