@@ -83,7 +83,8 @@ def deep_eprop(
         parameters, ``stack(cell, depth=L)``) are kept whole.
       signals: names of nodes (of ``learner.network.graph.nodes``; of a stack "0", "1", ...) whose learning signal will
         be given to ``value_and_grad`` and ``gradient``, in place of what would come from above: random feedback, a
-        reward. All that reads their outputs takes them as constants, so that no influence is carried across them.
+        reward. The nodes above take their outputs as constants, so that no influence is carried across them. A loss
+        on such an output itself counts as always.
       trainable: booleans in the structure of params or a prefix of it, or a function of params' shapes that gives
         them; the others have no trace and a zero gradient.
 

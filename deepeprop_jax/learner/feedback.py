@@ -10,6 +10,8 @@ Communications 11, 3625, 2020). From layer to layer instead: ``deepeprop_jax.cel
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -25,15 +27,19 @@ from deepeprop_jax.network.build import as_cell
 from deepeprop_jax.network.cell import Cell, Graph, PyTree, connect, graph_of, parents, select
 
 
-class Feedback(NamedTuple):
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["weights"], meta_fields=["of"])
+@dataclasses.dataclass(frozen=True)
+class Feedback:
     """A node's feedback weights, and as a function the learning signal that they make. A pytree.
 
     Attributes:
       weights: B, (outputs of the network, *shape of the node's output). Several outputs stand one behind the other, in
         pytree order.
+      of: where a network's output is a dict, the name of the part that is fed back; None for all of it.
     """
 
     weights: jax.Array
+    of: str | None = None
 
     def __call__(self, dy: PyTree, target: PyTree = None) -> jax.Array:
         """s = dy · B, (batch, *shape of the node's output).
@@ -41,7 +47,7 @@ class Feedback(NamedTuple):
         Raises:
           ValueError: outputs that are not as many as the weights' rows.
         """
-        leaves = [leaf for leaf in jax.tree.leaves(dy) if leaf.dtype != jax.dtypes.float0]
+        leaves = [leaf for leaf in jax.tree.leaves(_part(dy, self.of)) if leaf.dtype != jax.dtypes.float0]
         rows = jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
         if rows.shape[1] != self.weights.shape[0]:
             raise ValueError(
@@ -59,6 +65,7 @@ def random_feedback(
     x: PyTree,
     *,
     nodes: Sequence[str] | None = None,
+    of: str | None = None,
     scale: float | None = None,
 ) -> dict[str, Feedback]:
     """Random feedback weights for nodes of a network, normal with mean 0.
@@ -67,6 +74,7 @@ def random_feedback(
       key: from ``jax.random.key``.
       network, params, carry, x: as for ``learner.init``; shapes are enough.
       nodes: names; None for all nodes with a carry that are not outputs of the network.
+      of: where the network's output is a dict, the name of the part that is fed back; None for all of it.
       scale: standard deviation; None for 1 / sqrt(outputs).
 
     Returns:
@@ -89,14 +97,20 @@ def random_feedback(
     >>> (loss, state), grads = run(params, learner.init(params, carry, xs[0]), xs, jnp.zeros(6))
     """
     found = {}
-    for number, (name, shape, outputs, dtype) in enumerate(_shapes(network, params, carry, x, nodes)):
+    for number, (name, shape, outputs, dtype) in enumerate(_shapes(network, params, carry, x, nodes, of)):
         size = 1 / math.sqrt(outputs) if scale is None else scale
-        found[name] = Feedback(size * jax.random.normal(jax.random.fold_in(key, number), (outputs, *shape), dtype))
+        found[name] = Feedback(size * jax.random.normal(jax.random.fold_in(key, number), (outputs, *shape), dtype), of)
     return found
 
 
 def symmetric_feedback(
-    network: object, params: PyTree, carry: PyTree, x: PyTree, *, nodes: Sequence[str] | None = None
+    network: object,
+    params: PyTree,
+    carry: PyTree,
+    x: PyTree,
+    *,
+    nodes: Sequence[str] | None = None,
+    of: str | None = None,
 ) -> dict[str, Feedback]:
     """The weights that backpropagation uses within a step: B^v = ∂y_t/∂y^v_t, the mean over the batch.
 
@@ -111,31 +125,39 @@ def symmetric_feedback(
     params, carry, x = as_arrays(params, "params"), as_arrays(carry, "carry"), as_arrays(x, "x")
     graph = graph_of(as_cell(network))
     found = {}
-    for name, shape, outputs, dtype in _shapes(network, params, carry, x, nodes):
+    for name, shape, outputs, dtype in _shapes(network, params, carry, x, nodes, of):
         (v,) = indices_of(graph, (name,))
 
         def flat(change: jax.Array, params: PyTree, carry: PyTree, x: PyTree, v: int = v) -> jax.Array:
-            y = _outputs(graph, params, carry, x, {v: change})[1]
+            y = _part(_outputs(graph, params, carry, x, {v: change})[1], of)
             return jnp.concatenate([leaf.ravel() for leaf in RealView(y).split(y).real])
 
         over = jax.vmap(jax.jacrev(flat), (None, None, 0, 0))
         weights = over(jnp.zeros(shape, dtype), params, carry, x).mean(0)
-        found[name] = Feedback(weights.reshape(outputs, *shape))
+        found[name] = Feedback(weights.reshape(outputs, *shape), of)
     return found
 
 
 def sign_feedback(
-    network: object, params: PyTree, carry: PyTree, x: PyTree, *, nodes: Sequence[str] | None = None
+    network: object,
+    params: PyTree,
+    carry: PyTree,
+    x: PyTree,
+    *,
+    nodes: Sequence[str] | None = None,
+    of: str | None = None,
 ) -> dict[str, Feedback]:
     """The signs of ``symmetric_feedback``, all of its mean absolute size: sign-symmetry.
 
     Reference: Q. Liao, J. Z. Leibo, T. Poggio, "How important is weight symmetry in backpropagation?", AAAI 2016.
     """
-    exact = symmetric_feedback(network, params, carry, x, nodes=nodes)
+    exact = symmetric_feedback(network, params, carry, x, nodes=nodes, of=of)
     return jax.tree.map(lambda leaf: jnp.sign(leaf) * jnp.abs(leaf).mean(), exact)
 
 
-class Scaled(NamedTuple):
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["signal"], meta_fields=["factor"])
+@dataclasses.dataclass(frozen=True)
+class Scaled:
     """What ``third_factor`` returns. A pytree, if ``signal`` is one."""
 
     signal: Signal
@@ -163,6 +185,20 @@ def third_factor(signal: Signal, factor: Callable[[PyTree], jax.Array]) -> Scale
     return Scaled(signal, factor)
 
 
+def _part(y: PyTree, of: str | None) -> PyTree:
+    """The part of a network's output that is fed back.
+
+    Raises:
+      ValueError: a name that the output does not have.
+    """
+    if of is None:
+        return y
+    if not isinstance(y, dict) or of not in y:
+        seen = f"the parts {list(y)}" if isinstance(y, dict) else "no parts with names"
+        raise ValueError(f"of={of!r} names a part of the network's output, which has {seen}.")
+    return y[of]
+
+
 class _Shape(NamedTuple):
     name: str
     shape: tuple[int, ...]
@@ -170,11 +206,14 @@ class _Shape(NamedTuple):
     dtype: jnp.dtype
 
 
-def _shapes(network: object, params: PyTree, carry: PyTree, x: PyTree, names: Sequence[str] | None) -> list[_Shape]:
+def _shapes(
+    network: object, params: PyTree, carry: PyTree, x: PyTree, names: Sequence[str] | None, of: str | None
+) -> list[_Shape]:
     """Of the nodes named, one real array each, and of the network's outputs."""
     graph = graph_of(as_cell(network))
     h, u = (jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree) for tree in (carry, x))
     nodes, y = jax.eval_shape(lambda *args: _outputs(graph, args[0], args[1], args[2], {}), params, h, u)
+    y = _part(y, of)
     recurrent = [RealView(select(h, vertex.path)).size > 0 for vertex in graph.nodes]
     if names is None:
         chosen = [v for v in range(len(nodes)) if recurrent[v] and v not in parents(graph.output)]

@@ -1,6 +1,8 @@
 """Learning signals that the user gives: per node, what stands in place of the cotangent that would come from above.
 
-oracle:  all that reads y^v takes it as a constant, and the loss has the term  Σ_t y^v_t · s^v_t,  s^v a constant
+The gradient is that of the network whose other nodes take y^v as a constant, with a loss that has the term
+
+    Σ_t y^v_t · s^v_t,        s^v a constant
 """
 
 from __future__ import annotations

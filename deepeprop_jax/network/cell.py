@@ -133,13 +133,12 @@ def rewired(wire: Wire, source: Callable[[int | str], Wire]) -> Wire:
 
 
 def with_constants(graph: Graph, nodes: Collection[int]) -> Graph:
-    """The network in which all that reads the outputs of these nodes takes them as constants."""
+    """The network whose nodes take the outputs of these as constants; a loss on an output itself is left as it is."""
 
     def source(wire: int | str) -> Wire:
         return Constant(wire) if isinstance(wire, int) and wire in nodes else wire
 
-    cut = tuple(vertex._replace(wire=rewired(vertex.wire, source)) for vertex in graph.nodes)
-    return Graph(cut, rewired(graph.output, source))
+    return graph._replace(nodes=tuple(v._replace(wire=rewired(v.wire, source)) for v in graph.nodes))
 
 
 def graph_of(cell: Cell) -> Graph:

@@ -141,7 +141,7 @@ class Flow:
     Args:
       segment: the network that ran.
       outputs: the cotangent of the network's outputs, per real leaf; empty for zero.
-      given: cotangents of nodes' outputs that the user gave; all that reads these outputs takes them as constants.
+      given: cotangents of nodes' outputs that the user gave; the nodes above take these outputs as constants.
       ends: per node, cotangents of its last carry: ``Leaves``, or where it has depth ``LayerEnd``.
       rows: size of axis r.
       exact: whether carries go back through dF/dh everywhere; else only where a source sees them, and through D.
@@ -161,7 +161,9 @@ class Flow:
         self.ends = dict(ends or {})
         graph = self.plan.graph
         self._seeds = segment.distribute(graph.output, self.plan.output, outputs, self.sizes) if outputs else {}
-        self._seeds |= given or {}
+        for v, signal in (given or {}).items():
+            arrived = self._seeds.get(v)
+            self._seeds[v] = signal if arrived is None else [add(a, b) for a, b in zip(arrived, signal, strict=True)]
         self._found: dict[tuple[int, Kept], tuple[Arrived, dict[int, Leaves]]] = {}
         self.children: dict[int, list[int]] = {v: [] for v in range(len(graph.nodes))}
         self.above: list[frozenset[int]] = []

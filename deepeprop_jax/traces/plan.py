@@ -71,7 +71,7 @@ class Plan(NamedTuple):
       pairs: the kept influences across nodes, by (v, k).
       transmitted: the (p, k) whose output influence Y^{p,k} something above needs.
       projection: what is carried along few directions; None without ``carry_rank``.
-      given: the nodes whose learning signal is given, by name; what reads their outputs takes them as constants.
+      given: the nodes whose learning signal is given, by name; the nodes above take their outputs as constants.
       dtype: of all traces.
       output: view of the network's output, of one example.
       output_avals: its shapes and dtypes.

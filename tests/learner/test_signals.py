@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from deepeprop_jax import (
+    Feedback,
     carry_basis,
     deep_eprop,
     graph,
@@ -34,7 +35,7 @@ def constant(params, carry, x):
 
 
 class Cut:
-    """A problem whose nodes ``names`` are read through ``stop_gradient``, with a loss that is linear in their outputs:
+    """A problem in which other nodes read some through ``stop_gradient``, and the loss is linear in their outputs:
     y(sg(h)) + (h - sg(h)) · s."""
 
     def __init__(self, p, signals):
@@ -59,7 +60,7 @@ class Cut:
                 nodes[f"c{i}"] = (constant, f"n{i}")
                 pairs.append(CONSTANT)
         output = graph_of(p.network).output
-        shown = {key: named(part) for key, part in output.items()} if isinstance(output, Mapping) else named(output)
+        shown = {key: f"n{i}" for key, i in output.items()} if isinstance(output, Mapping) else f"n{output}"
         last = tuple(shown.values()) if isinstance(shown, dict) else (shown,)
         self.network = graph(nodes, outputs=tuple(dict.fromkeys((*last, *(f"n{i}" for i in sorted(cut))))))
         self.pairs = [pairs[list(nodes).index(v.name.split("/")[0])] for v in graph_of(self.network).nodes]
@@ -224,7 +225,7 @@ def mistakes():
         "shape in gradient": (ValueError, "needed float64", lambda: gradient({"0": jnp.ones((3, 99))})),
         "structure": (ValueError, "must have the structure", lambda: gradient({"0": (y, y)})),
         "gradient without": (ValueError, "no signal is given", lambda: gradient(None)),
-        "rows": (ValueError, "are for 7 outputs", lambda: run({"0": feedback["0"]._replace(weights=jnp.ones((7, 3)))})),
+        "rows": (ValueError, "are for 7 outputs", lambda: run({"0": Feedback(jnp.ones((7, 3)))})),
         "no carry": (ValueError, "has no carry", lambda: feedback_for(dense, ("0",), dense_carry, dense_params)),
         "two arrays": (
             ValueError,
@@ -232,6 +233,7 @@ def mistakes():
             lambda: feedback_for(two, ("0",), (jnp.ones((3, 2)), ()), ((), ())),
         ),
         "nobody": (ValueError, "none needs feedback", lambda: feedback_for(dense, None, dense_carry, dense_params)),
+        "of": (ValueError, "no parts with names", lambda: run({"0": Feedback(jnp.ones((2, 3)), of="y")})),
         "third factor": (ValueError, "one number for each example", lambda: third_factor(feedback["0"], jnp.sum)(y, y)),
     }
 
