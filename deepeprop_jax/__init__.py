@@ -20,6 +20,7 @@ from deepeprop_jax.network.cell import Cell
 from deepeprop_jax.network.flax_params import params_from_linen, params_from_nnx, params_to_linen, params_to_nnx
 from deepeprop_jax.network.linen import linen_cell
 from deepeprop_jax.network.nnx import nnx_cell
+from deepeprop_jax.network.outputs import carry_of
 from deepeprop_jax.report.analyse import analyse
 from deepeprop_jax.report.compare import compare_to_bptt
 from deepeprop_jax.report.suggest_rank import suggest_rank
@@ -43,6 +44,7 @@ __all__ = [
     "OnlineLearner",
     "analyse",
     "carry_basis",
+    "carry_of",
     "compare_to_bptt",
     "deep_eprop",
     "error_meter",

@@ -18,13 +18,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from deepeprop_jax.jaxpr.real_leaves import RealView
 from deepeprop_jax.learner.signals import Signal, indices_of
 from deepeprop_jax.network.arguments import as_arrays
 from deepeprop_jax.network.build import as_cell
-from deepeprop_jax.network.cell import Cell, Graph, PyTree, connect, graph_of, parents, select
+from deepeprop_jax.network.cell import Graph, PyTree, connect, graph_of, parents, run_node, select
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["weights"], meta_fields=["of"])
@@ -251,10 +250,6 @@ def _outputs(
     found: list[PyTree] = []
     for v, vertex in enumerate(graph.nodes):
         u, theta, h = connect(vertex.wire, x, found), select(params, vertex.path), select(carry, vertex.path)
-        y = vertex.cell.apply(theta, h, u)[1] if vertex.depth is None else _of_layers(vertex.cell, theta, h, u)
+        y = run_node(vertex, theta, h, u)[1]
         found.append(y + added[v] if v in added else y)
     return found, connect(graph.output, x, found)
-
-
-def _of_layers(cell: Cell, params: PyTree, carry: PyTree, u: PyTree) -> PyTree:
-    return lax.scan(lambda u, layer: (cell.apply(layer[0], layer[1], u)[1], None), u, (params, carry))[0]

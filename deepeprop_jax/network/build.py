@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from deepeprop_jax.network.called import kind_of, refuse_other_libraries
-from deepeprop_jax.network.cell import INPUT, Cell, Graph, PyTree, Vertex, Wire, connect, remade, rewired
+from deepeprop_jax.network.cell import INPUT, Cell, Graph, PyTree, Vertex, Wire, connect, remade, rewired, run_node
 from deepeprop_jax.network.linen import linen_cell
 from deepeprop_jax.network.nnx import check_nothing_is_shared, nnx_cell
+from deepeprop_jax.network.outputs import CarryOf, Outputs, with_outputs
 from deepeprop_jax.network.plain_function import function_cell
 
 Parents = str | tuple[str, ...] | Mapping[str, str]
@@ -97,7 +98,7 @@ def _splice(nodes: list[Vertex], key: int | str, cell: Cell, source: Wire) -> Wi
     return moved(cell.graph.output)
 
 
-def stack(*cells: object, depth: int | None = None) -> Cell:
+def stack(*cells: object, depth: int | None = None, outputs: Outputs | None = None) -> Cell:
     """A network of layers, each fed by the output of the one below.
 
     ``stack(a, b, c)`` takes cells, Flax modules, plain functions, activations and nested networks; params and carry are
@@ -105,6 +106,9 @@ def stack(*cells: object, depth: int | None = None) -> Cell:
 
     ``stack(cell, depth=L)`` is L identical layers whose output is shaped as their input: params have a leading axis L,
     the carry (batch, L, ...), and the compiled program contains one layer, whatever L is.
+
+    ``outputs`` names what the network shows in place of the last layer's output: layers ("0", "1", ...), and by
+    ``carry_of`` parts of their carries. One of them as it is, a tuple or a dict of them as a dict.
 
     Raises:
       ValueError: no cells; ``depth`` below 1, with several cells, or around a nested network or an NNX instance; nodes
@@ -121,6 +125,8 @@ def stack(*cells: object, depth: int | None = None) -> Cell:
     if not cells:
         raise ValueError("stack() needs at least one cell.")
     layers = [as_cell(cell) for cell in cells]
+    if outputs is not None:
+        return with_outputs(stack(*layers, depth=depth), outputs)
     if depth is not None:
         return _deep(layers, depth)
     nodes: list[Vertex] = []
@@ -167,22 +173,18 @@ def _deep(layers: list[Cell], depth: int) -> Cell:
         return params, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), carry)
 
     def apply(params: PyTree, carry: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
-        def layer_step(u: PyTree, layer_inputs: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
-            carry_t, y = layer.apply(*layer_inputs, u)
-            return y, carry_t
-
-        y, carry_t = jax.lax.scan(layer_step, x, (params, carry), length=depth)
-        return carry_t, y
+        return run_node(vertex, params, carry, x)
 
     return remade(Cell(init, apply, Graph((vertex,), 0)), stack, layer, depth=depth)
 
 
-def graph(nodes: Mapping[str, tuple[object, Parents]], *, outputs: str | tuple[str, ...]) -> Cell:
+def graph(nodes: Mapping[str, tuple[object, Parents]], *, outputs: Outputs) -> Cell:
     """A network as a directed acyclic graph: ``{name: (cell, parents)}``.
 
     ``parents`` is a name, a tuple of names (their outputs reach the cell concatenated on the last axis), or a dict
     {argument name: parent name} (the cell's x is then a dict). ``"input"`` names the external input. Params and carry
-    are dicts by node name. One name as ``outputs`` gives that node's output; a tuple gives a dict by name.
+    are dicts by node name. One name as ``outputs`` gives that node's output; a tuple gives a dict by name. In place of
+    a name, ``carry_of(name, leaf)`` gives a part of that node's carry; a dict gives them names of your own.
 
     Top-down feedback within a step is a cycle; it belongs inside one node.
 
@@ -212,6 +214,8 @@ def graph(nodes: Mapping[str, tuple[object, Parents]], *, outputs: str | tuple[s
         unknown = [p for p in named if p != INPUT and p not in nodes]
         if unknown:
             raise ValueError(f"Node '{name}' names the unknown parent {unknown[0]!r}; known are {['input', *nodes]}.")
+    if not isinstance(outputs, str) and (isinstance(outputs, Mapping | CarryOf) or not all(map(_is_name, outputs))):
+        return with_outputs(graph(nodes, outputs=next(iter(nodes))), outputs)
     out_names = (outputs,) if isinstance(outputs, str) else tuple(outputs)
     if not out_names or any(name not in nodes for name in out_names):
         raise ValueError(f"outputs={outputs!r} must name one or several of the nodes {list(nodes)}.")
@@ -248,6 +252,10 @@ def graph(nodes: Mapping[str, tuple[object, Parents]], *, outputs: str | tuple[s
 
     remaking = {name: (cells[name], wires[name]) for name in nodes}
     return remade(Cell(init, apply, Graph(tuple(vertices), _resolve(pick, outs))), graph, remaking, outputs=outputs)
+
+
+def _is_name(shown: object) -> bool:
+    return isinstance(shown, str)
 
 
 def _names(spec: Parents) -> tuple[str, ...]:

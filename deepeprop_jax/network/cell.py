@@ -25,12 +25,21 @@ class Constant:
     node: int
 
 
-Wire: TypeAlias = "str | int | Constant | tuple[Wire, ...] | Mapping[str, Wire]"
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What a wire carries under a key, where that is a dict."""
+
+    wire: Wire
+    key: str
+
+
+Wire: TypeAlias = "str | int | Constant | Part | tuple[Wire, ...] | Mapping[str, Wire]"
 """How a node's input is made of the outputs below it; one of
 
 * ``"input"``: the external input of the network,
 * an ``int``: the output of the node with that index,
 * a ``Constant``: the same without a derivative,
+* a ``Part`` of what another wire carries,
 * a ``tuple`` of wires: concatenated on the last axis,
 * a ``dict`` of wires: a dict with the same keys.
 """
@@ -127,6 +136,8 @@ def rewired(wire: Wire, source: Callable[[int | str], Wire]) -> Wire:
         return source(wire)
     if isinstance(wire, Constant):
         return wire
+    if isinstance(wire, Part):
+        return Part(rewired(wire.wire, source), wire.key)
     if isinstance(wire, Mapping):
         return {name: rewired(part, source) for name, part in wire.items()}
     return tuple(rewired(part, source) for part in wire)
@@ -139,6 +150,19 @@ def with_constants(graph: Graph, nodes: Collection[int]) -> Graph:
         return Constant(wire) if isinstance(wire, int) and wire in nodes else wire
 
     return graph._replace(nodes=tuple(v._replace(wire=rewired(v.wire, source)) for v in graph.nodes))
+
+
+def run_node(vertex: Vertex, params: PyTree, carry: PyTree, u: PyTree) -> tuple[PyTree, PyTree]:
+    """One step of one node for one example: (carry, output); of its layers one after the other where it has depth."""
+    if vertex.depth is None:
+        return vertex.cell.apply(params, carry, u)
+
+    def layer_step(u: PyTree, layer: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+        carry_t, y = vertex.cell.apply(layer[0], layer[1], u)
+        return y, carry_t
+
+    y, carry_t = jax.lax.scan(layer_step, u, (params, carry), length=vertex.depth)
+    return carry_t, y
 
 
 def graph_of(cell: Cell) -> Graph:
@@ -154,6 +178,8 @@ def parents(wire: Wire) -> tuple[int, ...]:
         return ()
     if isinstance(wire, int):
         return (wire,)
+    if isinstance(wire, Part):
+        return parents(wire.wire)
     parts = wire.values() if isinstance(wire, Mapping) else wire
     return tuple(dict.fromkeys(p for part in parts for p in parents(part)))
 
@@ -164,6 +190,8 @@ def connect(wire: Wire, x: PyTree, outputs: Mapping[int, PyTree] | Sequence[PyTr
         return x
     if isinstance(wire, int | Constant):
         return outputs[wire if isinstance(wire, int) else wire.node]
+    if isinstance(wire, Part):
+        return connect(wire.wire, x, outputs)[wire.key]
     if isinstance(wire, Mapping):
         return {name: connect(part, x, outputs) for name, part in wire.items()}
     values = [connect(part, x, outputs) for part in wire]
