@@ -20,11 +20,11 @@ PICTURE = FOLDER / "directions.png"
 
 
 def results() -> dict[str, dict[str, list[Run]]]:
-    """By task, the runs of every rule, of the sweeps that have all ranks."""
+    """By task, the runs of every rule, of the sweeps that have all ranks beside BPTT."""
     found: dict[str, dict[str, list[Run]]] = {}
     for result in stored():
         names = {str(run["fields"].get("rule")) for run in result["runs"]}
-        if {f"R = {rank}" for rank in RANKS} <= names:
+        if {"BPTT", *(f"R = {rank}" for rank in RANKS)} <= names:
             (rules,) = groups(result["runs"]).values()
             found[result["command"].split()[-1].removeprefix("projected_")] = rules
     return found
