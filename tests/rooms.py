@@ -17,7 +17,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 PACKAGE = "deepeprop_jax"
 FLOORS = (
-    ("network", "jaxpr"),
+    ("network", "jaxpr", "losses"),
     ("reference", "analysis", "cells"),
     ("traces",),
     ("segments",),

@@ -2,7 +2,7 @@
 
 from deepeprop_jax.cells.elstm import elstm
 from deepeprop_jax.cells.lru import lru
-from deepeprop_jax.cells.rate import indrnn, leaky_readout, leaky_rnn
+from deepeprop_jax.cells.rate import indrnn, leaky_readout, leaky_rnn, low_pass
 from deepeprop_jax.cells.rtu import rtu
 from deepeprop_jax.cells.spiking import alif, lif
 from deepeprop_jax.cells.surrogates import (
@@ -29,6 +29,7 @@ __all__ = [
     "leaky_readout",
     "leaky_rnn",
     "lif",
+    "low_pass",
     "lru",
     "rtu",
     "spike",

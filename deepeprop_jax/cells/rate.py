@@ -1,4 +1,4 @@
-"""Units of real numbers: leaky tanh network, independently recurrent network, leaky readout."""
+"""Units of real numbers: leaky tanh network, independently recurrent network, leaky readout, low-pass filter."""
 
 from __future__ import annotations
 
@@ -192,3 +192,39 @@ def leaky_readout(
         return y_t, y_t
 
     return remade(Cell(init, apply), leaky_readout, **arguments)
+
+
+def low_pass(*, tau: float = 20.0, dt: float = 1.0) -> Cell:
+    """Low-pass filter of what enters: a running mean, such as a firing rate. No parameters.
+
+    κ   = exp(-dt / τ)
+    y_t = κ y_{t-1} + (1 - κ) x_t
+
+    Behind a layer of spiking units y is the layer's rate, in spikes per step, over the last τ; a loss on it is a loss
+    on the rate. With a ``Dense`` layer behind it, it is a ``leaky_readout`` whose filter comes first.
+
+    *Shapes*: params ``{}``; carry y and output, as the input, any shape.
+
+    Args:
+      tau, dt: time constant τ and length of one step, in the same unit, ms by convention.
+
+    Raises:
+      ValueError: ``tau`` or ``dt`` not above 0.
+
+    >>> cell = low_pass(tau=10.0)
+    >>> params, carry = cell.init(jax.random.key(0), jnp.zeros((3, 5)))
+    >>> carry.shape
+    (3, 5)
+    """
+    arguments = dict(locals())
+    check_positive(tau=tau, dt=dt)
+    kappa = math.exp(-dt / tau)
+
+    def init(key: jax.Array, x: jax.Array) -> tuple[PyTree, PyTree]:
+        return {}, jnp.zeros_like(x)
+
+    def apply(params: PyTree, y_tm1: jax.Array, x_t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        y_t = kappa * y_tm1 + (1 - kappa) * x_t
+        return y_t, y_t
+
+    return remade(Cell(init, apply), low_pass, **arguments)
