@@ -23,6 +23,7 @@ from deepeprop_jax.network.nnx import nnx_cell
 from deepeprop_jax.network.outputs import carry_of
 from deepeprop_jax.report.analyse import analyse
 from deepeprop_jax.report.compare import compare_to_bptt
+from deepeprop_jax.report.eligibility import eligibility
 from deepeprop_jax.report.suggest_rank import suggest_rank
 from deepeprop_jax.report.trace_error import trace_error
 
@@ -47,6 +48,7 @@ __all__ = [
     "carry_of",
     "compare_to_bptt",
     "deep_eprop",
+    "eligibility",
     "error_meter",
     "graph",
     "hoisted_bptt",
