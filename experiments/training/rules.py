@@ -17,11 +17,13 @@ import optax
 from deepeprop_jax import (
     CarryBasis,
     Cell,
+    Feedback,
     LearnerState,
     Observed,
     OnlineLearner,
     carry_basis,
     deep_eprop,
+    random_feedback,
     with_basis,
 )
 from deepeprop_jax.reference import bptt, truncated_bptt
@@ -215,6 +217,31 @@ def projected(
     )
 
 
+def randomly_fed_back(network: Cell, loss_fn: LossFn, *, segment_length: int = 1) -> Rule:
+    """Deep e-prop whose signal reaches the highest recurrent layer by random weights, in place of those of the readout
+    (Lillicrap et al. 2016); it goes on down as ever."""
+
+    def made(params: PyTree, carry: PyTree, x: PyTree) -> tuple[OnlineLearner, dict[str, Feedback]]:
+        everywhere = random_feedback(jax.random.key(2), network, params, carry, x)
+        name = list(everywhere)[-1]
+        return deep_eprop(network, signals=(name,)), {name: everywhere[name]}
+
+    def start(params: PyTree, carry: PyTree, x: PyTree) -> LearnerState:
+        return made(params, carry, x)[0].init(params, carry, x)
+
+    def piece(
+        params: PyTree, state: LearnerState, xs: PyTree, targets: PyTree
+    ) -> tuple[tuple[jax.Array, PyTree], PyTree]:
+        learner, signals = made(params, state.carry, jax.tree.map(lambda leaf: leaf[0], xs))
+        run = learner.value_and_grad(loss_fn, segment_length=segment_length, signals=signals)
+        return run(params, state, xs, targets)
+
+    def trace_bytes(params: PyTree, carry: PyTree, x: PyTree) -> int:
+        return trace_bytes_of(made(params, carry, x)[0])(params, carry, x)
+
+    return Rule(start, piece, trace_bytes, period=segment_length)
+
+
 def all_but_lowest(params: tuple) -> tuple:
     """A mask for ``trainable``: every parameter except those of a stack's lowest layer."""
     return tuple(jax.tree.map(lambda _, keep=index > 0: keep, layer) for index, layer in enumerate(params))
@@ -242,6 +269,7 @@ RULES: dict[str, Callable[..., Rule]] = {
     **{f"R = {rank}, own traces": partial(projected, carry_rank=rank, own_traces=True) for rank in (1, 2, 4, 8)},
     "R = 4, q = 8": partial(projected, carry_rank=4, carry_factor=8),
     "R = 4, step by step": partial(projected, carry_rank=4, stepwise=True),
+    "random feedback": randomly_fed_back,
     "lower frozen": partial(with_traces, trainable=all_but_lowest),
     # The readout has no carry, and so no traces.
     "readout only": lambda network, loss_fn: online(network, loss_fn, trainable=only_highest),
