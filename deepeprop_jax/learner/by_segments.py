@@ -42,7 +42,8 @@ def choose_length(plan: Plan, batch: int, steps: int | None = None) -> Length:
       steps: length of the sequence, where it is known.
     """
     dense = {v for v, own in enumerate(plan.own) if plan.bands[v] or any(block.kind is Rows.DENSE for block in own)}
-    rows = max((plan.nodes[v].carry.size for v in dense | {v for v, _ in plan.pairs}), default=0)
+    across = {v for v, k in plan.pairs if (v, k) not in plan.filtered}
+    rows = max((plan.nodes[v].carry.size for v in dense | across), default=0)
     longest, reason = 64, "traces of local rows move once a segment, whose activations fit the cache"
     if plan.projection is not None:
         longest, reason = 32, "a carry is projected once a segment, which costs a pass over R numbers per parameter"

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from deepeprop_jax.jaxpr.real_leaves import PyTree
-from deepeprop_jax.segments import joint, projected
+from deepeprop_jax.segments import filtered, joint, projected
 from deepeprop_jax.segments.cotangents import unit_vectors
 from deepeprop_jax.segments.depth import DeepSegment, layer_end
 from deepeprop_jax.segments.influence import influence, influence_of_layers
@@ -48,7 +48,8 @@ def advance_traces(segment: Segment, traces: Traces) -> Traces:
         if layout is not None:
             new[plan.low_rank_name(v)] = advance_low_rank(part, layout, traces[plan.low_rank_name(v)], plan.dtype)
         dense = [i for i, block in enumerate(blocks) if block.kind is Rows.DENSE]
-        sources = [k for k in range(v) if plan.name(v, k) in traces]
+        sources = [k for k in range(v) if plan.name(v, k) in traces and (v, k) not in plan.filtered]
+        new |= {plan.name(v, k): filtered.advance(segment, v, k, traces) for k in range(v) if (v, k) in plan.filtered}
         if dense or sources:
             flow = Flow(segment, [], {v: unit_vectors(node.carry)}, rows=node.carry.size)
             for i in dense:

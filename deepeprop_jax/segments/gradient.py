@@ -8,7 +8,7 @@ import numpy as np
 
 from deepeprop_jax.jaxpr.batched import Leaves, Lifted
 from deepeprop_jax.network.cell import PyTree
-from deepeprop_jax.segments import joint, projected
+from deepeprop_jax.segments import filtered, joint, projected
 from deepeprop_jax.segments.depth import DeepBack
 from deepeprop_jax.segments.kept import Kept, everything, groups, kept_by, nodes_of
 from deepeprop_jax.segments.network import Flow, Segment, start_of
@@ -76,7 +76,9 @@ def _of_source(segment: Segment, flow: Flow, k: int, seen: Kept, traces: Traces,
         if not is_kept(plan, v, k, traces) or through is None or not through.start:
             continue
         signal = start_of(segment, v, through, "b", flow.sizes)  # λ^v
-        if v != k:
+        if (v, k) in plan.filtered:
+            columns = columns + filtered.gradient(segment, v, k, signal, traces)[None]
+        elif v != k:
             columns = columns + cross_gradient(plan, v, k, signal, traces)
         elif plan.graph.nodes[k].depth is None:
             grads = [a + b for a, b in zip(grads, own_gradient(plan, k, signal, traces, split), strict=True)]

@@ -43,7 +43,7 @@ _FEWEST = 8
 def applies(plan: Plan, length: int, batch: int) -> bool:
     """Whether the influences across nodes are held and moved together."""
     targets = {v for v, _ in plan.pairs}
-    if len(targets) < _FEWEST or any(vertex.depth is not None for vertex in plan.graph.nodes):
+    if len(targets) < _FEWEST or plan.filtered or any(vertex.depth is not None for vertex in plan.graph.nodes):
         return False
     if any(block.kind is Rows.DENSE for own in plan.own for block in own):
         return False

@@ -43,7 +43,7 @@ from deepeprop_jax.traces.plan import Plan, Traces
 
 def applies(plan: Plan) -> bool:
     """Whether single steps move their traces in this way."""
-    return plan.rank is None and plan.projection is None and not single_step.applies(plan)
+    return plan.rank is None and plan.projection is None and not plan.filtered and not single_step.applies(plan)
 
 
 def update(step: Segment, traces_tm1: Traces) -> Traces:

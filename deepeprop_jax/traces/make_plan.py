@@ -7,15 +7,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from deepeprop_jax.analysis.filtered import decays, shown
 from deepeprop_jax.analysis.node import AnalysedNetwork, Node, Reach
 from deepeprop_jax.jaxpr import thin
 from deepeprop_jax.jaxpr.program import Atom, is_variable
 from deepeprop_jax.jaxpr.real_leaves import float32_or_wider
 from deepeprop_jax.network.cell import parents
 from deepeprop_jax.traces.block import Block, Rows
+from deepeprop_jax.traces.filtered import Filter
 from deepeprop_jax.traces.hops import Hops
 from deepeprop_jax.traces.low_rank import Layout, PlaceOfLeaf
-from deepeprop_jax.traces.plan import Mode, Plan, needs_full_jacobian
+from deepeprop_jax.traces.plan import KeptPair, Mode, Plan, needs_full_jacobian
 from deepeprop_jax.traces.projected import Projection
 
 
@@ -46,11 +48,37 @@ def make_plan(network: AnalysedNetwork, trained: tuple[tuple[int, ...], ...], mo
     reach = Hops(graph, nodes, columns, hops)
     bands = tuple(reach.band(v) for v in range(len(nodes)))
     pairs, transmitted = reach.pairs()
+    filtered = _filtered(network, pairs, own)
     given = {vertex.name: v for v, vertex in enumerate(graph.nodes) if vertex.name in mode.signals}
     return Plan(
-        graph, nodes, exact, hops, rank, trained, columns, own, tuple(layouts), bands, pairs, transmitted, projection,
-        given, dtype, network.output, network.output_avals,
+        graph, nodes, exact, hops, rank, trained, columns, own, tuple(layouts), bands, pairs, filtered, transmitted,
+        projection,         given, dtype, network.output, network.output_avals,
     )  # fmt: skip
+
+
+def _filtered(
+    network: AnalysedNetwork, pairs: dict[tuple[int, int], KeptPair], own: tuple[tuple[Block, ...], ...]
+) -> dict[tuple[int, int], Filter]:
+    """The pairs of a node and a filter of its output, with no kept influence on anything that the filter feeds."""
+    graph, nodes, found = network.graph, network.nodes, {}
+    readers = [{v for v, vertex in enumerate(graph.nodes) if p in parents(vertex.wire)} for p in range(len(nodes))]
+    for w, v in pairs:
+        above, waiting = set(), list(readers[w])
+        while waiting:
+            above.add(reader := waiting.pop())
+            waiting += readers[reader] - above
+        alone = graph.nodes[w].wire == v and graph.nodes[w].depth is None and graph.nodes[v].depth is None
+        if not alone or not own[v] or any((x, v) in pairs for x in above):
+            continue
+        if any(block.kind is Rows.DENSE for block in own[v]):
+            continue
+        kept, outputs = decays(nodes[w]), shown(nodes[v])
+        if kept is None or outputs is None:
+            continue
+        distinct, group = np.unique(kept, return_inverse=True)
+        if len(distinct) < nodes[w].carry.size or nodes[w].carry.size == 1:
+            found[w, v] = Filter(distinct, group.reshape(-1), outputs)
+    return found
 
 
 def _projection(network: AnalysedNetwork, trained: tuple[tuple[int, ...], ...], mode: Mode) -> Projection:

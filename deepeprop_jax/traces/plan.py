@@ -10,6 +10,7 @@ from deepeprop_jax.analysis.node import Node
 from deepeprop_jax.jaxpr.real_leaves import RealView
 from deepeprop_jax.network.cell import Graph, PyTree
 from deepeprop_jax.traces.block import Block
+from deepeprop_jax.traces.filtered import Filter
 from deepeprop_jax.traces.low_rank import Layout
 from deepeprop_jax.traces.projected import Projection
 
@@ -69,6 +70,7 @@ class Plan(NamedTuple):
       low_rank: per node, what of its own trace is one product of low rank.
       bands: per node with depth, over how many layers upward its own influences are kept.
       pairs: the kept influences across nodes, by (v, k).
+      filtered: those of them that a row per constant of a filter stands for.
       transmitted: the (p, k) whose output influence Y^{p,k} something above needs.
       projection: what is carried along few directions; None without ``carry_rank``.
       given: the nodes whose learning signal is given, by name; the nodes above take their outputs as constants.
@@ -88,6 +90,7 @@ class Plan(NamedTuple):
     low_rank: tuple[Layout | None, ...]
     bands: tuple[int, ...]
     pairs: dict[tuple[int, int], KeptPair]
+    filtered: dict[tuple[int, int], Filter]
     transmitted: frozenset[tuple[int, int]]
     projection: Projection | None
     given: dict[str, int]

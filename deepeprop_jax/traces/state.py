@@ -33,7 +33,8 @@ def trace_shapes(plan: Plan, batch: int) -> Traces:
             traces[plan.low_rank_name(v)] = type(shapes)(*(array(*layers, *leaf.shape) for leaf in shapes))
     for (v, k), pair in plan.pairs.items():
         layers = () if plan.graph.nodes[v].depth is None else (pair.layers,)
-        traces[plan.name(v, k)] = array(*layers, batch, plan.nodes[v].carry.size, pair.columns)
+        rows = len(plan.filtered[v, k].decays) if (v, k) in plan.filtered else plan.nodes[v].carry.size
+        traces[plan.name(v, k)] = array(*layers, batch, rows, pair.columns)
     if plan.projection is not None:
         rank, numbers = plan.projection.rank, plan.projection.numbers
         columns = {
