@@ -16,17 +16,19 @@ from deepeprop_jax.jaxpr.batched import Leaves, Lifted, broadcast
 from deepeprop_jax.segments.cotangents import vector
 from deepeprop_jax.segments.network import Segment
 from deepeprop_jax.segments.node import NodeSegment
+from deepeprop_jax.segments.own import on_all_outputs
 from deepeprop_jax.segments.through_time import Past
 from deepeprop_jax.traces import filtered
-from deepeprop_jax.traces.block import over_leaf
 from deepeprop_jax.traces.plan import Traces
+from deepeprop_jax.traces.state import split_slots
 
 
-def gradient(segment: Segment, w: int, v: int, signal: jax.Array, traces: Traces) -> jax.Array:
-    """``λ^w · S^{w,v}``, (columns of v,).
+def gradient(segment: Segment, w: int, v: int, signal: jax.Array, traces: Traces, split: bool) -> dict[int, jax.Array]:
+    """``λ^w · S^{w,v}`` per parameter leaf of v, flat.
 
     Args:
       signal: λ^w, (batch, n).
+      split: whether F stands as ``state.split_slots`` gives it, or as in the state.
     """
     plan, part = segment.plan, segment.nodes[w]
     assert isinstance(part, NodeSegment)
@@ -37,45 +39,32 @@ def gradient(segment: Segment, w: int, v: int, signal: jax.Array, traces: Traces
         leaves: Leaves = [Lifted(leaf.astype(d), "b") for leaf, d in zip(of_group, view.dtypes, strict=True)]
         found = part.linear_values(part.program.to_input, leaves)
         below.append(vector(plan.nodes[w].input, plan.dtype, found, "b", segment.sizes))
-    return filtered.contract(
-        plan.nodes[v], plan.own[v], plan.trained[v], kind, jnp.stack(below), traces[plan.name(w, v)]
-    )
+    held = (traces if split else split_slots(plan, traces))[plan.name(w, v)]
+    return filtered.contract(plan.nodes[v], plan.own[v], kind, jnp.stack(below), held)
 
 
-def advance(segment: Segment, w: int, v: int, traces: Traces) -> jax.Array:
-    """F at the segment's end, (batch, G, columns of v).
+def advance(segment: Segment, w: int, v: int, traces: Traces) -> tuple[list[jax.Array], ...]:
+    """F at the segment's end.
 
     Args:
       traces: at its start, as ``state.split_slots`` gives them.
     """
     plan, part = segment.plan, segment.nodes[v]
     assert isinstance(part, NodeSegment)
-    node, kind, held = plan.nodes[v], plan.filtered[w, v], traces[plan.name(w, v)]
-    blocks = zip(plan.own[v], traces.get(plan.name(v, v), ()), strict=True)
-    own = {block.leaves[0]: (block, trace) for block, trace in blocks}
-    rows = []
-    for number, decay in enumerate(kind.decays):
+    node, kind, sizes = plan.nodes[v], plan.filtered[w, v], part.sizes
+    inside, shown, decays = [], [], []
+    for decay in kind.decays:
         kept, whole = _powers(part, decay, plan.dtype)
-        dy: Leaves = []
-        for shape, dtype in zip(node.output.shapes, node.output.dtypes, strict=True):
-            lead = kept.reshape(*kept.shape, *(1,) * len(shape))
-            dy.append(Lifted(jnp.broadcast_to(lead, (*kept.shape, *shape)).astype(dtype), "cb"))
-        back = part.back(Past.LOCAL, dy, [], 1, "carry")
-        inside = part.parameters(back, "b", part.sizes)
-        start = to_grid(vector(node.carry, plan.dtype, back.start, "b", part.sizes), node.units)
-        columns = []
-        for i in plan.trained[v]:
-            total, shape = jnp.zeros((len(held), *node.params.shapes[i]), plan.dtype), node.params.shapes[i]
-            if i in own:
-                block, trace = own[i]
-                by_entry = over_leaf(start, block, shape)  # (batch, K, *leaf)
-                total = total + sum(by_entry[:, k] * row for k, row in enumerate(trace))
-            found = inside[i]
-            if found is not None:
-                total = total + broadcast(found, "b", part.sizes).astype(plan.dtype)
-            columns.append(total.reshape(len(held), -1))
-        rows.append(whole[:, None] * held[:, number] + jnp.concatenate(columns, axis=1))
-    return jnp.stack(rows, axis=1)
+        back = part.back(Past.LOCAL, on_all_outputs(node, kept), [], 1, "carry")
+        inside.append(part.parameters(back, "b", sizes))
+        shown.append(to_grid(vector(node.carry, plan.dtype, back.start, "b", sizes), node.units))
+        decays.append(whole)
+    new = []
+    for block, own, trace in zip(plan.own[v], traces[plan.name(v, v)], traces[plan.name(w, v)], strict=True):
+        found = [params[block.leaves[0]] for params in inside]
+        added = [None if x is None else broadcast(x, "b", sizes).astype(plan.dtype) for x in found]
+        new.append(filtered.moved(block, decays, shown, own, added, trace))
+    return tuple(new)
 
 
 def _powers(part: NodeSegment, decay: float, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:

@@ -77,7 +77,8 @@ def _of_source(segment: Segment, flow: Flow, k: int, seen: Kept, traces: Traces,
             continue
         signal = start_of(segment, v, through, "b", flow.sizes)  # λ^v
         if (v, k) in plan.filtered:
-            columns = columns + filtered.gradient(segment, v, k, signal, traces)[None]
+            for leaf, part in filtered.gradient(segment, v, k, signal, traces, split).items():
+                add_columns(plan.nodes[k].params, grads, (leaf,), part)
         elif v != k:
             columns = columns + cross_gradient(plan, v, k, signal, traces)
         elif plan.graph.nodes[k].depth is None:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from deepeprop_jax.analysis.node import Node
 from deepeprop_jax.analysis.units import to_grid
 from deepeprop_jax.jaxpr.batched import Leaves, Lifted, broadcast
 from deepeprop_jax.segments import outer
@@ -87,3 +88,20 @@ def advance_low_rank(
     deltas = jnp.concatenate([outer.deltas(layout, values, part.sizes, dtype) for values in every], axis=-1)
     factors = outer.factors(layout, [part.read(z) for z in layout.factors], part.sizes, dtype)
     return low_rank.advance(layout, trace, recurrence(part, dtype), deltas, factors)
+
+
+def shown_now(part: NodeSegment, dtype: jnp.dtype) -> jax.Array:
+    """Of a segment of one step, what of each slot of the source's trace after it is shown: (batch, K, units)."""
+    ones = jnp.ones((part.sizes["c"], part.sizes["b"]), dtype)
+    dh_t, _, _ = part.through_output(on_all_outputs(part.node, ones), part.sizes)
+    flat = vector(part.node.carry, dtype, dh_t, "cb", part.sizes)[0]
+    return to_grid(flat, part.node.units)
+
+
+def on_all_outputs(node: Node, values: jax.Array) -> Leaves:
+    """(C, batch) as the cotangent of every output."""
+    dy: Leaves = []
+    for shape, dtype in zip(node.output.shapes, node.output.dtypes, strict=True):
+        wide = jnp.broadcast_to(values.reshape(*values.shape, *(1,) * len(shape)), (*values.shape, *shape))
+        dy.append(Lifted(wide.astype(dtype), "cb"))
+    return dy

@@ -19,10 +19,11 @@ from deepeprop_jax.jaxpr.program import is_variable
 from deepeprop_jax.network.cell import PyTree
 from deepeprop_jax.segments.network import Segment, prepare
 from deepeprop_jax.segments.node import NodeSegment
-from deepeprop_jax.segments.own import immediate, slot_rows
+from deepeprop_jax.segments.own import immediate, shown_now, slot_rows
 from deepeprop_jax.segments.through_time import Flags
+from deepeprop_jax.traces import filtered
 from deepeprop_jax.traces.block import Rows
-from deepeprop_jax.traces.local import Outer, advance_in_place
+from deepeprop_jax.traces.local import Outer, advance_in_place, join, split
 from deepeprop_jax.traces.plan import Plan, Traces
 
 
@@ -32,19 +33,21 @@ class Factors(NamedTuple):
     Attributes:
       recurrence: D, (batch, K, K, units); None without own traces.
       additions: per block of the trace dF/dtheta, as an outer product or as (batch, K, |leaf|).
+      shown: (batch, K, units) dg/dh_t, where a node above filters the output.
     """
 
     recurrence: jax.Array | None
     additions: list[Outer | jax.Array]
+    shown: jax.Array | None = None
 
 
 def applies(plan: Plan) -> bool:
-    """Whether a step's trace update is kept as factors: all traces are own ones, local and whole.
+    """Whether a step's trace update is kept as factors: all traces are own ones, local and whole, or filtered ones.
 
     What moves dense rows, or influences across nodes, is larger than the parameters that it follows from.
     """
     blocks = [block for own in plan.own for block in own]
-    own_alone = plan.rank is None and plan.projection is None and not plan.pairs
+    own_alone = plan.rank is None and plan.projection is None and plan.pairs.keys() == plan.filtered.keys()
     own_alone = own_alone and all(vertex.depth is None for vertex in plan.graph.nodes)
     return own_alone and bool(blocks) and all(block.kind is Rows.LOCAL for block in blocks)
 
@@ -64,7 +67,7 @@ def advance(plan: Plan, active: jax.Array, factors: list[Factors], traces: Trace
       traces: of the step before it.
     """
     new = {}
-    for v, (blocks, (recurrence, additions)) in enumerate(zip(plan.own, factors, strict=True)):
+    for v, (blocks, (recurrence, additions, _)) in enumerate(zip(plan.own, factors, strict=True)):
         name = plan.name(v, v)
         if name not in traces or recurrence is None:
             continue
@@ -76,7 +79,24 @@ def advance(plan: Plan, active: jax.Array, factors: list[Factors], traces: Trace
             shape = plan.nodes[v].params.shapes[block.leaves[0]]
             own.append(advance_in_place(block, shape, recurrence, added, trace))
         new[name] = tuple(own)
-    return new
+    return new | {plan.name(w, v): _filtered(plan, w, v, active, factors[v], new, traces) for w, v in plan.filtered}
+
+
+def _filtered(
+    plan: Plan, w: int, v: int, active: jax.Array, factors: Factors, new: Traces, traces: Traces
+) -> tuple[jax.Array, ...]:
+    """The filtered trace one step on, ``κ F + Y``, from the source's own trace after the step."""
+    kind, held = plan.filtered[w, v], traces[plan.name(w, v)]
+    if factors.shown is None:
+        return held
+    decays = [jnp.where(active, jnp.asarray(decay, plan.dtype), 1) for decay in kind.decays]
+    shown = [jnp.where(active[:, None, None], factors.shown, 0)] * len(kind.decays)
+    found = []
+    for block, own, trace in zip(plan.own[v], new[plan.name(v, v)], held, strict=True):
+        shape = plan.nodes[v].params.shapes[block.leaves[0]]
+        old = split(block._replace(rows=len(decays)), shape, trace)
+        found.append(join(filtered.moved(block, decays, shown, split(block, shape, own), [None] * len(shown), old)))
+    return tuple(found)
 
 
 def factors_of(step: Segment) -> list[Factors]:
@@ -110,4 +130,5 @@ def _factors(step: Segment, v: int) -> Factors:
             additions.append(Outer(linear, other) if first_is_linear else Outer(other, linear))
         else:
             additions.append(immediate(rows, block, sizes, plan.dtype))
-    return Factors(jnp.stack([row.start for row in rows], axis=1), additions)
+    shown = shown_now(part, plan.dtype) if any(source == v for _, source in plan.filtered) else None
+    return Factors(jnp.stack([row.start for row in rows], axis=1), additions, shown)

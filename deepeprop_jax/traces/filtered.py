@@ -9,50 +9,54 @@ with a gradient. After an update of W it is as if W had always been as it is now
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from deepeprop_jax.analysis.node import Node
+from deepeprop_jax.traces import local
 from deepeprop_jax.traces.block import Block, over_leaf
-
-
-class Filter(NamedTuple):
-    """How one node filters the output of another.
-
-    Attributes:
-      decays: (G,) its distinct constants.
-      group: (n,) which of them each number of its carry has.
-      shown: (units of the node below,) the number of the output that shows a unit, -1 for none.
-    """
-
-    decays: np.ndarray
-    group: np.ndarray
-    shown: np.ndarray
+from deepeprop_jax.traces.plan import Filter
 
 
 def contract(
-    node: Node, blocks: tuple[Block, ...], trained: tuple[int, ...], kind: Filter, signal: jax.Array, trace: jax.Array
-) -> jax.Array:
-    """``(λ W) · F``, summed over the batch, (columns,).
+    node: Node, blocks: tuple[Block, ...], kind: Filter, signal: jax.Array, trace: tuple[list[jax.Array], ...]
+) -> dict[int, jax.Array]:
+    """``(λ W) · F``, summed over the batch, per parameter leaf, flat.
 
     Args:
       node: the source.
       blocks: its own, all local.
       signal: (G, batch, outputs of the source): λ W of each constant's numbers.
-      trace: F, (batch, G, columns).
+      trace: F as ``state.split_slots`` gives it: per block and constant (batch, *leaf).
     """
-    by_unit = jnp.where(kind.shown >= 0, signal[..., kind.shown], 0)
-    known, parts, start = {block.leaves[0]: block for block in blocks}, [], 0
-    for i in trained:
-        size, shape = node.params.sizes[i], node.params.shapes[i]
-        rows = trace[..., start : start + size]
-        start += size
-        if i not in known:
-            parts.append(jnp.zeros(size, trace.dtype))
-            continue
-        wide = over_leaf(jnp.moveaxis(by_unit, 0, 1), known[i], shape)  # (batch, G, *leaf)
-        parts.append((wide * rows.reshape(*rows.shape[:2], *shape)).sum((0, 1)).ravel())
-    return jnp.concatenate(parts)
+    by_unit = jnp.moveaxis(jnp.where(kind.shown >= 0, signal[..., kind.shown], 0), 0, 1)
+    return {
+        block.leaves[0]: local.contract_split(over_leaf(by_unit, block, node.params.shapes[block.leaves[0]]), rows)
+        for block, rows in zip(blocks, trace, strict=True)
+    }
+
+
+def moved(
+    block: Block,
+    decays: list[jax.Array],
+    shown: list[jax.Array],
+    own: list[jax.Array],
+    added: list[jax.Array | None],
+    trace: list[jax.Array],
+) -> list[jax.Array]:
+    """F of one leaf later on: ``κ^C F + (what is shown of the source's trace) + added``, all per constant.
+
+    Args:
+      decays: (batch,) κ^C.
+      shown: (batch, K, units), of each slot of the source's own trace.
+      own: that trace, (batch, *leaf) per slot.
+      added: (batch, *leaf); None for nothing.
+      trace: F, (batch, *leaf).
+    """
+    new = []
+    for decay, now, more, old in zip(decays, shown, added, trace, strict=True):
+        kept = decay.reshape(-1, *(1,) * (old.ndim - 1)) * old
+        new.append(
+            local.advance_split(over_leaf(now, block, old.shape[1:]), own, kept if more is None else kept + more)
+        )
+    return new

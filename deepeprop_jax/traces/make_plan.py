@@ -14,10 +14,9 @@ from deepeprop_jax.jaxpr.program import Atom, is_variable
 from deepeprop_jax.jaxpr.real_leaves import float32_or_wider
 from deepeprop_jax.network.cell import parents
 from deepeprop_jax.traces.block import Block, Rows
-from deepeprop_jax.traces.filtered import Filter
 from deepeprop_jax.traces.hops import Hops
 from deepeprop_jax.traces.low_rank import Layout, PlaceOfLeaf
-from deepeprop_jax.traces.plan import KeptPair, Mode, Plan, needs_full_jacobian
+from deepeprop_jax.traces.plan import Filter, KeptPair, Mode, Plan, needs_full_jacobian
 from deepeprop_jax.traces.projected import Projection
 
 

@@ -10,7 +10,6 @@ from deepeprop_jax.analysis.node import Node
 from deepeprop_jax.jaxpr.real_leaves import RealView
 from deepeprop_jax.network.cell import Graph, PyTree
 from deepeprop_jax.traces.block import Block
-from deepeprop_jax.traces.filtered import Filter
 from deepeprop_jax.traces.low_rank import Layout
 from deepeprop_jax.traces.projected import Projection
 
@@ -50,6 +49,20 @@ class KeptPair(NamedTuple):
     sources: int
     columns: int
     mask: np.ndarray | None
+
+
+class Filter(NamedTuple):
+    """How one node filters the output of another.
+
+    Attributes:
+      decays: (G,) its distinct constants.
+      group: (n,) which of them each number of its carry has.
+      shown: (units of the node below,) the number of the output that shows a unit, -1 for none.
+    """
+
+    decays: np.ndarray
+    group: np.ndarray
+    shown: np.ndarray
 
 
 def needs_full_jacobian(node: Node, exact: bool) -> bool:

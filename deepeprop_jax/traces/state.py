@@ -33,8 +33,9 @@ def trace_shapes(plan: Plan, batch: int) -> Traces:
             traces[plan.low_rank_name(v)] = type(shapes)(*(array(*layers, *leaf.shape) for leaf in shapes))
     for (v, k), pair in plan.pairs.items():
         layers = () if plan.graph.nodes[v].depth is None else (pair.layers,)
-        rows = len(plan.filtered[v, k].decays) if (v, k) in plan.filtered else plan.nodes[v].carry.size
-        traces[plan.name(v, k)] = array(*layers, batch, rows, pair.columns)
+        traces[plan.name(v, k)] = array(*layers, batch, plan.nodes[v].carry.size, pair.columns)
+    for (v, k), kind in plan.filtered.items():
+        traces[plan.name(v, k)] = tuple(array(batch, len(kind.decays), block.columns) for block in plan.own[k])
     if plan.projection is not None:
         rank, numbers = plan.projection.rank, plan.projection.numbers
         columns = {
@@ -84,7 +85,7 @@ def select_traces(where: jax.Array, traces: Traces, others: Traces) -> Traces:
 
 
 def split_slots(plan: Plan, traces: Traces) -> Traces:
-    """Own local traces as one array (batch, *leaf) per slot.
+    """Own local traces as one array (batch, *leaf) per slot, and filtered ones per constant.
 
     See local.py.
     """
@@ -95,6 +96,10 @@ def split_slots(plan: Plan, traces: Traces) -> Traces:
             local.split(block, shapes[block.leaves[0]], trace) if block.kind is Rows.LOCAL else trace
             for block, trace in zip(plan.own[v], own, strict=True)
         )
+    for (v, k), kind in plan.filtered.items():
+        shapes, rows = plan.nodes[k].params.shapes, len(kind.decays)
+        pairs = zip(plan.own[k], traces[plan.name(v, k)], strict=True)
+        split[plan.name(v, k)] = tuple(local.split(b._replace(rows=rows), shapes[b.leaves[0]], t) for b, t in pairs)
     return split
 
 
@@ -110,7 +115,9 @@ def join_slots(plan: Plan, traces: Traces) -> Traces:
     for v, own in _whole(plan, traces).items():
         pairs = zip(plan.own[v], own, strict=True)
         joined[plan.name(v, v)] = tuple(local.join(t) if b.kind is Rows.LOCAL else t for b, t in pairs)
-    return joined
+    return joined | {
+        name: tuple(map(local.join, traces[name])) for name in (plan.name(*pair) for pair in plan.filtered)
+    }
 
 
 def without_examples(plan: Plan, where: jax.Array, traces: Traces) -> Traces:
