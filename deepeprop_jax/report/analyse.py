@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -17,10 +18,11 @@ from deepeprop_jax.learner.checks import check_options
 from deepeprop_jax.learner.contract import LearnerState, OnlineLearner, Pending
 from deepeprop_jax.learner.planner import analysed
 from deepeprop_jax.learner.sequence import Stream, make_sequence
+from deepeprop_jax.learner.signals import indices_of
 from deepeprop_jax.learner.stepper import Stepper, before_sequence, stepper_of
 from deepeprop_jax.network.arguments import as_avals, batch_size
 from deepeprop_jax.network.build import as_cell
-from deepeprop_jax.network.cell import PyTree, graph_of
+from deepeprop_jax.network.cell import PyTree, graph_of, with_constants
 from deepeprop_jax.report.cost import Cost, multiply_adds, tree_bytes
 from deepeprop_jax.report.memory import peak_bytes
 from deepeprop_jax.report.table import table
@@ -63,6 +65,8 @@ class NodeReport(NamedTuple):
       reason: the recurrence in words.
       leaves: one report per real parameter leaf.
       remedy: what would make the node cheaper, or "".
+      filters: (name, G) per node below whose output this one only filters, by G constants: what it owes to that node's
+        parameters has G numbers for each, in place of ``carry_size``.
     """
 
     name: str
@@ -76,6 +80,7 @@ class NodeReport(NamedTuple):
     reason: str
     leaves: tuple[LeafReport, ...]
     remedy: str
+    filters: tuple[tuple[str, int], ...] = ()
 
 
 class ModeReport(NamedTuple):
@@ -113,6 +118,8 @@ class Analysis(NamedTuple):
             verb = "follows" if len(node.derived) == 1 else "follow"
             carry += f" ({', '.join(node.derived)} {verb} from these, without a trace)" if node.derived else ""
             lines.append(f"node {node.name}{depth}: carry {carry}; recurrence {node.recurrence}: {node.reason}")
+            for name, rows in node.filters:
+                lines.append(f"  filters node {name}: {rows} in place of {node.carry_size} numbers per parameter entry")
             if node.remedy:
                 lines.append(f"  remedy: {node.remedy}")
             heads = ("parameter", "entries", "trace", "rows", "rows, exact", "why")
@@ -145,6 +152,7 @@ def analyse(
     rank: int | None = None,
     carry_rank: int | None = None,
     carry_factor: int | None = None,
+    signals: tuple[str, ...] = (),
     trainable: PyTree = None,
 ) -> Analysis:
     """What the library recognised in a network, leaf by leaf, and what each mode costs.
@@ -154,8 +162,8 @@ def analyse(
       params: the network's parameters; shapes are enough (``jax.eval_shape``).
       carry: with a leading batch axis.
       x: one step's input, (batch, ...).
-      rank, carry_rank, carry_factor, trainable: as in ``deep_eprop``; deep e-prop is then listed with and without rank,
-        and a carry projected along ``carry_rank`` directions too, whole and as factors.
+      rank, carry_rank, carry_factor, signals, trainable: as in ``deep_eprop``; deep e-prop is then listed with and
+        without rank, and a carry projected along ``carry_rank`` directions too, whole and as factors.
 
     Returns:
       An ``Analysis``: per node the recurrence and the rows of each parameter's trace with the reason, and per mode the
@@ -180,6 +188,7 @@ def analyse(
     check_options(Mode(rank=rank))
     check_options(Mode(carry_rank=carry_rank, carry_factor=carry_factor))
     graph = graph_of(as_cell(network.network if isinstance(network, OnlineLearner) else network))
+    graph = with_constants(graph, indices_of(graph, signals))
     params, carry, x = as_avals(params, "params"), as_avals(carry, "carry"), as_avals(x, "x")
     network, trained = analysed(graph, trainable, params, carry, x, {})
     local, exact = (make_plan(network, trained, Mode(is_exact)) for is_exact in (False, True))
@@ -191,7 +200,8 @@ def analyse(
     if carry_rank is not None:
         modes += [Mode(carry_rank=carry_rank, carry_factor=q) for q in dict.fromkeys((None, carry_factor))]
     nodes = tuple(_node_report(local, exact, v) for v in range(len(local.nodes)))
-    reports = tuple(_mode_report(make_plan(network, trained, mode), params, carry, x) for mode in modes)
+    plans = [make_plan(network, trained, mode._replace(signals=tuple(signals))) for mode in modes]
+    reports = tuple(_mode_report(plan, params, carry, x) for plan in plans)
     return Analysis(nodes, reports, batch_size(carry, x))
 
 
@@ -216,7 +226,8 @@ def _gradient_program(stepper: Stepper, params: PyTree, state: LearnerState, len
         return sum((jnp.sum(jnp.square(jnp.abs(leaf))).astype(float) for leaf in leaves), start=jnp.zeros(()))
 
     def run(params: PyTree, state: LearnerState, xs: PyTree, targets: PyTree) -> PyTree:
-        sequence = make_sequence(stepper.plan, loss_fn, False, state.initial_carry, xs, targets, None, None)
+        given = {v: partial(_no_signal, stepper.plan, v) for v in stepper.plan.given.values()}
+        sequence = make_sequence(stepper.plan, loss_fn, False, state.initial_carry, xs, targets, None, None, given)
         start = Stream(state.carry, before_sequence(stepper, state))
         ended = by_segments(params, start, sequence, length, exact=False)
         return ended, jnp.zeros_like(state.pending.active)
@@ -226,6 +237,11 @@ def _gradient_program(stepper: Stepper, params: PyTree, state: LearnerState, len
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # what it says stands in the table
         return trace(run, params, state, xs, jax.ShapeDtypeStruct((steps,), bool), differentiated=True)
+
+
+def _no_signal(plan: Plan, v: int, dy: PyTree, target: PyTree) -> PyTree:
+    view, batch = plan.nodes[v].output, jax.tree.leaves(dy)[0].shape[0]
+    return jax.tree.unflatten(view.treedef, [jnp.zeros((batch, *aval.shape), aval.dtype) for aval in view.avals])
 
 
 def _useful_hops(plan: Plan) -> list[int | None]:
@@ -247,10 +263,11 @@ def _node_report(local: Plan, exact: Plan, v: int) -> NodeReport:
         leaves.append(LeafReport(leaf.name, node.params.sizes[i], kind, *held, reason))
     carry, units = node.carry, node.units
     names = ["" if name == "value" else name for name in carry.names]
+    filters = tuple((local.nodes[k].name, len(kind.decays)) for (w, k), kind in local.filtered.items() if w == v)
     return NodeReport(
         node.name, carry.size, tuple(zip(names, carry.shapes, strict=True)), tuple(carry.set_aside),
         units.grid.shape[1], units.slots, local.depth(v), node.recurrence.value, node.why, tuple(leaves),
-        _remedy(local, v),
+        _remedy(local, v), filters,
     )  # fmt: skip
 
 

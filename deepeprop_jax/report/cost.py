@@ -59,7 +59,7 @@ def multiply_adds(plan: Plan, steps: int) -> int:
 
 
 def _of_a_layer(plan: Plan, v: int) -> int:
-    node, has_depth, sources = plan.nodes[v], plan.graph.nodes[v].depth is not None, plan.sources(v)
+    node, has_depth, sources = plan.nodes[v], plan.graph.nodes[v].depth is not None, _whole_sources(plan, v)
     forward = _program_multiply_adds(node)
     n, slots = node.carry.size, node.units.slots
     inputs, outputs = node.input.size, node.output.size
@@ -84,7 +84,11 @@ def _of_a_layer(plan: Plan, v: int) -> int:
         total += 2 * (n if dense or full or reached else slots) * forward
     factors = _in_factors(plan, v)
     arriving = sum(plan.all_columns(k) for k in sources) - sum(factors.values())
-    kept = sum(pair.columns for (target, _), pair in plan.pairs.items() if target == v)
+    whole = {pair: kept for pair, kept in plan.pairs.items() if pair not in plan.filtered}
+    kept = sum(pair.columns for (target, _), pair in whole.items() if target == v)
+    for (target, k), kind in plan.filtered.items():  # gathered from the source's own trace, and contracted
+        columns = sum(block.columns for block in plan.own[k])
+        total += len(kind.decays) * columns * (plan.nodes[k].units.slots + 2) if target == v else 0
     total += n * inputs * arriving + n * (kept + plan.bands[v] * plan.columns[v]) * (recurrence + 1)
     for k, columns in factors.items():
         source = plan.nodes[k]
@@ -93,6 +97,11 @@ def _of_a_layer(plan: Plan, v: int) -> int:
     if upward and node.cut.output_rows is None:
         total += outputs * (n + inputs) * upward + 2 * outputs * forward
     return total
+
+
+def _whole_sources(plan: Plan, v: int) -> list[int]:
+    """Nodes below v whose influence arrives at v, but for those that it only filters."""
+    return [k for k in plan.sources(v) if (v, k) not in plan.filtered]
 
 
 def _low_rank(layout: Layout, steps: int) -> int:
@@ -109,7 +118,7 @@ def _in_factors(plan: Plan, v: int) -> dict[int, int]:
     vertices = plan.graph.nodes
     if vertices[v].depth is not None:
         return {}
-    direct = [k for k in plan.sources(v) if k in parents(vertices[v].wire) and vertices[k].depth is None]
+    direct = [k for k in _whole_sources(plan, v) if k in parents(vertices[v].wire) and vertices[k].depth is None]
     return {k: sum(block.columns for block in plan.own[k] if block.kind is Rows.LOCAL) for k in direct}
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from deepeprop_jax import (
     Feedback,
+    analyse,
     carry_basis,
     deep_eprop,
     graph,
@@ -191,6 +192,14 @@ def test_feedback_is_made_for_nodes_of_every_kind():
     assert all(name in symmetric_feedback(p.network, p.params, p.carry, p.xs[0]) for name in feedback)
     scaled = random_feedback(KEY, p.network, p.params, p.carry, p.xs[0], scale=0.0)
     assert not any(leaf.any() for leaf in jax.tree.leaves(scaled))
+
+
+def test_analyse_leaves_out_what_a_signal_cuts():
+    p = problem("stack_3")
+    whole, cut = (analyse(p.network, p.params, p.carry, p.xs[0], signals=names) for names in ((), ("0",)))
+    held = [next(m for m in one.modes if m.hops is None and not m.exact).cost.trace_bytes for one in (whole, cut)]
+    state = start(deep_eprop(p.network, signals=("0",)), p)
+    assert held[0] > held[1] == sum(leaf.nbytes for leaf in jax.tree.leaves(state.traces))
 
 
 def mistakes():

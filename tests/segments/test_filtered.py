@@ -170,5 +170,8 @@ def test_analyse_counts_its_bytes():
     network, params, carry, xs = made("alif")
     report = analyse(network, params, carry, xs[0])
     whole = next(mode for mode in report.modes if mode.hops is None and not mode.exact)
+    assert report.nodes[1].filters == (("0", 1),) and "filters node 0: 1 in place of 3" in str(report)
+    dense = general(lambda: analyse(network, params, carry, xs[0]))
+    assert whole.cost.multiply_adds < next(m for m in dense.modes if m.name == whole.name).cost.multiply_adds
     held = deep_eprop(network).init(params, carry, xs[0])
     assert whole.cost.trace_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(held.traces))
