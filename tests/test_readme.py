@@ -51,6 +51,15 @@ def test_the_page_of_the_projected_carry_runs() -> None:
     assert "Error(total=" in output and "blocks: 1" in output
 
 
+def test_the_page_for_neuroscientists_runs() -> None:
+    """Its losses are NEST's."""
+    output = run_blocks("docs/neuroscience.md")
+    pairs = re.findall(r"^([\d.]+)   NEST ([\d.]+)$", output, re.MULTILINE)
+    assert len(pairs) == 5
+    assert all(abs(float(seen) / float(nest) - 1) < 1e-12 for seen, nest in pairs)
+    assert "{'0': (8, 12, 20)}" in output and "blocks: 3" in output
+
+
 def test_every_python_block_runs(output: str) -> None:
     assert f"blocks: {README.count('```python')}" in output
     assert "recurrence" in output and "relative error" in output

@@ -1,6 +1,7 @@
 """Cells that the field uses and Flax lacks: each constructor returns a ``Cell``. Surrogate derivatives of spikes."""
 
 from deepeprop_jax.cells.elstm import elstm
+from deepeprop_jax.cells.feedback import feedback_dense
 from deepeprop_jax.cells.lru import lru
 from deepeprop_jax.cells.rate import indrnn, leaky_readout, leaky_rnn, low_pass
 from deepeprop_jax.cells.rtu import rtu
@@ -25,6 +26,7 @@ __all__ = [
     "Triangular",
     "alif",
     "elstm",
+    "feedback_dense",
     "indrnn",
     "leaky_readout",
     "leaky_rnn",

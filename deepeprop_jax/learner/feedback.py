@@ -224,7 +224,7 @@ def _shapes(
         )
     found = []
     for v in chosen:
-        name, view = graph.nodes[v].name, RealView(nodes[v])
+        name, view = graph.nodes[v].name, RealView(nodes[v]["output"] if graph.nodes[v].shows else nodes[v])
         if not recurrent[v]:
             raise ValueError(
                 f"Node {name!r} has no carry: its credit does not go through time, and needs no feedback. Name a node "
@@ -251,5 +251,7 @@ def _outputs(
     for v, vertex in enumerate(graph.nodes):
         u, theta, h = connect(vertex.wire, x, found), select(params, vertex.path), select(carry, vertex.path)
         y = run_node(vertex, theta, h, u)[1]
-        found.append(y + added[v] if v in added else y)
+        if v in added:
+            y = y | {"output": y["output"] + added[v]} if vertex.shows else y + added[v]
+        found.append(y)
     return found, connect(graph.output, x, found)

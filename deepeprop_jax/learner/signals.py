@@ -8,11 +8,13 @@ The gradient is that of the network whose other nodes take y^v as a constant, wi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
+from deepeprop_jax.jaxpr.real_leaves import RealView
 from deepeprop_jax.network.arguments import path_name
 from deepeprop_jax.network.cell import Graph, PyTree
 from deepeprop_jax.traces.plan import Plan
@@ -92,6 +94,18 @@ def shaped(plan: Plan, v: int, signal: PyTree, batch: int) -> PyTree:
       ValueError: another structure or shape than that of the batched output.
     """
     view, name = plan.nodes[v].output, plan.graph.nodes[v].name
+    whole = jax.tree.unflatten(view.treedef, view.avals)
+    if plan.graph.nodes[v].shows:
+        own, nothing = RealView(whole["output"]), jax.tree.map(partial(_zeros, batch), whole["carry"])
+        return {"output": _like(own, name, signal, batch), "carry": nothing}
+    return _like(view, name, signal, batch)
+
+
+def _zeros(batch: int, aval: jax.ShapeDtypeStruct) -> jax.Array:
+    return jnp.zeros((batch, *aval.shape), aval.dtype)
+
+
+def _like(view: RealView, name: str, signal: PyTree, batch: int) -> PyTree:
     if jax.tree.structure(signal) != view.treedef:
         raise ValueError(
             f"The signal of node {name!r} must have the structure of its output, {view.treedef}; seen "

@@ -54,6 +54,7 @@ class Vertex(NamedTuple):
       cell: the node's own cell (its ``graph`` is None).
       wire: how the node's input is made of the outputs below it.
       depth: number of identical layers L where the node is a ``stack(cell, depth=L)``, else None.
+      shows: whether the cell's output is a dict of its own output, "output", and of parts of its "carry".
     """
 
     name: str
@@ -61,9 +62,10 @@ class Vertex(NamedTuple):
     cell: Cell
     wire: Wire
     depth: int | None = None
+    shows: bool = False
 
     def __hash__(self) -> int:
-        return hash((self.name, self.path, self.cell, _hashable(self.wire), self.depth))
+        return hash((self.name, self.path, self.cell, _hashable(self.wire), self.depth, self.shows))
 
 
 class Graph(NamedTuple):

@@ -89,6 +89,7 @@ def with_outputs(network: Cell, outputs: Outputs) -> Cell:
             vertex._replace(
                 cell=_showing(vertex.cell, vertex.name, tuple(carries[v])) if v in carries else vertex.cell,
                 wire=rewired(vertex.wire, value),
+                shows=vertex.shows or v in carries,
             )
             for v, vertex in enumerate(graph.nodes)
         )

@@ -241,7 +241,8 @@ def _gradient_program(stepper: Stepper, params: PyTree, state: LearnerState, len
 
 def _no_signal(plan: Plan, v: int, dy: PyTree, target: PyTree) -> PyTree:
     view, batch = plan.nodes[v].output, jax.tree.leaves(dy)[0].shape[0]
-    return jax.tree.unflatten(view.treedef, [jnp.zeros((batch, *aval.shape), aval.dtype) for aval in view.avals])
+    zeros = jax.tree.unflatten(view.treedef, [jnp.zeros((batch, *aval.shape), aval.dtype) for aval in view.avals])
+    return zeros["output"] if plan.graph.nodes[v].shows else zeros
 
 
 def _useful_hops(plan: Plan) -> list[int | None]:

@@ -123,6 +123,27 @@ def test_it_pickles_and_takes_signals():
     assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads))
 
 
+def test_a_signal_for_a_node_whose_carry_is_shown_is_for_its_output():
+    """The loss on the potential counts beside it: as without what is shown, plus the gradient of that loss alone."""
+    shown = stack(lif(3, tau=5.0), leaky_readout(2), outputs={"y": "1", "v": carry_of("0", 0)})
+    plain = stack(lif(3, tau=5.0), leaky_readout(2))
+    xs, zeros = jax.random.normal(KEY, (6, 4, 5), jnp.float32), jnp.zeros(6)
+    params, carry = plain.init(KEY, xs[0])
+    signals = random_feedback(KEY, shown, params, carry, xs[0], nodes=("0",), of="y")
+    again = random_feedback(KEY, plain, params, carry, xs[0], nodes=("0",))
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, signals["0"].weights, again["0"].weights))
+    of_y, of_v = (lambda y: jnp.sum(y**2)), (lambda v: jnp.sum(jnp.tanh(v)))
+
+    def gradient(network, loss, signals):
+        learner = deep_eprop(network, signals=tuple(signals))
+        run = learner.value_and_grad(lambda y, target: loss(y), signals=signals)
+        return run(params, learner.init(params, carry, xs[0]), xs, zeros)[1]
+
+    both = gradient(shown, lambda y: of_y(y["y"]) + of_v(y["v"]), signals)
+    parts = gradient(plain, of_y, again), gradient(shown, lambda y: of_v(y["v"]), {})
+    assert_same_gradient(both, jax.tree.map(jnp.add, *parts), 1e-5)
+
+
 @pytest.mark.parametrize(
     ("outputs", "kind", "message"),
     [

@@ -36,6 +36,7 @@ NOT_KEPT = (
     "studies.cosine",
     "studies.rates",
     "studies.directions",
+    "studies.eligibility",
     "readme",
     "draw_lattice",
 )
