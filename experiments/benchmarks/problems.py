@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from deepeprop_jax import Cell, linen_cell, stack
-from deepeprop_jax.cells import alif, lru
+from deepeprop_jax.cells import alif, leaky_readout, lru
 
 LEAK = 0.3
 
@@ -81,6 +81,7 @@ class Problem(NamedTuple):
       segment: C, steps of a segment.
       inputs: numbers that enter the first layer per step.
       gate_bias: added to the bias of update and forget gates: 3 makes a memory of some 20 steps.
+      readout: units of a leaky readout above the layers; 0 for none.
       scanned: whether the layers are one ``stack(cell, depth=L)``, which takes as many inputs as it has units.
     """
 
@@ -93,17 +94,20 @@ class Problem(NamedTuple):
     inputs: int = 32
     gate_bias: float = 0
     scanned: bool = False
+    readout: int = 0
 
     def __str__(self) -> str:
         sizes = f"H = {self.features}, L = {self.layers}, batch {self.batch}, T = {self.steps}, C = {self.segment}"
         more = f", gate bias +{self.gate_bias:g}" if self.gate_bias else ""
+        more += f", below a leaky readout of {self.readout}" if self.readout else ""
         return f"{self.cell}, {sizes}{more}" + (", stack(cell, depth=L)" if self.scanned else "")
 
     def network(self) -> Cell:
         """The stack of cells."""
         if self.scanned:
             return stack(stack(CELLS[self.cell](self.features), depth=self.layers))
-        return stack(*[CELLS[self.cell](self.features) for _ in range(self.layers)])
+        above = [leaky_readout(self.readout)] if self.readout else []
+        return stack(*[CELLS[self.cell](self.features) for _ in range(self.layers)], *above)
 
     def data(self) -> tuple[Any, Any, jax.Array, jax.Array]:
         """params, carry, xs (T, batch, inputs), targets (T, batch)."""

@@ -92,6 +92,12 @@ def _projected() -> tuple[Comparison, ...]:
     )
 
 
+def _filtered() -> tuple[Comparison, ...]:
+    rivals = ("hops=0", REFERENCE, "all hops", "stream, hops=0", "stream, all hops")
+    problems = [Problem(cell, 128, layers=1, batch=b, readout=10) for b in (16, 1) for cell in ("leaky tanh", "ALIF")]
+    return tuple(Comparison(problem, rivals, reference="hops=0") for problem in problems)
+
+
 def _stream() -> tuple[Comparison, ...]:
     rivals = (
         REFERENCE,
@@ -164,6 +170,7 @@ SUITES: dict[str, Suite] = {
     "exact": Suite("Exact mode and all hops against single steps and forward mode", _exact()),
     "rank": Suite("Own-node traces of low rank, against whole ones", _rank()),
     "projected": Suite("A carry projected along R directions, against BPTT", _projected()),
+    "filtered": Suite("Credit through a leaky readout, against own traces alone", _filtered()),
     "stream": Suite("A gradient after every step", _stream()),
     "depth": Suite("Layers as one stack(cell, depth=L), and written out", _depth()),
     "gpu": Suite("For a GPU", _gpu()),

@@ -47,10 +47,11 @@ def main(arguments: list[str] | None = None) -> None:
     figure, axes = pyplot.subplots(3, 1, figsize=(7.2, 4.8), sharex=True, layout="constrained")
     axes[0].plot(time, seen["potential"], label="potential v")
     axes[0].plot(time, seen["threshold"], label="threshold A")
-    axes[0].vlines(time[seen["spike"] > 0], 2.0, 2.3, color="k", label="spikes")
+    axes[0].vlines(time[seen["spike"] > 0], 3.6, 4.0, color="k", label="spikes")
     axes[0].vlines(time[seen["input"] > 0], -0.6, -0.3, color="C3", label="spikes of one input")
     axes[1].plot(time, seen["0"], color="C0", label="trace on v")
     axes[2].plot(time, seen["1"], color="C1", label="trace on the adaptation a")
+    axes[0].set_ylim(-0.9, 6.0)
     axes[2].set_xlabel("step")
     for axis in axes:
         axis.legend(frameon=False, fontsize=8, ncols=2, loc="upper right")
