@@ -29,6 +29,8 @@ def loss_fn(y, target):
 
 SHOWN = {
     "stack_3": ({"y": "2", "low": "0", "cell": carry_of("1", 0)}, {1: 0}),
+    "stack_3_spiking": ({"y": "2", "low": "0", "cell": carry_of("1", 0)}, {1: 0}),
+    "stack_5_recurrent": ({"y": "4", "low": "1", "cell": carry_of("2")}, {2: None}),
     "graph_diamond": ({"y": "top", "low": carry_of("low"), "cell": carry_of("right", 0)}, {0: None, 2: 0}),
 }
 """Per problem: what is shown, and of which nodes which leaf of the carry."""
@@ -42,6 +44,8 @@ CASES = [
             ("stack_3", {"hops": 0}, (1, 5, STEPS, "stream")),
             ("graph_diamond", {}, (1, 5, STEPS, "stream")),
             ("graph_diamond", {"hops": 1}, (1, 5, "stream")),
+            ("stack_3_spiking", {}, (1, 5, STEPS, "stream")),
+            ("stack_5_recurrent", {"hops": 1}, (1, 5, STEPS, "stream")),
         ]
     ),
 ]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from deepeprop_jax import deep_eprop, eligibility
-from deepeprop_jax.network.cell import graph_of, select
+from deepeprop_jax.network.cell import connect, graph_of, select
 from deepeprop_jax.reference import localised
 from tests.gradients import FLOAT64, assert_same_gradient
 from tests.zoo import problem, start
@@ -22,9 +22,11 @@ def derivative(p, v, exact, steps):
         params = [own if w == v else select(p.params, vertex.path) for w, vertex in enumerate(vertices)]
         carry = [jax.tree.map(lambda leaf: leaf[0], select(p.carry, vertex.path)) for vertex in vertices]
         for x in p.xs[:steps, 0]:
+            outputs = {}
             for w, cell in enumerate(cells):
-                carry[w], x = cell(params[w], carry[w], x)
-        return carry[v]
+                u = connect(vertices[w].wire, x, outputs)
+                carry[w], outputs[w] = cell(params[w], carry[w], u)
+        return jax.tree.leaves(carry[v])
 
     return jax.jacrev(carry_of)(select(p.params, vertices[v].path))
 
@@ -37,30 +39,45 @@ def run(p, learner, steps):
 
 
 @pytest.mark.parametrize(
-    ("options", "exact"),
-    [({}, False), ({"exact": True}, True), pytest.param({"hops": 0}, False, marks=pytest.mark.slow)],
+    ("name", "v", "options"),
+    [
+        ("stack_3", 1, {}),
+        ("stack_3", 1, {"exact": True}),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("stack_3", 1, {"hops": 0}),
+                ("stack_3_spiking", 0, {}),
+                ("stack_3_spiking", 1, {"hops": 0}),
+                ("graph_diamond", 2, {}),
+                ("graph_diamond", 1, {"exact": True}),
+                ("stack_5_recurrent", 2, {}),
+            ]
+        ),
+    ],
 )
-def test_it_is_the_derivative_of_the_carry(options, exact):
-    """Of an LSTM between two other layers: local rows, and dense ones with exact=True; the last step is in it."""
-    p, v, steps = problem("stack_3"), 1, 4
-    node = graph_of(p.network).nodes[v]
-    assert p.zoo.cells[v].name == "linen_lstm"
-    learner = deep_eprop(p.network, **options)
+def test_it_is_the_derivative_of_the_carry(name, v, options):
+    """Local rows, and dense ones with exact=True; the last step is in it."""
+    p, steps, exact = problem(name), 4, options.get("exact", False)
+    node, learner = graph_of(p.network).nodes[v], deep_eprop(p.network, **options)
+    own = learner.plan(p.params, p.carry, p.xs[0]).nodes[v]
     state, needed = run(p, learner, steps), derivative(p, v, exact, steps)
-    for path, leaf in jax.tree.leaves_with_path(select(p.params, node.path)):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        found = eligibility(learner, p.params, state, node.name, name)
-        for number in range(2):
-            whole = jax.tree.leaves(needed[number])[_index(p, node, path)]
-            own = found.get(str(number), jnp.zeros((3, *leaf.shape)))[0]
-            if not exact:  # each entry reaches one unit: the sum over the units is that one
-                whole = whole.sum(0)
-            assert own.shape == whole.shape
-            assert_same_gradient(own, whole, FLOAT64, f"{name}, {number}")
-
-
-def _index(p, node, path):
-    return [other for other, _ in jax.tree.leaves_with_path(select(p.params, node.path))].index(path)
+    own_params = jax.tree.leaves_with_path(select(p.params, node.path))
+    for number, (path, leaf) in enumerate(own_params):
+        parameter = jax.tree_util.keystr(path, simple=True, separator="/")
+        found = eligibility(learner, p.params, state, node.name, parameter)
+        assert set(found) <= set(own.carry.names)
+        for place, whole in enumerate(needed):
+            whole = jax.tree.leaves(whole)[number]
+            name_of_leaf = str(place) if len(needed) > 1 else own.carry.names[0]
+            if name_of_leaf not in own.carry.names:
+                continue  # a spike, which follows from the others
+            if exact and not own.elementwise:
+                trace = found.get(name_of_leaf, jnp.zeros((3, *whole.shape)))
+            else:  # each entry reaches one unit: the sum over the units is that one
+                trace, whole = found.get(name_of_leaf, jnp.zeros((3, *leaf.shape))), whole.sum(0)
+            assert trace.shape[1:] == whole.shape
+            assert_same_gradient(trace[0], whole, FLOAT64, f"{name}, {parameter}, {place}")
 
 
 @pytest.mark.slow
