@@ -13,6 +13,7 @@ from deepeprop_jax.network.cell import Cell, PyTree
 from deepeprop_jax.rules.by_steps import Recursion, by_steps
 from deepeprop_jax.rules.flat import flat_step, number_type
 from deepeprop_jax.rules.products import factors_of, gradient_of, structure_of
+from deepeprop_jax.rules.small_matrices import small_svd, thin_qr
 from deepeprop_jax.traces.plan import Plan
 
 
@@ -102,16 +103,10 @@ def _rule(cell: Cell, r: int) -> Recursion:
 
 def _one_less(U: jax.Array, A: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """U (rows, r + 1) and A (others, r + 1) with one column less each, of which U Aᵀ is the mean of the product."""
-    (Q_U, R_U), (Q_A, R_A) = _qr(U), _qr(A)
-    L, d, R = jnp.linalg.svd(R_U @ R_A.T)
+    (Q_U, R_U), (Q_A, R_A) = thin_qr(U), thin_qr(A)
+    L, d, R = small_svd(R_U @ R_A.T)
     X = least_variance(d, key)
-    return (Q_U @ L @ X)[: len(U)], (Q_A @ R.T @ X)[: len(A)]
-
-
-def _qr(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """QR of a matrix with rows of zeros below, so that R is square."""
-    missing = max(matrix.shape[1] - matrix.shape[0], 0)
-    return jnp.linalg.qr(jnp.pad(matrix, ((0, missing), (0, 0))))
+    return Q_U @ L @ X, Q_A @ R @ X
 
 
 def least_variance(d: jax.Array, key: jax.Array) -> jax.Array:

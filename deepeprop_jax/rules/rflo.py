@@ -26,8 +26,8 @@ def rflo(network: object) -> OnlineLearner:
 
     For any cell: S_t = L S_{t-1} + ∂F/∂θ, where L is ∂F/∂h with the carry held constant wherever it enters a matrix
     product. Of a GRU that leaves its update gate, of an LSTM its forget gate, of a leaky network 1 − a, of a plain tanh
-    network nothing. A cell that is element-wise in its carry keeps all of ∂F/∂h. Every parameter has the trace of its
-    own layer, and the signal comes down through the layers above within the step: as ``deep_eprop(network, hops=0)``.
+    network nothing; a cell without such a product keeps all of ∂F/∂h. Every parameter has the trace of its own layer,
+    and the signal comes down through the layers above within the step, as with ``deep_eprop(network, hops=0)``.
 
     The paper sends the error back through fixed random weights. Here it comes back through the weights themselves.
 
@@ -89,7 +89,7 @@ def leak(visit: Visit, dtype: np.dtype) -> jax.Array:
 
     def rule(equation: Equation, *values: jax.Array) -> list[jax.Array]:
         reads = not on_carry.isdisjoint(variables(equation.inputs))
-        if reads and equation.name == "dot_general" and not node.elementwise:
+        if reads and equation.name == "dot_general":
             values = jax.lax.stop_gradient(values)
         return bind(equation, *values)
 

@@ -84,13 +84,13 @@ def test_a_rule_is_compared_and_metered_as_a_learner_is() -> None:
 
 def test_a_rule_pickles_as_its_call() -> None:
     learner = pickle.loads(pickle.dumps(kronecker_sum(stack(leaky_rnn(2), leaky_readout(1)), rank=3)))
-    params, carry = learner.network.init(jax.random.key(0), jnp.zeros((2, 2)))
-    state = learner.init(params, carry, jnp.zeros((2, 2)))
+    params, carry = learner.network.init(jax.random.key(0), jnp.zeros((2, 2), jnp.float32))
+    state = learner.init(params, carry, jnp.zeros((2, 2), jnp.float32))
     assert state.traces["kronecker_sum"].numbers.U[0].shape == (2, 3, 2)
 
 
 def test_what_a_rule_cannot_do_is_refused() -> None:
-    x = jnp.zeros((2, 2))
+    x = jnp.zeros((2, 2), jnp.float32)
 
     def init(learner, *key):
         return learner.init(*learner.network.init(jax.random.key(0), x), x, *key)
@@ -101,9 +101,9 @@ def test_what_a_rule_cannot_do_is_refused() -> None:
         with pytest.raises(ValueError, match="Write the layers of stack"):
             init(rule(stack(leaky_rnn(2), depth=2)))
     with pytest.raises(ValueError, match=r"Node 'cell': rflo needs.*hops=0"):
-        conv = rflo(cells()["linen_conv_lstm"].make())
-        params, carry = conv.network.init(jax.random.key(0), jnp.zeros((2, 3, 1)))
-        conv.step(params, conv.init(params, carry, jnp.zeros((2, 3, 1))), jnp.zeros((2, 3, 1)))
+        conv, image = rflo(cells()["linen_conv_lstm"].make()), jnp.zeros((2, 3, 1), jnp.float32)
+        params, carry = conv.network.init(jax.random.key(0), image)
+        conv.step(params, conv.init(params, carry, image), image)
     with pytest.raises(ValueError, match="order must be"):
         snap(leaky_rnn(2), 0)
     with pytest.raises(ValueError, match="rank must be"):

@@ -15,8 +15,9 @@ from deepeprop_jax.network.cell import Cell, PyTree
 from deepeprop_jax.reference import bptt, truncated_bptt
 from deepeprop_jax.rules import kf_rtrl, kronecker_sum, uoro
 from deepeprop_jax.rules.kronecker_sum import least_variance
+from deepeprop_jax.rules.small_matrices import small_svd, thin_qr
 
-DRAWS, STEPS, BATCH = 10_000, 4, 2
+DRAWS, STEPS, BATCH = 10_000, 5, 2
 FARTHEST = 4.5
 """Standard errors from the mean: one entry in 150,000 would be farther by chance; there are less than 100."""
 
@@ -34,11 +35,12 @@ def squared(y: jax.Array, target: jax.Array) -> jax.Array:
 
 def network() -> tuple:
     """Two layers, so that influences cross from the lower one to the upper."""
-    made = stack(leaky_rnn(2), leaky_rnn(3))
+    made = stack(leaky_rnn(3), leaky_rnn(4))
     draw = np.random.default_rng(0)
-    xs, targets = jnp.asarray(draw.normal(size=(STEPS, BATCH, 2))), jnp.asarray(draw.normal(size=(STEPS, BATCH, 3)))
-    params, carry = made.init(jax.random.key(0), xs[0])
-    return made, *jax.tree.map(lambda leaf: jnp.asarray(leaf, float), (params, carry)), xs, targets
+    xs, targets = jnp.asarray(draw.normal(size=(STEPS, BATCH, 3))), jnp.asarray(draw.normal(size=(STEPS, BATCH, 4)))
+    params, carry = made.init(jax.random.key(0), xs[0].astype(jnp.float32))
+    carry = jax.tree.map(lambda leaf: jnp.asarray(draw.normal(size=leaf.shape)), carry)
+    return made, jax.tree.map(lambda leaf: jnp.asarray(leaf, float), params), carry, xs, targets
 
 
 def draws(learner: OnlineLearner, params: PyTree, carry: PyTree, xs: jax.Array, targets: jax.Array) -> PyTree:
@@ -48,7 +50,7 @@ def draws(learner: OnlineLearner, params: PyTree, carry: PyTree, xs: jax.Array, 
     def one(key: jax.Array) -> PyTree:
         return run(params, learner.init(params, carry, xs[0], key), xs, targets)[1]
 
-    return jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=2000))(jax.random.split(jax.random.key(1), DRAWS))
+    return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(1), DRAWS))
 
 
 def errors(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -94,6 +96,25 @@ def test_examples_and_steps_have_signs_of_their_own() -> None:
     assert not np.any(again.traces["uoro"].numbers[0])
     assert (jax.random.key_data(again.traces["uoro"].keys) == jax.random.key_data(after.traces["uoro"].keys)).all()
     assert not (jax.random.key_data(after.traces["uoro"].keys) == jax.random.key_data(state.traces["uoro"].keys)).any()
+
+
+@pytest.mark.parametrize("shape", [(7, 3), (2, 3), (3, 3), (40, 6)])
+def test_matrices_of_any_rank_are_taken_apart(shape: tuple[int, int]) -> None:
+    """Also such with equal columns, columns of zeros, and numbers of very different size."""
+    draw, columns = np.random.default_rng(0), shape[1]
+    full = draw.normal(size=shape)
+    cases = [full, full * 10.0 ** -np.arange(0, 12 * columns, 12), np.zeros(shape), full[:, :1] * np.ones(columns)]
+    cases.append(full * (np.arange(columns) != 1))
+    for matrix in cases:
+        Q, R = map(np.asarray, jax.jit(thin_qr)(jnp.asarray(matrix)))
+        np.testing.assert_allclose(Q @ R, matrix, atol=1e-13)
+        square = R @ R.T
+        L, d, right = map(np.asarray, jax.jit(small_svd)(jnp.asarray(square)))
+        np.testing.assert_allclose(L * d @ right.T, square, atol=1e-13 * max(1, np.abs(square).max()))
+        np.testing.assert_allclose(right.T @ right, np.eye(columns), atol=1e-13)
+        np.testing.assert_allclose(d, np.linalg.svd(square, compute_uv=False), atol=1e-12 * max(1, d[0]))
+        if shape[0] >= columns:
+            np.testing.assert_allclose(Q.T @ Q, np.eye(columns), atol=1e-13)
 
 
 @pytest.mark.parametrize("d", [(3.0, 2.0, 1.0), (5.0, 1.0, 0.5, 0.1, 0.01), (3.0, 1.0, 0.0), (0.0, 0.0), (1.0,) * 4])
