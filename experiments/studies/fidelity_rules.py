@@ -3,9 +3,9 @@
     python -m experiments.studies.fidelity_rules [--out FOLDER]
 
 Two equal layers of 8 units and a linear readout see ten steps of noise, then ten steps of silence; the loss is the
-squared error to random targets at the last step. Per layer, mean over five networks and sequences: the cosine of the two
-gradients, all of a layer's parameters as one vector, and the ratio of their norms. Of a rule that draws, each network
-and sequence is one draw. Prints a table and writes it to ``<out>/fidelity/rules.json`` (default ``docs``).
+squared error to random targets at the last step. Per layer, mean over five networks and sequences: the cosine of the
+two gradients, all of a layer's parameters as one vector, and the ratio of their norms. Of a rule that draws, each
+network and sequence is one draw. Prints a table and writes it to ``<out>/fidelity/rules.json`` (default ``docs``).
 """
 
 from __future__ import annotations
