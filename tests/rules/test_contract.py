@@ -29,7 +29,7 @@ RULES = {
 def test_a_sequence_is_its_steps(name: str) -> None:
     """In two pieces as in one; step by step with updates of nothing between; with a reset between steps, and NaNs
     before it."""
-    p = problem("graph_skip", steps=5)
+    p = problem("stack_2", steps=5)
     learner = RULES[name](p.network)
     resets = jnp.zeros((5, 3), bool).at[(2, 3), (1, 0)].set(True)
     run = jax.jit(learner.value_and_grad(p.loss_fn))

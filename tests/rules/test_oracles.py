@@ -30,7 +30,10 @@ NETWORKS = [
         "lru", "lif", "linen_conv_lstm", "stack_2", "stack_5", "graph_diamond", "graph_two_outputs", "deep_below_deep"
     ),
 ]
-PRODUCTS = ["stack_2", "stack_3", "graph_skip", "stack_5_recurrent", *slow("lru", "graph_diamond", "stack_5")]
+PRODUCTS = [
+    *("stack_2", "graph_skip", "tower_indrnn_2", "tower_lru_1"),
+    *slow("stack_3", "stack_5_recurrent", "graph_diamond", "stack_5", "leaky_rnn", "linen_lstm"),
+]
 """Networks whose every matrix enters one product."""
 
 
