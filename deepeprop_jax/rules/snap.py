@@ -29,8 +29,10 @@ def snap(network: object, order: int, *, connected: np.ndarray | None = None) ->
     the past goes up through the layers above it within the step, whether they keep it or not (``node_steps.py``, where
     ``past`` is K ∘ (∂F/∂h · S)).
 
-    *Exact when* the order is so large that K grows no more. Order 1 is ``deep_eprop(network, hops=0)``. Order 2 is
-    exact for a stack of dense layers, as in the paper; orders between differ where the units are connected sparsely.
+    *Exact when* the order is so large that K grows no more. Order 1 is ``deep_eprop(network, hops=0)``, where every
+    parameter writes to one unit; of one that writes to several, such as a convolution's kernel, it keeps them all, and
+    what passes between them. Order 2 is exact for a stack of dense layers, as in the paper; orders between differ where
+    the units are connected sparsely.
 
     *Cost* per step and example: that of real-time recurrent learning, n |θ| numbers and n² |θ| products. What is not
     kept is stored as zeros: this file is there to see what the rule learns, not how fast it is.

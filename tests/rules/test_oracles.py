@@ -30,6 +30,8 @@ NETWORKS = [
         "lru", "lif", "linen_conv_lstm", "stack_2", "stack_5", "graph_diamond", "graph_two_outputs", "deep_below_deep"
     ),
 ]
+SHARED = "linen_conv_lstm"
+"""A kernel writes to all units in one step: SnAp-1 keeps them all, and what passes between them, which hops=0 cuts."""
 PRODUCTS = [
     *("stack_2", "graph_skip", "tower_indrnn_2", "tower_lru_1"),
     *slow("stack_3", "stack_5_recurrent", "graph_diamond", "stack_5", "leaky_rnn", "linen_lstm"),
@@ -55,11 +57,15 @@ def test_immediate_and_both_ends_of_snap(name: str) -> None:
     own = needed(stop_gradient_oracle(p.network, p.loss_fn, p.pairs, hops=0), p)
     assert_same_gradient(gradient(immediate(p.network), p), one_step, FLOAT64, name)
     first = gradient(snap(p.network, 1), p)
-    assert_same_gradient(first, own, FLOAT64, name)
-    assert_same_gradient(first, gradient(deep_eprop(p.network, hops=0), p), FLOAT64, name)
+    if name == SHARED:
+        assert max(relative_errors(first, own).values()) > 1e-3
+    else:
+        assert_same_gradient(first, own, FLOAT64, name)
+        assert_same_gradient(first, gradient(deep_eprop(p.network, hops=0), p), FLOAT64, name)
     assert_same_gradient(gradient(snap(p.network, 9), p), exact, FLOAT64, name)
-    for cut in (one_step, own):
-        assert max(relative_errors(cut, exact).values()) > 1e-3
+    assert max(relative_errors(one_step, exact).values()) > 1e-3
+    if name != "lru":  # one element-wise layer: its own past is all that there is
+        assert max(relative_errors(own, exact).values()) > 1e-3
 
 
 def flax_gate(p: PyTree, name: str, x: jax.Array, h: jax.Array) -> jax.Array:
