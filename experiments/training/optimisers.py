@@ -15,4 +15,5 @@ def sgd(learning_rate: optax.ScalarOrSchedule, *, clip: float = 1.0) -> optax.Gr
 OPTIMISERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adam": lambda learning_rate: optax.adam(learning_rate),
     "sgd": sgd,
+    "rmsprop": lambda learning_rate: optax.rmsprop(learning_rate),
 }

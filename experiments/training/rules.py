@@ -27,6 +27,7 @@ from deepeprop_jax import (
     with_basis,
 )
 from deepeprop_jax.reference import bptt, truncated_bptt
+from deepeprop_jax.rules import immediate, kf_rtrl, kronecker_sum, rflo, snap, uoro
 from experiments.tasks.targets import LossFn
 
 PyTree = Any
@@ -80,26 +81,6 @@ def truncated(network: Cell, loss_fn: LossFn, chunk: int) -> Rule:
     return Rule(carry_alone, truncated_bptt(network, loss_fn, chunk), lambda params, carry, x: None, period=chunk)
 
 
-def immediate(network: Cell, loss_fn: LossFn) -> Rule:
-    """The credit of a step goes through that step alone: the gradient of TBPTT(1), forward in time."""
-    apply = jax.vmap(network.apply, in_axes=(None, 0, 0))
-
-    def step_loss(params: PyTree, carry_tm1: PyTree, x: PyTree, target: PyTree) -> tuple[jax.Array, PyTree]:
-        carry_t, y = apply(params, carry_tm1, x)
-        return loss_fn(y, target), carry_t
-
-    def piece(params: PyTree, carry: PyTree, xs: PyTree, targets: PyTree) -> tuple[tuple[jax.Array, PyTree], PyTree]:
-        def step(so_far: tuple, at: tuple) -> tuple[tuple, jax.Array]:
-            carry_tm1, grads = so_far
-            (loss, carry_t), found = jax.value_and_grad(step_loss, has_aux=True)(params, carry_tm1, *at)
-            return (carry_t, optax.tree.add(grads, found)), loss
-
-        (carry, grads), losses = jax.lax.scan(step, (carry, optax.tree.zeros_like(params)), (xs, targets))
-        return (losses.sum(), carry), grads
-
-    return Rule(carry_alone, piece, lambda params, carry, x: 0, period=1)
-
-
 def trace_bytes_of(learner: OnlineLearner) -> Callable[[PyTree, PyTree, PyTree], int]:
     """See ``Rule``."""
 
@@ -124,6 +105,22 @@ def online(
     run = learner.value_and_grad(loss_fn, segment_length=segment_length, within_segment=within_segment)
 
     return Rule(learner.init, run, trace_bytes_of(learner), period=segment_length)
+
+
+def beside(network: Cell, loss_fn: LossFn, *, rule: Callable[..., OnlineLearner], **options: Any) -> Rule:
+    """A rule of ``deepeprop_jax.rules``; one that draws goes on with its draws in the next sequence."""
+    learner = rule(network, **options)
+
+    def keep(state: LearnerState) -> PyTree:
+        return jax.tree.map(jax.random.key_data, {name: memory.keys for name, memory in state.pending.update.items()})
+
+    def resume(state: LearnerState, kept: PyTree) -> LearnerState:
+        keys = jax.tree.map(jax.random.wrap_key_data, kept)
+        traces = {name: memory._replace(keys=keys[name]) for name, memory in state.pending.update.items()}
+        return state._replace(traces=traces, pending=state.pending._replace(update=traces))
+
+    run, trace_bytes = learner.value_and_grad(loss_fn), trace_bytes_of(learner)
+    return Rule(learner.init, run, trace_bytes, period=1, keep=keep, resume=resume)
 
 
 def with_traces(
@@ -262,7 +259,13 @@ RULES: dict[str, Callable[..., Rule]] = {
     "deep e-prop": with_traces,
     "hops = 1": partial(with_traces, hops=1),
     "hops = 0": partial(with_traces, hops=0),
-    "immediate only": immediate,
+    "immediate only": partial(beside, rule=immediate),
+    "SnAp-1": partial(beside, rule=snap, order=1),
+    "SnAp-2": partial(beside, rule=snap, order=2),
+    "UORO": partial(beside, rule=uoro),
+    "KF-RTRL": partial(beside, rule=kf_rtrl),
+    "OK": partial(beside, rule=kronecker_sum),
+    "RFLO": partial(beside, rule=rflo),
     "e-prop in segments": partial(with_traces, segment_length=32),
     "exact in segments": partial(with_traces, segment_length=32, within_segment="exact"),
     **{f"R = {rank}": partial(projected, carry_rank=rank) for rank in (1, 2, 4, 8)},

@@ -9,6 +9,7 @@ import pytest
 
 from experiments.program import pages
 from experiments.studies import fidelity_modes as fidelity
+from experiments.studies import fidelity_rules
 from experiments.studies import fidelity_trained as trained
 from experiments.studies import fidelity_untrained as study
 
@@ -88,3 +89,12 @@ def test_gradients_are_compared_while_bptt_trains(tmp_path, monkeypatch):
         assert run["layers"]["hops = 0"][moment][-1]["relative_error"] < 1e-3  # the readout
     assert (tmp_path / trained.STORED).with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert "| tiny | BPTT | test accuracy |" in trained.markdown(json.loads((tmp_path / trained.STORED).read_text()))
+
+
+@pytest.mark.mixed_promotion
+def test_of_the_other_rules_those_that_are_exact_have_cosine_1():
+    whole, own = (fidelity_rules.figures("LRU", rule, seeds=1) for rule in ("SnAp-2", "SnAp-1 (hops = 0)"))
+    assert [layer["cosine"] for layer in whole] == pytest.approx([1, 1], abs=1e-5)
+    assert [layer["norm_ratio"] for layer in whole] == pytest.approx([1, 1], abs=1e-5)
+    assert own[0]["cosine"] < 0.999
+    assert own[1]["cosine"] == pytest.approx(1, abs=1e-5)

@@ -70,6 +70,8 @@ def test_every_rule_learns_two_batches(rule: str) -> None:
         # One recurrent layer lies above the lower one.
         ("hops = 1", "deep e-prop", "hops = 0"),
         ("R = 4, step by step", "R = 4", "hops = 0"),
+        ("SnAp-1", "hops = 0", "deep e-prop"),
+        ("SnAp-2", "exact RTRL", "deep e-prop"),
     ],
 )
 def test_rules_that_must_agree_do_and_others_do_not(rule: str, same: str, other: str) -> None:
