@@ -9,7 +9,7 @@ which takes its place at the next step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -88,7 +88,10 @@ def by_steps(
     def step(params: PyTree, state: LearnerState, x: PyTree) -> tuple[LearnerState, PyTree]:
         return _step(made, params, state, x)
 
-    def gradient(params: PyTree, state: LearnerState, dy: PyTree) -> PyTree:
+    def gradient(
+        params: PyTree, state: LearnerState, dy: PyTree, signals: Mapping[str, PyTree] | None = None
+    ) -> PyTree:
+        _refuse_signals(name, signals)
         return _gradient(made, params, state, dy)
 
     def value_and_grad(
@@ -97,7 +100,9 @@ def by_steps(
         segment_length: int | None = None,
         within_segment: str = "eprop",
         has_aux: bool = False,
+        signals: Mapping[str, Callable[..., PyTree]] | None = None,
     ) -> Callable[..., PyTree]:
+        _refuse_signals(name, signals)
         checks.check_sequence_options(loss_fn, segment_length, within_segment)
         if segment_length not in (None, 1) or within_segment != "eprop":
             raise ValueError(f"{name} goes step by step, without segments; leave out segment_length, within_segment.")
@@ -116,6 +121,11 @@ def by_steps(
 
     learner = OnlineLearner(init, step, gradient, value_and_grad, reset, cell, plan)
     return remade(learner, factory, cell, **options)
+
+
+def _refuse_signals(name: str, signals: object) -> None:
+    if signals:
+        raise ValueError(f"{name} makes its own signals; leave out signals, or use deep_eprop(network, signals=...).")
 
 
 def _init(made: Made, params: PyTree, carry: PyTree, x: PyTree, key: jax.Array | None) -> LearnerState:
