@@ -17,7 +17,15 @@ SANDWICHES = [f"sandwich/{name}" for name, cell in cells().items() if len(cell.i
 # Like others but for one thing, and left to `make slow`.
 ALIKE = [
     *(f"tower_{cell}_{depth}" for cell in ("lru", "indrnn", "lif_no_lateral") for depth in (1, 2)),
-    *("stack_3_encoder", "stack_5", "depth_4_lstm", "depth_4_below_recurrent", "deep_below_deep"),
+    *(
+        "lif_zero_reset",
+        "rtu",
+        "stack_3_encoder",
+        "stack_5",
+        "depth_4_lstm",
+        "depth_4_below_recurrent",
+        "deep_below_deep",
+    ),
 ]
 ALL = [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in (*cells(), *networks())]
 SEGMENT = 4  # of 12 steps: three segments, and one program for all of them

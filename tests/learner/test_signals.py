@@ -83,12 +83,11 @@ class Cut:
 QUICK = [
     ("stack_3", ("0", "1"), {}, (5, "stream")),
     ("graph_diamond", ("left",), {}, (5,)),
-    ("stack_3_spiking", ("0",), {"hops": 0}, (1, "stream")),
 ]
 CASES = [
     ("stack_2", ("0",), {}, (1, 5, STEPS, "stream")),
     ("stack_3", ("0",), {"exact": True}, (1, 5, STEPS, "stream")),
-    ("stack_3_spiking", ("0",), {"hops": 0}, (5, STEPS)),
+    ("stack_3_spiking", ("0",), {"hops": 0}, (1, 5, STEPS, "stream")),
     ("stack_3", ("1",), {"hops": 1}, (1, 5, "stream")),
     ("graph_diamond", ("left",), {}, (1, STEPS, "stream")),
     ("graph_two_outputs", ("low",), {"exact": True}, (1, 5, STEPS, "stream")),

@@ -41,11 +41,11 @@ def run(p, learner, steps):
 @pytest.mark.parametrize(
     ("name", "v", "options"),
     [
-        ("stack_3", 1, {}),
         ("stack_3", 1, {"exact": True}),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in [
+                ("stack_3", 1, {}),
                 ("stack_3", 1, {"hops": 0}),
                 ("stack_3_spiking", 0, {}),
                 ("stack_3_spiking", 1, {"hops": 0}),

@@ -97,7 +97,6 @@ def gradients(learner, params, carry, xs, lengths):
     ("name", "lengths"),
     [
         ("alif", (5, "stream")),
-        ("two filters", (5,)),
         *(pytest.param(name, (1, 5, STEPS, "stream"), marks=pytest.mark.slow) for name in NETWORKS),
     ],
 )
