@@ -51,8 +51,7 @@ def voltage_regularisation(voltage: jax.Array, threshold: ArrayLike) -> jax.Arra
     Raises:
       ValueError: ``voltage`` not (batch, units).
 
-    Reference: the voltage regularization of Bellec et al. (2020), here with the weight of a half and the mean over
-    examples.
+    The form is this library's own; training code for such networks often has a term like it.
 
     >>> voltage_regularisation(jnp.array([[0.5, 3.0], [-2.0, 0.0]]), 1.0).item()
     1.25
