@@ -15,7 +15,6 @@ import numpy as np
 from deepeprop_jax.analysis.labels import Labels, depends_on
 from deepeprop_jax.analysis.node import Node
 from deepeprop_jax.analysis.units import to_grid
-from deepeprop_jax.jaxpr import thin
 from deepeprop_jax.jaxpr.batched import Lifted, pull
 from deepeprop_jax.jaxpr.program import Atom, backward_slice, dependents, is_variable, read_by, variables
 from deepeprop_jax.jaxpr.real_leaves import Parts
@@ -58,15 +57,32 @@ def shown(node: Node) -> np.ndarray | None:
     function of that unit's new carry alone."""
     if node.cut.output_uses & {"params", "carry_tm1"} or not node.recurrent:
         return None
+    by_leaf = _outputs_of(node, of_params=False)
+    if any(numbers is None for numbers in by_leaf):
+        return None
+    flat = np.concatenate([numbers.ravel() for numbers in by_leaf if numbers is not None])
+    by_slot = np.asarray(to_grid(flat + 1, node.units)) - 1  # (slots, units), nothing as -1
+    outputs = by_slot.max(axis=0)
+    return outputs if ((by_slot == outputs) | (by_slot < 0)).all() else None
+
+
+def written(node: Node) -> list[np.ndarray | None]:
+    """Of a node without a carry, per real parameter leaf and in its shape: the number of the output that an entry
+    reaches, -1 for none; None for a leaf with an entry that reaches several."""
+    return _outputs_of(node, of_params=True)
+
+
+def _outputs_of(node: Node, of_params: bool) -> list[np.ndarray | None]:
+    """The numbers of the outputs that parameters, or components of the new carry, have a part in."""
     others = (node.params.other_avals, node.carry.other_avals, node.input.other_avals)
     reals = [view.real_avals for view in (node.params, node.carry, node.input)]
 
     def back(params, carry, x, others, point, ct):
-        def output(h: list[jax.Array]) -> list[jax.Array]:
+        def output(params: list[jax.Array], h: list[jax.Array]) -> list[jax.Array]:
             found: Parts = node.cut.output(params, h, carry, x, others, others[1], (point, point))
             return found.real
 
-        return jax.vjp(output, carry)[1](ct)[0]
+        return jax.vjp(output, params, carry)[1](ct)[0 if of_params else 1]
 
     program = trace(back, *reals, others, reals[1], node.output.real_avals)
     cotangents = program.inputs[len(program.inputs) - len(node.output.real_avals) :]
@@ -75,14 +91,14 @@ def shown(node: Node) -> np.ndarray | None:
     linear = dependents(program.equations, cotangents)
     equations = [e for e in program.equations if e.outputs[0] in linear]
     labelling = depends_on(equations, dict(zip(cotangents, labels, strict=True)))
-    found = []
-    for atom, shape in zip(program.outputs, node.carry.shapes, strict=True):
+    found: list[np.ndarray | None] = []
+    for atom, shape in zip(program.outputs, (node.params if of_params else node.carry).shapes, strict=True):
         label = labelling.of(atom)
-        if label is not None and not label.pure:
-            return None
-        empty = np.ones(shape, bool) if label is None else np.broadcast_to(thin.core(label.empty), shape)
-        unit = np.zeros(shape, int) if label is None else np.broadcast_to(thin.core(label.unit), shape)
-        found.append(np.where(empty, -1, unit).ravel())
-    by_slot = np.asarray(to_grid(np.concatenate(found) + 1, node.units)) - 1  # (slots, units), nothing as -1
-    outputs = by_slot.max(axis=0)
-    return outputs if ((by_slot == outputs) | (by_slot < 0)).all() else None
+        if label is None:
+            found.append(np.full(shape, -1))
+        elif not label.pure:
+            found.append(None)
+        else:
+            unit, empty = (np.broadcast_to(x, shape) for x in (label.unit, label.empty))
+            found.append(np.where(empty, -1, unit))
+    return found

@@ -87,7 +87,7 @@ def _of_a_layer(plan: Plan, v: int) -> int:
     whole = {pair: kept for pair, kept in plan.pairs.items() if pair not in plan.filtered}
     kept = sum(pair.columns for (target, _), pair in whole.items() if target == v)
     for (target, k), kind in plan.filtered.items():  # gathered from the source's own trace, and contracted
-        columns = sum(block.columns for block in plan.own[k])
+        columns = sum(block.columns for block in kind.blocks)
         total += len(kind.decays) * columns * (plan.nodes[k].units.slots + 2) if target == v else 0
     total += n * inputs * arriving + n * (kept + plan.bands[v] * plan.columns[v]) * (recurrence + 1)
     for k, columns in factors.items():

@@ -40,7 +40,7 @@ def gradient(segment: Segment, w: int, v: int, signal: jax.Array, traces: Traces
         found = part.linear_values(part.program.to_input, leaves)
         below.append(vector(plan.nodes[w].input, plan.dtype, found, "b", segment.sizes))
     held = (traces if split else split_slots(plan, traces))[plan.name(w, v)]
-    return filtered.contract(plan.nodes[v], plan.own[v], kind, jnp.stack(below), held)
+    return filtered.contract(plan.nodes[v], kind, jnp.stack(below), held)
 
 
 def advance(segment: Segment, w: int, v: int, traces: Traces) -> tuple[list[jax.Array], ...]:
@@ -57,10 +57,12 @@ def advance(segment: Segment, w: int, v: int, traces: Traces) -> tuple[list[jax.
         kept, whole = _powers(part, decay, plan.dtype)
         back = part.back(Past.LOCAL, on_all_outputs(node, kept), [], 1, "carry")
         inside.append(part.parameters(back, "b", sizes))
-        shown.append(to_grid(vector(node.carry, plan.dtype, back.start, "b", sizes), node.units))
+        start = vector(node.carry, plan.dtype, back.start, "b", sizes) if node.recurrent else jnp.zeros((0, 0))
+        shown.append(to_grid(start, node.units))
         decays.append(whole)
     new = []
-    for block, own, trace in zip(plan.own[v], traces[plan.name(v, v)], traces[plan.name(w, v)], strict=True):
+    rows = traces.get(plan.name(v, v), [[] for _ in kind.blocks])
+    for block, own, trace in zip(kind.blocks, rows, traces[plan.name(w, v)], strict=True):
         found = [params[block.leaves[0]] for params in inside]
         added = [None if x is None else broadcast(x, "b", sizes).astype(plan.dtype) for x in found]
         new.append(filtered.moved(block, decays, shown, own, added, trace))

@@ -47,7 +47,9 @@ def applies(plan: Plan) -> bool:
     What moves dense rows, or influences across nodes, is larger than the parameters that it follows from.
     """
     blocks = [block for own in plan.own for block in own]
-    own_alone = plan.rank is None and plan.projection is None and plan.pairs.keys() == plan.filtered.keys()
+    # Of a source without a carry what a step adds is larger than the parameters that it follows from.
+    factored = {pair for pair in plan.filtered if plan.nodes[pair[1]].recurrent}
+    own_alone = plan.rank is None and plan.projection is None and plan.pairs.keys() == factored
     own_alone = own_alone and all(vertex.depth is None for vertex in plan.graph.nodes)
     return own_alone and bool(blocks) and all(block.kind is Rows.LOCAL for block in blocks)
 

@@ -18,21 +18,18 @@ from deepeprop_jax.traces.block import Block, over_leaf
 from deepeprop_jax.traces.plan import Filter
 
 
-def contract(
-    node: Node, blocks: tuple[Block, ...], kind: Filter, signal: jax.Array, trace: tuple[list[jax.Array], ...]
-) -> dict[int, jax.Array]:
+def contract(node: Node, kind: Filter, signal: jax.Array, trace: tuple[list[jax.Array], ...]) -> dict[int, jax.Array]:
     """``(λ W) · F``, summed over the batch, per parameter leaf, flat.
 
     Args:
       node: the source.
-      blocks: its own, all local.
       signal: (G, batch, outputs of the source): λ W of each constant's numbers.
       trace: F as ``state.split_slots`` gives it: per block and constant (batch, *leaf).
     """
     by_unit = jnp.moveaxis(jnp.where(kind.shown >= 0, signal[..., kind.shown], 0), 0, 1)
     return {
         block.leaves[0]: local.contract_split(over_leaf(by_unit, block, node.params.shapes[block.leaves[0]]), rows)
-        for block, rows in zip(blocks, trace, strict=True)
+        for block, rows in zip(kind.blocks, trace, strict=True)
     }
 
 
@@ -49,14 +46,13 @@ def moved(
     Args:
       decays: (batch,) κ^C.
       shown: (batch, K, units), of each slot of the source's own trace.
-      own: that trace, (batch, *leaf) per slot.
+      own: that trace, (batch, *leaf) per slot; none for a source without a carry.
       added: (batch, *leaf); None for nothing.
       trace: F, (batch, *leaf).
     """
     new = []
     for decay, now, more, old in zip(decays, shown, added, trace, strict=True):
         kept = decay.reshape(-1, *(1,) * (old.ndim - 1)) * old
-        new.append(
-            local.advance_split(over_leaf(now, block, old.shape[1:]), own, kept if more is None else kept + more)
-        )
+        kept = kept if more is None else kept + more
+        new.append(local.advance_split(over_leaf(now, block, old.shape[1:]), own, kept) if own else kept)
     return new

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deepeprop_jax.analysis.filtered import decays, shown
+from deepeprop_jax.analysis.filtered import decays, shown, written
 from deepeprop_jax.analysis.node import AnalysedNetwork, Node, Reach
 from deepeprop_jax.jaxpr import thin
 from deepeprop_jax.jaxpr.program import Atom, is_variable
@@ -47,7 +47,7 @@ def make_plan(network: AnalysedNetwork, trained: tuple[tuple[int, ...], ...], mo
     reach = Hops(graph, nodes, columns, hops)
     bands = tuple(reach.band(v) for v in range(len(nodes)))
     pairs, transmitted = reach.pairs()
-    filtered = _filtered(network, pairs, own)
+    filtered = _filtered(network, pairs, trained, own)
     given = {vertex.name: v for v, vertex in enumerate(graph.nodes) if vertex.name in mode.signals}
     return Plan(
         graph, nodes, exact, hops, rank, trained, columns, own, tuple(layouts), bands, pairs, filtered, transmitted,
@@ -56,7 +56,10 @@ def make_plan(network: AnalysedNetwork, trained: tuple[tuple[int, ...], ...], mo
 
 
 def _filtered(
-    network: AnalysedNetwork, pairs: dict[tuple[int, int], KeptPair], own: tuple[tuple[Block, ...], ...]
+    network: AnalysedNetwork,
+    pairs: dict[tuple[int, int], KeptPair],
+    trained: tuple[tuple[int, ...], ...],
+    own: tuple[tuple[Block, ...], ...],
 ) -> dict[tuple[int, int], Filter]:
     """The pairs of a node and a filter of its output, with no kept influence on anything that the filter feeds."""
     graph, nodes, found = network.graph, network.nodes, {}
@@ -67,17 +70,30 @@ def _filtered(
             above.add(reader := waiting.pop())
             waiting += readers[reader] - above
         alone = graph.nodes[w].wire == v and graph.nodes[w].depth is None and graph.nodes[v].depth is None
-        if not alone or not own[v] or any((x, v) in pairs for x in above):
+        kept = decays(nodes[w]) if alone and not any((x, v) in pairs for x in above) else None
+        if kept is None:
             continue
-        if any(block.kind is Rows.DENSE for block in own[v]):
-            continue
-        kept, outputs = decays(nodes[w]), shown(nodes[v])
-        if kept is None or outputs is None:
-            continue
+        source = _shown_source(nodes[v], trained[v], own[v])
         distinct, group = np.unique(kept, return_inverse=True)
-        if len(distinct) < nodes[w].carry.size or nodes[w].carry.size == 1:
-            found[w, v] = Filter(distinct, group.reshape(-1), outputs)
+        if source is not None and (len(distinct) < nodes[w].carry.size or nodes[w].carry.size == 1):
+            found[w, v] = Filter(distinct, group.reshape(-1), *source)
     return found
+
+
+def _shown_source(
+    node: Node, trained: tuple[int, ...], own: tuple[Block, ...]
+) -> tuple[np.ndarray, tuple[Block, ...]] | None:
+    """``shown`` and ``blocks`` of a ``Filter``; None where an entry of a parameter has a part in several outputs."""
+    if node.recurrent:
+        outputs = shown(node) if own and all(block.kind is Rows.LOCAL for block in own) else None
+        return None if outputs is None else (outputs, own)
+    numbers, blocks = written(node), []
+    for i in trained:
+        unit = numbers[i]
+        if unit is None or (unit < 0).any():
+            return None
+        blocks.append(Block(Rows.LOCAL, (i,), unit, 0, node.params.sizes[i]))
+    return np.arange(node.output.size), tuple(blocks)
 
 
 def _projection(network: AnalysedNetwork, trained: tuple[tuple[int, ...], ...], mode: Mode) -> Projection:

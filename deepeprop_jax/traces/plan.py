@@ -58,11 +58,14 @@ class Filter(NamedTuple):
       decays: (G,) its distinct constants.
       group: (n,) which of them each number of its carry has.
       shown: (units of the node below,) the number of the output that shows a unit, -1 for none.
+      blocks: what of the source is kept, a leaf each: its own blocks, all local; or, of a node without a carry, blocks
+        without rows, whose units are its outputs.
     """
 
     decays: np.ndarray
     group: np.ndarray
     shown: np.ndarray
+    blocks: tuple[Block, ...]
 
 
 def needs_full_jacobian(node: Node, exact: bool) -> bool:

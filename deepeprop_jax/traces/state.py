@@ -35,7 +35,7 @@ def trace_shapes(plan: Plan, batch: int) -> Traces:
         layers = () if plan.graph.nodes[v].depth is None else (pair.layers,)
         traces[plan.name(v, k)] = array(*layers, batch, plan.nodes[v].carry.size, pair.columns)
     for (v, k), kind in plan.filtered.items():
-        traces[plan.name(v, k)] = tuple(array(batch, len(kind.decays), block.columns) for block in plan.own[k])
+        traces[plan.name(v, k)] = tuple(array(batch, len(kind.decays), block.columns) for block in kind.blocks)
     if plan.projection is not None:
         rank, numbers = plan.projection.rank, plan.projection.numbers
         columns = {
@@ -98,7 +98,7 @@ def split_slots(plan: Plan, traces: Traces) -> Traces:
         )
     for (v, k), kind in plan.filtered.items():
         shapes, rows = plan.nodes[k].params.shapes, len(kind.decays)
-        pairs = zip(plan.own[k], traces[plan.name(v, k)], strict=True)
+        pairs = zip(kind.blocks, traces[plan.name(v, k)], strict=True)
         split[plan.name(v, k)] = tuple(local.split(b._replace(rows=rows), shapes[b.leaves[0]], t) for b, t in pairs)
     return split
 

@@ -29,7 +29,15 @@ MEMORY = Cell(
     lambda key, x: ({"w": jax.random.normal(key, (3, x.shape[1]), x.dtype)}, jnp.zeros((x.shape[0], 3), x.dtype)),
     two_constants,
 )
+
+
+def dense(params, h, x):
+    """Without a carry: its parameters reach the filter, and are filtered, directly."""
+    return h, jnp.tanh(x @ params["w"] + params["b"])
+
+
 NETWORKS = {
+    "feed-forward": lambda: stack(dense, leaky_readout(3, **DOUBLE)),
     "alif": lambda: stack(alif(4, tau=5.0, tau_adaptation=20.0, threshold=0.5, **DOUBLE), leaky_readout(3, **DOUBLE)),
     "leaky": lambda: stack(leaky_rnn(4, **DOUBLE), low_pass(tau=3.0), lambda w, h, x: (h, x)),
     "independent": lambda: stack(indrnn(4, **DOUBLE), MEMORY),
@@ -53,6 +61,10 @@ def made(name):
     if name == "leaky":
         params, carry = leaky_rnn(4, **DOUBLE).init(KEY, xs[0])
         return network, (params, {}, ()), (carry + 0.3, carry, ()), xs
+    if name == "feed-forward":
+        low = {"w": jax.random.normal(KEY, (2, 4)), "b": jnp.ones(4)}
+        above, carry = leaky_readout(3, **DOUBLE).init(KEY, jnp.ones((3, 4)))
+        return network, (low, above), ((), carry), xs
     if name == "two filters":
         low, carry = lif(4, refractory=2.0, **DOUBLE).init(KEY, xs[0])
         out, _ = leaky_readout(2, **DOUBLE).init(KEY, carry[0])
@@ -97,6 +109,7 @@ def gradients(learner, params, carry, xs, lengths):
     ("name", "lengths"),
     [
         ("alif", (5, "stream")),
+        ("feed-forward", (5,)),
         *(pytest.param(name, (1, 5, STEPS, "stream"), marks=pytest.mark.slow) for name in NETWORKS),
     ],
 )
@@ -163,6 +176,13 @@ def test_an_output_that_mixes_units_is_not_shown_unit_by_unit():
     for below, filtered in ((cell, True), (mixed, False)):
         learner = deep_eprop(stack(below, low_pass()))
         assert bool(learner.plan((low, {}), (carry, carry), jnp.ones((3, 2))).filtered) == filtered
+    for below, params, filtered in (
+        (lambda w, h, x: (h, x @ w), jnp.ones((2, 4)), True),
+        (lambda w, h, x: (h, (x @ w) @ w.T @ w), jnp.ones((2, 4)), False),
+        (lambda w, h, x: (h, jnp.outer(x, w).ravel()), jnp.ones(2), False),
+    ):
+        learner = deep_eprop(stack(below, low_pass()))
+        assert bool(learner.plan((params, {}), ((), jnp.ones((3, 4))), jnp.ones((3, 2))).filtered) == filtered
 
 
 def test_analyse_counts_its_bytes():
