@@ -15,8 +15,8 @@ import numpy as np
 from deepeprop_jax.analysis.labels import Labels, depends_on
 from deepeprop_jax.analysis.node import Node
 from deepeprop_jax.analysis.units import to_grid
-from deepeprop_jax.jaxpr.batched import Lifted, pull
-from deepeprop_jax.jaxpr.program import Atom, backward_slice, dependents, is_variable, read_by, variables
+from deepeprop_jax.jaxpr.batched import Lifted, evaluate, pull
+from deepeprop_jax.jaxpr.program import Atom, backward_slice, dependents, read_by, variables
 from deepeprop_jax.jaxpr.real_leaves import Parts
 from deepeprop_jax.jaxpr.trace import trace
 
@@ -27,19 +27,21 @@ def decays(node: Node) -> np.ndarray | None:
     program = node.program
     if not node.elementwise or not node.recurrent or node.units.slots > 1:
         return None
-    linear = [e for e in program.program.equations if e.outputs[0] in program.linear]
+    equations = program.program.equations
+    linear = [e for e in equations if e.outputs[0] in program.linear]
     to_carry = backward_slice(linear, variables(program.to_carry.outputs))
-    known = {*program.program.constants, *program.linear}
-    if any(variable not in known for variable in read_by(to_carry)):
+    if not dependents(equations, program.program.inputs).isdisjoint(set(read_by(to_carry)) - program.linear):
         return None  # it depends on parameters, or on the step
     inputs = backward_slice(linear, variables(program.to_input.outputs))
     moving = [*program.carry_tm1, *program.carry_other, *program.input, *program.input_other]
-    step = dependents(program.program.equations, moving) - program.linear
-    if not step.isdisjoint(read_by(inputs)):
+    if not (dependents(equations, moving) - program.linear).isdisjoint(read_by(inputs)):
         return None
+    constants = program.program.constants
+    if any(isinstance(value, jax.core.Tracer) for value in constants.values()):
+        return None  # numbers of another program, which are not known yet
 
     def read(atom: Atom) -> Lifted:
-        return Lifted(jnp.asarray(program.program.constants[atom] if is_variable(atom) else atom.val))
+        return Lifted(evaluate(backward_slice(equations, [atom]), constants, [atom])[0])
 
     with jax.ensure_compile_time_eval():
         ones = [Lifted(jnp.ones(aval.shape, aval.dtype)) for aval in node.carry.real_avals]

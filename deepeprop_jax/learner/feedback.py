@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -23,7 +23,7 @@ from deepeprop_jax.jaxpr.real_leaves import RealView
 from deepeprop_jax.learner.signals import Signal, indices_of
 from deepeprop_jax.network.arguments import as_arrays
 from deepeprop_jax.network.build import as_cell
-from deepeprop_jax.network.cell import Graph, PyTree, connect, graph_of, parents, run_node, select
+from deepeprop_jax.network.cell import Constant, Graph, Part, PyTree, Wire, connect, graph_of, parents, run_node, select
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["weights"], meta_fields=["of"])
@@ -46,7 +46,8 @@ class Feedback:
         Raises:
           ValueError: outputs that are not as many as the weights' rows.
         """
-        leaves = [leaf for leaf in jax.tree.leaves(_part(dy, self.of)) if leaf.dtype != jax.dtypes.float0]
+        part = _part(dy, self.of)
+        leaves = RealView(part).split_cotangent(part)
         rows = jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
         if rows.shape[1] != self.weights.shape[0]:
             raise ValueError(
@@ -73,7 +74,8 @@ def random_feedback(
       key: from ``jax.random.key``.
       network, params, carry, x: as for ``learner.init``; shapes are enough.
       nodes: names; None for all nodes with a carry that are not outputs of the network.
-      of: where the network's output is a dict, the name of the part that is fed back; None for all of it.
+      of: where the network's output is a dict, the name of the part that is fed back; None for all of it, the cotangent
+        of a node's own output included.
       scale: standard deviation; None for 1 / sqrt(outputs).
 
     Returns:
@@ -215,7 +217,7 @@ def _shapes(
     y = _part(y, of)
     recurrent = [RealView(select(h, vertex.path)).size > 0 for vertex in graph.nodes]
     if names is None:
-        chosen = [v for v in range(len(nodes)) if recurrent[v] and v not in parents(graph.output)]
+        chosen = [v for v in range(len(nodes)) if recurrent[v] and v not in _shown(graph.output)]
     else:
         chosen = list(indices_of(graph, tuple(names)))
     if not chosen:
@@ -248,10 +250,22 @@ def _outputs(
       added: per node what is added to its output.
     """
     found: list[PyTree] = []
+    shown: list[PyTree] = []  # what a loss on an output itself sees is no way up
     for v, vertex in enumerate(graph.nodes):
         u, theta, h = connect(vertex.wire, x, found), select(params, vertex.path), select(carry, vertex.path)
         y = run_node(vertex, theta, h, u)[1]
+        shown.append(y)
         if v in added:
             y = y | {"output": y["output"] + added[v]} if vertex.shows else y + added[v]
         found.append(y)
-    return found, connect(graph.output, x, found)
+    return found, connect(graph.output, x, shown)
+
+
+def _shown(wire: Wire) -> set[int]:
+    """The nodes whose own outputs are in the network's."""
+    if isinstance(wire, Part):
+        of_carry = isinstance(wire.wire, Part) and wire.wire.key == "carry"
+        return set() if of_carry else set(parents(wire))
+    if isinstance(wire, str | int | Constant):
+        return set(parents(wire))
+    return set().union(*map(_shown, wire.values() if isinstance(wire, Mapping) else wire))

@@ -120,6 +120,6 @@ def _like(view: RealView, name: str, signal: PyTree, batch: int) -> PyTree:
                 f"The signal of node {name!r} at '{path_name(path)}': seen {leaf.dtype}{list(leaf.shape)}, needed "
                 f"{aval.dtype}{list(needed)}, the batched output of the node."
             )
-        return jax.lax.stop_gradient(leaf.astype(aval.dtype))
+        return leaf.astype(aval.dtype)
 
     return jax.tree_util.tree_map_with_path(cast, signal, like)

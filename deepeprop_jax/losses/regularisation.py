@@ -20,7 +20,7 @@ def rate_regularisation(rate: jax.Array, target: ArrayLike) -> jax.Array:
       target: f, a number or (units,), likewise.
 
     Returns:
-      A scalar, in the dtype of ``rate``.
+      A scalar, in the dtype of the rates' mean.
 
     Raises:
       ValueError: ``rate`` not (batch, units).
@@ -33,7 +33,8 @@ def rate_regularisation(rate: jax.Array, target: ArrayLike) -> jax.Array:
     """
     if rate.ndim != 2:
         raise ValueError(f"rate_regularisation takes rates of shape (batch, units); seen {rate.shape}.")
-    return 0.5 * jnp.sum(jnp.square(rate.mean(0) - jnp.asarray(target, rate.dtype)))
+    mean = rate.mean(0)
+    return 0.5 * jnp.sum(jnp.square(mean - jnp.asarray(target, mean.dtype)))
 
 
 def voltage_regularisation(voltage: jax.Array, threshold: ArrayLike) -> jax.Array:

@@ -81,25 +81,29 @@ def with_outputs(network: Cell, outputs: Outputs) -> Cell:
                 )
             carries.setdefault(places[name], []).append(shown)
 
+    already = {v for v, vertex in enumerate(graph.nodes) if vertex.shows}
+    new_ones = carries.keys() - already
+
     def value(node: int | str) -> Wire:
-        return Part(node, "output") if isinstance(node, int) and node in carries else node
+        return Part(node, "output") if isinstance(node, int) and node in new_ones else node
 
-    def nodes_with(carries: dict[int, list[CarryOf]]) -> tuple[Vertex, ...]:
-        return tuple(
-            vertex._replace(
-                cell=_showing(vertex.cell, vertex.name, tuple(carries[v])) if v in carries else vertex.cell,
-                wire=rewired(vertex.wire, value),
-                shows=vertex.shows or v in carries,
-            )
-            for v, vertex in enumerate(graph.nodes)
+    nodes = [
+        vertex._replace(
+            cell=_showing(vertex, tuple(carries[v])) if v in carries else vertex.cell,
+            wire=rewired(vertex.wire, value),
+            shows=v in already | new_ones,
         )
+        for v, vertex in enumerate(graph.nodes)
+    ]
 
-    wires: dict[str, Wire] = {
-        key: Part(Part(places[shown.node], "carry"), str(shown)) if isinstance(shown, CarryOf) else value(places[shown])
-        for key, shown in wanted.items()
-    }
+    def wire_of(shown: Shown) -> Wire:
+        if isinstance(shown, CarryOf):
+            return Part(Part(places[shown.node], "carry"), str(shown))
+        return Part(places[shown], "output") if places[shown] in already | new_ones else places[shown]
+
+    wires: dict[str, Wire] = {key: wire_of(shown) for key, shown in wanted.items()}
     alone = isinstance(outputs, str | CarryOf)
-    whole = Graph(nodes_with(carries), next(iter(wires.values())) if alone else wires)
+    whole = Graph(tuple(nodes), next(iter(wires.values())) if alone else wires)
 
     def apply(params: PyTree, carry: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
         new: list[PyTree] = []
@@ -122,6 +126,10 @@ def _by_key(outputs: Outputs) -> dict[str, Shown]:
         found = dict(outputs)
     elif isinstance(outputs, tuple | list):
         found = {str(shown): shown for shown in outputs}
+        if len(found) < len(outputs):
+            raise ValueError(
+                f"outputs has two entries of one name, in {tuple(map(str, outputs))}. Name them in a dict."
+            )
     else:
         found = {"outputs": outputs}
     wrong = [shown for shown in found.values() if not isinstance(shown, str | CarryOf)]
@@ -133,14 +141,16 @@ def _by_key(outputs: Outputs) -> dict[str, Shown]:
     return found
 
 
-def _showing(cell: Cell, name: str, shown: tuple[CarryOf, ...]) -> Cell:
-    """A cell whose output is a dict of its own one and parts of its new carry."""
+def _showing(vertex: Vertex, shown: tuple[CarryOf, ...]) -> Cell:
+    """A node's cell with a dict as output: its own one, and parts of its new carry, more than it may show already."""
+    cell, name = vertex.cell, vertex.name
 
     def apply(params: PyTree, carry: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
         carry_t, y = cell.apply(params, carry, x)
-        return carry_t, {"output": y, "carry": {str(part): _part(carry_t, name, part.path) for part in shown}}
+        output, before = (y["output"], y["carry"]) if vertex.shows else (y, {})
+        return carry_t, {"output": output, "carry": before | {str(p): _part(carry_t, name, p.path) for p in shown}}
 
-    return remade(Cell(_init_of(cell), apply), _showing, cell, name, shown)
+    return remade(Cell(_init_of(cell), apply), _showing, vertex, shown)
 
 
 def _init_of(cell: Cell) -> Callable[[jax.Array, PyTree], tuple[PyTree, PyTree]]:
@@ -153,9 +163,18 @@ def _init_of(cell: Cell) -> Callable[[jax.Array, PyTree], tuple[PyTree, PyTree]]
 
 
 def _part(carry: PyTree, name: str, path: tuple[int | str, ...]) -> PyTree:
+    part = carry
     try:
-        return select(carry, path)
+        for key in path:
+            if isinstance(key, bool) or hasattr(part, "shape"):  # an array has no parts
+                raise KeyError(key)
+            part = part[key]
     except (KeyError, IndexError, TypeError) as error:
+        leaves = [
+            jax.tree_util.keystr(found, simple=True, separator=", ") for found, _ in jax.tree.leaves_with_path(carry)
+        ]
         raise ValueError(
-            f"carry_of({name!r}, {', '.join(map(repr, path))}): the carry of that node is {jax.tree.structure(carry)}."
+            f"carry_of({', '.join(map(repr, (name, *path)))}) names no part of that node's carry, whose leaves are "
+            f"{[f'({leaf})' for leaf in leaves]}."
         ) from error
+    return part

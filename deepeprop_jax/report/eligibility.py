@@ -29,11 +29,12 @@ def eligibility(
     Args:
       learner, params, state: as for ``learner.gradient``; the last step is in the trace, though it waits in the state.
       node: its name, as in ``learner.network.graph.nodes``; a cell alone is "cell".
-      parameter: path of a leaf in the node's params, such as "params/hn/kernel"; with ``.real`` or ``.imag`` behind it
-        where it is complex.
+      parameter: path of a leaf in the node's params, such as "params/hn/kernel", "value" where they are one array; with
+        ``.real`` or ``.imag`` behind it where it is complex.
 
     Returns:
-      Per real carry leaf of the node, by its path ("0" for the first of a tuple), in the traces' dtype:
+      Per real carry leaf of the node, by its path ("0" for the first of a tuple, "value" where the carry is one array),
+      in the traces' dtype:
 
       * local rows, where an entry reaches one unit alone: (batch, *shape of the parameter), the influence on that
         unit's number in this leaf;
@@ -72,7 +73,7 @@ def eligibility(
     for block, trace in pairs:
         if i in block.leaves:
             return _by_leaf(plan.nodes[v], block, i, trace)
-    raise ValueError(f"{parameter!r} of node {node!r} has no trace: it is masked, or never reaches the carry.")
+    raise ValueError(f"{parameter!r} of node {node!r} has no trace: it is masked, or reaches no carry.")
 
 
 def _place(plan: Plan, node: str, parameter: str) -> tuple[int, int]:

@@ -47,7 +47,8 @@ def make_plan(network: AnalysedNetwork, trained: tuple[tuple[int, ...], ...], mo
     reach = Hops(graph, nodes, columns, hops)
     bands = tuple(reach.band(v) for v in range(len(nodes)))
     pairs, transmitted = reach.pairs()
-    filtered = _filtered(network, pairs, trained, own)
+    whole = [own[v] if layout is None else () for v, layout in enumerate(layouts)]
+    filtered = _filtered(network, pairs, trained, whole)
     given = {vertex.name: v for v, vertex in enumerate(graph.nodes) if vertex.name in mode.signals}
     return Plan(
         graph, nodes, exact, hops, rank, trained, columns, own, tuple(layouts), bands, pairs, filtered, transmitted,
@@ -59,9 +60,13 @@ def _filtered(
     network: AnalysedNetwork,
     pairs: dict[tuple[int, int], KeptPair],
     trained: tuple[tuple[int, ...], ...],
-    own: tuple[tuple[Block, ...], ...],
+    own: list[tuple[Block, ...]],
 ) -> dict[tuple[int, int], Filter]:
-    """The pairs of a node and a filter of its output, with no kept influence on anything that the filter feeds."""
+    """The pairs of a node and a filter of its output, with no kept influence on anything that the filter feeds.
+
+    Args:
+      own: per node its own blocks; none where a part of them is of low rank.
+    """
     graph, nodes, found = network.graph, network.nodes, {}
     readers = [{v for v, vertex in enumerate(graph.nodes) if p in parents(vertex.wire)} for p in range(len(nodes))]
     for w, v in pairs:

@@ -12,6 +12,7 @@ from deepeprop_jax import (
     Feedback,
     analyse,
     carry_basis,
+    carry_of,
     deep_eprop,
     graph,
     random_feedback,
@@ -181,6 +182,38 @@ def test_symmetric_feedback_below_a_linear_readout_is_the_instantaneous_signal()
     found = with_signals.value_and_grad(loss_fn, signals=signals)(params, state, p.xs, targets)
     needed = without.value_and_grad(loss_fn)(params, without.init(params, carry, p.xs[0]), p.xs, targets)
     assert_same_gradient(found[1], needed[1], FLOAT64)
+
+
+def test_a_gradient_may_be_differentiated_by_the_feedback():
+    p = problem("stack_2", steps=4)
+    feedback = random_feedback(KEY, p.network, p.params, p.carry, p.xs[0], nodes=("0",))
+    learner = deep_eprop(p.network, signals=("0",))
+    state = start(learner, p)
+
+    def size(feedback):
+        grads = learner.value_and_grad(p.loss_fn, segment_length=2, signals=feedback)(p.params, state, p.xs, p.targets)
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(grads[1]))
+
+    slope = jax.jit(jax.grad(size))(feedback)["0"].weights[0, 0]
+    step = jnp.zeros_like(feedback["0"].weights).at[0, 0].set(1e-6)
+    sides = [jax.jit(size)({"0": Feedback(feedback["0"].weights + sign * step)}) for sign in (1, -1)]
+    assert jnp.allclose(slope, (sides[0] - sides[1]) / 2e-6, rtol=1e-5)
+
+
+def test_feedback_of_outputs_of_every_kind():
+    """What a loss on a node's own output says of it is no way through the network; complex outputs are two numbers."""
+    x = jnp.ones((3, 2))
+    params, carry = (jnp.ones((2, 4)), jnp.ones((4, 2))), (jnp.zeros((3, 4)), ())
+    layers = (lambda w, h, x: (jnp.tanh(x @ w + h),) * 2, lambda w, h, x: (h, x @ w))
+    shown = stack(*layers, outputs={"y": "1", "h": "0", "carry": carry_of("0")})
+    exact = symmetric_feedback(shown, params, carry, x, nodes=("0",))["0"].weights
+    assert exact.shape == (10, 4) and jnp.array_equal(exact, jnp.zeros((10, 4)).at[8:].set(params[1].T))
+    hidden = stack(*layers, outputs={"y": "1", "carry": carry_of("0")})
+    assert list(random_feedback(KEY, hidden, params, carry, x, of="y")) == ["0"]
+    network = stack(layers[0], lambda w, h, x: (h, jax.lax.complex(x @ w, x @ w)))
+    feedback = random_feedback(KEY, network, params, carry, x)["0"]
+    dy = jnp.full((3, 2), 1 + 2j)
+    assert jnp.allclose(feedback(dy), jnp.tile(jnp.array([1.0, 1, -2, -2]) @ feedback.weights, (3, 1)))
 
 
 def test_feedback_is_made_for_nodes_of_every_kind():

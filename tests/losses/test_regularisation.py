@@ -22,6 +22,10 @@ def test_formulas():
     np.testing.assert_allclose(slope, np.tile((VALUES.mean(0) - per_unit) / 3, (3, 1)), **EXACT)
 
 
+def test_spikes_may_be_integers():
+    assert rate_regularisation(jnp.array([[0, 1], [1, 0]]), 0.25) == 0.0625
+
+
 def test_what_is_no_batch_of_units_is_refused():
     for loss in (rate_regularisation, voltage_regularisation):
         with pytest.raises(ValueError, match=r"shape \(batch, units\); seen \(5,\)"):

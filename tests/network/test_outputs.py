@@ -114,6 +114,18 @@ def test_what_is_shown_is_what_the_network_computes():
     assert jax.vmap(deep.apply, (None, 0, 0))(*deep.init(KEY, x), x)[1].shape == (4, 5)
 
 
+def test_what_is_shown_may_be_chosen_again():
+    inner = stack(lif(3, tau=5.0), leaky_readout(2), outputs={"y": "1", "v": carry_of("0", 0)})
+    x = jax.random.normal(KEY, (4, 5), jnp.float32)
+    params, carry = inner.init(KEY, x)
+    after, _ = jax.vmap(inner.apply, (None, 0, 0))(params, carry, x)
+    outer = stack(inner, outputs={"y": "0/1", "spikes": "0/0", "z": carry_of("0/0", 1)})
+    _, y = jax.vmap(outer.apply, (None, 0, 0))((params,), (carry,), x)
+    assert jnp.array_equal(y["spikes"], after[0][1]) and jnp.array_equal(y["z"], after[0][1])
+    assert y["y"].shape == (4, 2)
+    assert random_feedback(KEY, outer, (params,), (carry,), x, nodes=("0/0",), of="y")["0/0"].weights.shape == (2, 3)
+
+
 def test_it_pickles_and_takes_signals():
     network = graph({"low": (lif(3), "input"), "out": (leaky_readout(2), "low")}, outputs=("out", carry_of("low", 0)))
     again = pickle.loads(pickle.dumps(network))
@@ -156,7 +168,9 @@ def test_a_signal_for_a_node_whose_carry_is_shown_is_for_its_output():
         (3, TypeError, "outputs must be a node's name"),
         ((), TypeError, "outputs must be a node's name"),
         ({"y": 1}, TypeError, "outputs must be a node's name"),
-        (("0", carry_of("0", 5)), ValueError, "the carry of that node is"),
+        (("0", carry_of("0", 5)), ValueError, "whose leaves are"),
+        (carry_of("0", 0, 0), ValueError, "whose leaves are"),
+        (("0", "0"), ValueError, "two entries of one name"),
     ],
 )
 def test_mistakes_are_refused(outputs, kind, message):

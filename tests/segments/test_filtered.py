@@ -194,3 +194,41 @@ def test_analyse_counts_its_bytes():
     assert whole.cost.multiply_adds < next(m for m in dense.modes if m.name == whole.name).cost.multiply_adds
     held = deep_eprop(network).init(params, carry, xs[0])
     assert whole.cost.trace_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(held.traces))
+
+
+def test_constants_are_numbers_wherever_they_are_made():
+    below, (low, carry) = leaky_rnn(4, **DOUBLE), leaky_rnn(4, **DOUBLE).init(KEY, jnp.ones((3, 2)))
+    kappa = jnp.full(4, 0.8)
+    filters = [
+        lambda w, h, x: (jnp.exp(jnp.float64(-0.1)) * h + x @ w,) * 2,
+        lambda w, h, x: (jnp.full(4, 0.8, h.dtype) * h + x @ w,) * 2,
+        lambda w, h, x: (kappa * h + x @ w,) * 2,
+    ]
+    for above in filters:
+        assert deep_eprop(stack(below, above)).plan((low, jnp.eye(4)), (carry, carry), jnp.ones((3, 2))).filtered
+
+
+def test_a_constant_may_be_mapped_over():
+    """Its numbers are then not known while the network is analysed: the trace is the general one."""
+    low, carry = leaky_rnn(4, **DOUBLE).init(KEY, jnp.ones((3, 2)))
+    xs, state = jax.random.normal(KEY, (6, 3, 2)), (carry, carry)
+
+    def gradient(kappa):
+        learner = deep_eprop(stack(leaky_rnn(4, **DOUBLE), lambda w, h, x: (kappa * h + x @ w,) * 2))
+        run = learner.value_and_grad(loss_fn, segment_length=3)
+        return run((low, jnp.eye(4)), learner.init((low, jnp.eye(4)), state, xs[0]), xs, jnp.zeros(6))[1]
+
+    both, one = jax.jit(jax.vmap(gradient))(jnp.array([0.5, 0.9])), jax.jit(gradient)(0.9)
+    assert_same_gradient(jax.tree.map(lambda leaf: leaf[1], both), one, FLOAT64)
+
+
+def test_own_traces_of_low_rank_have_the_general_trace_above():
+    network = stack(leaky_rnn(4, **DOUBLE), low_pass(tau=3.0))
+    params, carry = leaky_rnn(4, **DOUBLE).init(KEY, jnp.ones((3, 2)))
+    xs, start = jax.random.normal(KEY, (8, 3, 2)), (carry, carry)
+    found = []
+    for options in ({"rank": 4}, {}):
+        learner = deep_eprop(network, **options)
+        run = jax.jit(learner.value_and_grad(loss_fn, segment_length=2))
+        found.append(run((params, {}), learner.init((params, {}), start, xs[0]), xs, jnp.zeros(8))[1])
+    assert_same_gradient(*found, 1e-6)
