@@ -15,8 +15,8 @@ import numpy as np
 from deepeprop_jax.analysis.labels import Labels, depends_on
 from deepeprop_jax.analysis.node import Node
 from deepeprop_jax.analysis.units import to_grid
-from deepeprop_jax.jaxpr.batched import Lifted, evaluate, pull
-from deepeprop_jax.jaxpr.program import Atom, backward_slice, dependents, read_by, variables
+from deepeprop_jax.jaxpr.batched import Lifted, bind, evaluate, pull
+from deepeprop_jax.jaxpr.program import Atom, Equation, backward_slice, dependents, read_by, variables
 from deepeprop_jax.jaxpr.real_leaves import Parts
 from deepeprop_jax.jaxpr.trace import trace
 
@@ -41,17 +41,22 @@ def decays(node: Node) -> np.ndarray | None:
         return None  # numbers of another program, which are not known yet
 
     def read(atom: Atom) -> Lifted:
-        return Lifted(evaluate(backward_slice(equations, [atom]), constants, [atom])[0])
+        return Lifted(evaluate(backward_slice(equations, [atom]), constants, [atom], _anywhere)[0])
 
     with jax.ensure_compile_time_eval():
         ones = [Lifted(jnp.ones(aval.shape, aval.dtype)) for aval in node.carry.real_avals]
         seeds = dict(zip(program.cotangents, ones, strict=True))
-        found = pull(to_carry, seeds, program.linear, read, program.to_carry.outputs)
+        found = pull(to_carry, seeds, program.linear, read, program.to_carry.outputs, _anywhere)
         flat = [
             np.zeros(shape) if x is None else np.broadcast_to(np.asarray(x.value), shape)
             for x, shape in zip(found, node.carry.shapes, strict=True)
         ]
     return np.concatenate([leaf.ravel() for leaf in flat]).astype(np.float64)
+
+
+def _anywhere(equation: Equation, *values: jax.Array) -> list[jax.Array]:
+    """As ``bind``, outside of the mesh that the program was traced for."""
+    return list(values) if equation.name == "pvary" else bind(equation, *values)
 
 
 def shown(node: Node) -> np.ndarray | None:

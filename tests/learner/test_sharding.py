@@ -89,7 +89,7 @@ MODES = [
     ("stack_3", {}, 2),
     ("stack_3", {"exact": True}, 1),
     ("stack_3", {"hops": 0, "rank": 2}, 2),
-    ("stack_3", {"hops": 0}, "stream"),
+    pytest.param("stack_3", {"hops": 0}, "stream", marks=pytest.mark.slow),
     ("stack_3", {}, "bptt"),
     ("depth_4_between", {}, 2),
     ("stack_3_spiking", {}, "stream"),
@@ -156,7 +156,8 @@ def test_losses_and_aux_and_the_way_of_eager_calls():
     assert_same_gradient((grads, aux["y"]), (needed_grads, needed_aux["y"]), SAME)
 
 
-@pytest.mark.parametrize("jitted", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("jitted", [False, True])
 def test_a_basis_and_a_meter_of_a_split_batch_are_those_of_one_device(jitted):
     p, key = problem("stack_2", steps=4, batch=8), jax.random.key(0)
     learner = deep_eprop(p.network, carry_rank=2)

@@ -61,7 +61,9 @@ def errors(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.where(exact, np.where(distance < 1e-12, 0, np.inf), distance / np.where(exact, 1, error))
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "OK, r = 1" else ()) for name in RULES]
+)
 def test_the_mean_of_many_draws_is_the_gradient_of_bptt(name: str) -> None:
     made, *problem = network()
     _, truth = jax.jit(bptt(made, squared))(*problem)
