@@ -89,8 +89,7 @@ def _filtered(
 ) -> tuple[jax.Array, ...]:
     """The filtered trace one step on, ``κ F + Y``, from the source's own trace after the step."""
     kind, held = plan.filtered[w, v], traces[plan.name(w, v)]
-    if factors.shown is None:
-        return held
+    assert factors.shown is not None  # see factors_of()
     decays = [jnp.where(active, jnp.asarray(decay, plan.dtype), 1) for decay in kind.decays]
     shown = [jnp.where(active[:, None, None], factors.shown, 0)] * len(kind.decays)
     found = []

@@ -52,7 +52,7 @@ def make_plan(network: AnalysedNetwork, trained: tuple[tuple[int, ...], ...], mo
     given = {vertex.name: v for v, vertex in enumerate(graph.nodes) if vertex.name in mode.signals}
     return Plan(
         graph, nodes, exact, hops, rank, trained, columns, own, tuple(layouts), bands, pairs, filtered, transmitted,
-        projection,         given, dtype, network.output, network.output_avals,
+        projection, given, dtype, network.output, network.output_avals,
     )  # fmt: skip
 
 
@@ -62,26 +62,24 @@ def _filtered(
     trained: tuple[tuple[int, ...], ...],
     own: list[tuple[Block, ...]],
 ) -> dict[tuple[int, int], Filter]:
-    """The pairs of a node and a filter of its output, with no kept influence on anything that the filter feeds.
+    """Every pair as that of a node and a filter of its output; none where one of them is not.
+
+    Beside general traces it would not pay: single steps of those go up, and filtered ones do not.
 
     Args:
       own: per node its own blocks; none where a part of them is of low rank.
     """
-    graph, nodes, found = network.graph, network.nodes, {}
-    readers = [{v for v, vertex in enumerate(graph.nodes) if p in parents(vertex.wire)} for p in range(len(nodes))]
+    vertices, nodes, found = network.graph.nodes, network.nodes, {}
     for w, v in pairs:
-        above, waiting = set(), list(readers[w])
-        while waiting:
-            above.add(reader := waiting.pop())
-            waiting += readers[reader] - above
-        alone = graph.nodes[w].wire == v and graph.nodes[w].depth is None and graph.nodes[v].depth is None
-        kept = decays(nodes[w]) if alone and not any((x, v) in pairs for x in above) else None
-        if kept is None:
-            continue
-        source = _shown_source(nodes[v], trained[v], own[v])
+        direct = vertices[w].wire == v and vertices[w].depth is None and vertices[v].depth is None
+        kept = decays(nodes[w]) if direct else None
+        source = None if kept is None else _shown_source(nodes[v], trained[v], own[v])
+        if kept is None or source is None:
+            return {}
         distinct, group = np.unique(kept, return_inverse=True)
-        if source is not None and (len(distinct) < nodes[w].carry.size or nodes[w].carry.size == 1):
-            found[w, v] = Filter(distinct, group.reshape(-1), *source)
+        if len(distinct) == nodes[w].carry.size > 1:
+            return {}  # as many numbers as the general trace has
+        found[w, v] = Filter(distinct, group.reshape(-1), *source)
     return found
 
 

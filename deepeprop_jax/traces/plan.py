@@ -15,7 +15,8 @@ from deepeprop_jax.traces.projected import Projection
 
 Traces = dict[str, PyTree]
 """Per kept pair, ``"v <- k"``: the node's own traces (a tuple with one array per block, or ``DeepTraces``), or the
-influence across nodes as one array (batch, n, columns), with a leading axis of layers where v has depth."""
+influence across nodes as one array (batch, n, columns), with a leading axis of layers where v has depth; where v only
+filters k's output, a tuple of arrays (batch, G, |leaf|), see ``Filter``."""
 
 
 Given = dict[int, PyTree]
