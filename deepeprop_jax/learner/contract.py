@@ -38,8 +38,9 @@ class LearnerState(NamedTuple):
     Attributes:
       carry: the network's carry, with a leading batch axis.
       traces: S^{v,k} per kept pair of nodes, keyed ``"v <- k"``. A node's own traces are a tuple of arrays
-        (batch, rows, columns); an influence across nodes is one array (batch, n, columns). Nodes with depth have a
-        leading axis of layers, and for influences between their own layers one of the kept pairs of layers. With
+        (batch, rows, columns); an influence across nodes is one array (batch, n, columns), or, where v only filters
+        k's output, a tuple of arrays (batch, constants of the filter, columns). Nodes with depth have a leading axis of
+        layers, and for influences between their own layers one of the kept pairs of layers. With
         ``rank=R``, what is held as one product stands as ``"v <- v, low rank"``; with ``carry_rank=R`` all influences
         together as ``"projected carry"``, a ``ProjectedCarry``.
       pending: the last step, not yet in the traces.

@@ -9,7 +9,7 @@ import pytest
 
 from deepeprop_jax import Cell, analyse, deep_eprop, graph, stack
 from deepeprop_jax.cells import alif, indrnn, leaky_readout, leaky_rnn, lif, low_pass
-from deepeprop_jax.reference import bptt
+from deepeprop_jax.reference import Pair, bptt, stop_gradient_oracle
 from deepeprop_jax.traces import make_plan
 from tests.gradients import FLOAT64, assert_same_gradient
 from tests.segments.test_segment import STEPS, flags_of
@@ -220,6 +220,34 @@ def test_a_constant_may_be_mapped_over():
 
     both, one = jax.jit(jax.vmap(gradient))(jnp.array([0.5, 0.9])), jax.jit(gradient)(0.9)
     assert_same_gradient(jax.tree.map(lambda leaf: leaf[1], both), one, FLOAT64)
+
+
+@pytest.mark.slow
+def test_it_equals_reverse_mode_with_stop_gradient():
+    """An oracle that knows nothing of traces: spiking units with lateral weights below a leaky readout."""
+    network, params, carry, xs = made("alif")
+    low, top = (vertex.cell for vertex in network.graph.nodes)
+    pairs = [
+        Pair(lambda p, h, x: low.apply(p, h, x)[0], lambda p, h_t, h_tm1, x: h_t[2]),
+        Pair(lambda p, h, x: top.apply(p, h, x)[0], lambda p, h_t, h_tm1, x: h_t),
+    ]
+    oracle = stop_gradient_oracle(network, loss_fn, pairs)
+    resets, valid = flags_of("random")
+    needed = jax.jit(oracle)(params, carry, xs, jnp.zeros(STEPS), resets, valid)[1]
+    for length in (1, 5, STEPS):
+        learner = deep_eprop(network)
+        run = jax.jit(learner.value_and_grad(loss_fn, segment_length=length))
+        found = run(params, learner.init(params, carry, xs[0]), xs, jnp.zeros(STEPS), resets, valid)[1]
+        assert_same_gradient(found, needed, FLOAT64, str(length))
+
+
+def test_beside_a_general_trace_there_is_none():
+    network = stack(leaky_rnn(4, **DOUBLE), leaky_rnn(4, **DOUBLE), low_pass())
+    params, carry = leaky_rnn(4, **DOUBLE).init(KEY, jnp.ones((3, 4)))
+    plan = deep_eprop(network).plan((params, params, {}), (carry,) * 3, jnp.ones((3, 4)))
+    assert len(plan.pairs) == 3 and not plan.filtered
+    cut = deep_eprop(network, signals=("0",)).plan((params, params, {}), (carry,) * 3, jnp.ones((3, 4)))
+    assert list(cut.filtered) == [(2, 1)]
 
 
 def test_own_traces_of_low_rank_have_the_general_trace_above():
