@@ -53,10 +53,10 @@ def deep_eprop(
 
     *Cost* per step, with n the size of a carry and |theta| that of a node's parameters: a node's own trace has
     K |theta| numbers (K carry slots of a unit; n |theta| where a parameter reaches several units, or with ``exact``
-    unless the node is element-wise), the trace of a lower node's parameters n |theta|. Where all nodes above only filter
-    the output of the one below (leaky readouts, linear memories whose constants are numbers) that is |theta| for each
-    constant: the filtered trace is held, and the filter's weights are taken as they are when a gradient is asked for,
-    also for steps from before they changed. ``analyse`` prints it for a given network.
+    unless the node is element-wise), the trace of a lower node's parameters n |theta|. ``analyse`` prints it for a
+    given network. Where all nodes above only filter the output of the one below (leaky readouts, linear memories whose
+    constants are numbers) it is |theta| for each constant: the filtered trace is held, and the filter's weights are
+    taken as they are when a gradient is asked for, also for steps from before they changed.
 
     Args:
       network: a Flax module (a Linen one, or an NNX instance), a ``Cell`` (from ``stack``, ``graph``, ``linen_cell``,
