@@ -60,6 +60,11 @@ def test_the_page_for_neuroscientists_runs() -> None:
     assert "{'0': (8, 12, 20)}" in output and "blocks: 3" in output
 
 
+def test_the_page_of_the_rules_runs() -> None:
+    output = run_blocks("docs/rules.md")
+    assert "loss " in output and "blocks: 1" in output
+
+
 def test_every_python_block_runs(output: str) -> None:
     assert f"blocks: {README.count('```python')}" in output
     assert "recurrence" in output and "relative error" in output

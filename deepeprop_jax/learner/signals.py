@@ -102,7 +102,8 @@ def shaped(plan: Plan, v: int, signal: PyTree, batch: int) -> PyTree:
 
 
 def _zeros(batch: int, aval: jax.ShapeDtypeStruct) -> jax.Array:
-    return jnp.zeros((batch, *aval.shape), aval.dtype)
+    """In the place of a cotangent; what has none, as a PRNG key, is not looked at."""
+    return jnp.zeros((batch, *aval.shape), aval.dtype if jnp.issubdtype(aval.dtype, jnp.inexact) else int)
 
 
 def _like(view: RealView, name: str, signal: PyTree, batch: int) -> PyTree:

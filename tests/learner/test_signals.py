@@ -226,6 +226,22 @@ def test_feedback_is_made_for_nodes_of_every_kind():
     assert not any(leaf.any() for leaf in jax.tree.leaves(scaled))
 
 
+def test_a_node_may_show_a_carry_that_has_no_derivative():
+    """A PRNG key and a counter beside the carry that a signal is for."""
+    p = problem("counter_and_key")
+    layers = p.network, lambda w, h, x: (h, x * w)
+    network = stack(*layers, outputs={"y": "1", "carry": carry_of("0")})
+    params, carry, xs = (p.params, jnp.float64(2.0)), (p.carry, ()), p.xs
+    found = []
+    for shown in (network, stack(*layers, outputs={"y": "1"})):
+        learner = deep_eprop(shown, signals=("0",))
+        signals = {"0": lambda dy, target: jnp.ones((3, 3))}
+        run = learner.value_and_grad(lambda y, target: jnp.sum(y["y"] ** 2), segment_length=4, signals=signals)
+        valid = jnp.ones((len(xs), 3), bool).at[2, 1].set(False)
+        found.append(run(params, learner.init(params, carry, xs[0]), xs, jnp.zeros(len(xs)), None, valid)[1])
+    assert_same_gradient(*found, FLOAT64)
+
+
 def test_analyse_leaves_out_what_a_signal_cuts():
     p = problem("stack_3")
     whole, cut = (analyse(p.network, p.params, p.carry, p.xs[0], signals=names) for names in ((), ("0",)))
