@@ -82,23 +82,27 @@ def split_of(trees: PyTree, axis: int = 0) -> Split | None:
     return found[0] if found else None
 
 
+def state_specs(graph: Graph, state: LearnerState, split: Split) -> LearnerState:
+    """How a state is held whose batch is split: a specification for every part, which counts for all of its leaves."""
+    deep = {vertex.name for vertex in graph.nodes if vertex.depth is not None}
+    batch, update = split.spec(), state.pending.update
+    traces: Traces = {name: split.spec(None) if name.partition(" <- ")[0] in deep else batch for name in state.traces}
+    if NAME in traces:
+        traces[NAME] = ProjectedCarry(batch, batch, EVERYWHERE, EVERYWHERE, EVERYWHERE)
+    by_example = isinstance(update, list) and all(isinstance(part, Factors) for part in update)
+    # Other rules (rules/by_steps.py) keep the traces after the step there.
+    by_example |= isinstance(update, dict) and update.keys() == state.traces.keys()
+    waiting: PyTree = batch if by_example else EVERYWHERE
+    if isinstance(update, Window):
+        waiting = Window(EVERYWHERE, batch, split.spec(None), split.spec(None), EVERYWHERE)
+    return LearnerState(batch, traces, Pending(batch, batch, waiting, batch), batch)
+
+
 def over_batches(learner: OnlineLearner, graph: Graph) -> OnlineLearner:
     """The learner, whose functions also take batches that are split over explicit axes of a mesh."""
-    deep = {vertex.name for vertex in graph.nodes if vertex.depth is not None}
 
     def specs_of(state: LearnerState, split: Split) -> LearnerState:
-        batch, update = split.spec(), state.pending.update
-        traces: Traces = {
-            name: split.spec(None) if name.partition(" <- ")[0] in deep else batch for name in state.traces
-        }
-        if NAME in traces:
-            traces[NAME] = ProjectedCarry(batch, batch, EVERYWHERE, EVERYWHERE, EVERYWHERE)
-        by_example = isinstance(update, list) and all(isinstance(part, Factors) for part in update)
-        waiting: PyTree = batch if by_example else EVERYWHERE
-        if isinstance(update, Window):
-            waiting = Window(EVERYWHERE, batch, split.spec(None), split.spec(None), EVERYWHERE)
-        pending = Pending(batch, batch, waiting, batch)
-        return LearnerState(batch, traces, pending, batch)
+        return state_specs(graph, state, split)
 
     def over(function: Callable[..., PyTree], out_specs: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """``out_specs``: what the function gives, from how the state is split and how the rest."""
@@ -116,7 +120,7 @@ def over_batches(learner: OnlineLearner, graph: Graph) -> OnlineLearner:
             if split is None:
                 return function(**given)
             arguments, batch = tuple(given.values()), split.spec()
-            held = specs_of(jax.eval_shape(function, *_shapes(arguments)) if state is None else state, split)
+            held = specs_of(jax.eval_shape(function, *shapes_of(arguments)) if state is None else state, split)
             specs = tuple({"params": EVERYWHERE, "state": held}.get(name, batch) for name in given)
             return split.run(function, arguments, specs, out_specs(held, batch))
 
@@ -171,10 +175,10 @@ def sequences_over_batches(
                 return plain(params, state, xs, targets, resets, valid)
             specs, in_time = specs_of(state, split), split.spec(None)
             x = jax.tree.map(lambda leaf: leaf[0], xs)
-            _, y = jax.eval_shape(jax.vmap(network.apply, (None, 0, 0)), *_shapes((params, carry, x)))
+            _, y = jax.eval_shape(jax.vmap(network.apply, (None, 0, 0)), *shapes_of((params, carry, x)))
             target_specs = None if has_aux else _target_specs(split, loss_fn, y, targets)
             loss_here = _of_all_examples(split, loss_fn, has_aux) if target_specs is None else loss_fn
-            held, signals_of = _arrays_apart(options.get("signals"))
+            held, signals_of = arrays_apart(options.get("signals"))
 
             def part(held, *arguments):
                 given = {"signals": signals_of(held)} if held else {}
@@ -192,7 +196,7 @@ def sequences_over_batches(
     return over
 
 
-def _arrays_apart(tree: PyTree) -> tuple[list[jax.Array], Callable[[list[jax.Array]], PyTree]]:
+def arrays_apart(tree: PyTree) -> tuple[list[jax.Array], Callable[[list[jax.Array]], PyTree]]:
     """A pytree's arrays, and how to put them back: ``shard_map`` cannot close over an array of an explicit mesh."""
     leaves, structure = jax.tree.flatten(tree)
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
@@ -210,7 +214,8 @@ def _sharding_of(leaf: jax.Array) -> NamedSharding | None:
     return found if isinstance(found, NamedSharding) else None
 
 
-def _shapes(tree: PyTree, without_axes: int = 0) -> PyTree:
+def shapes_of(tree: PyTree, without_axes: int = 0) -> PyTree:
+    """Shapes and dtypes of arrays and numbers, without their first axes."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[without_axes:], jnp.result_type(x)), tree)
 
 
@@ -231,7 +236,7 @@ def _target_specs(split: Split, loss_fn: Callable[..., jax.Array], y: PyTree, ta
     specs = jax.tree.map(spec, targets)
     own = [len(spec) > 0 for spec in jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, PartitionSpec))]
     examples = jax.tree.leaves(y)[0].shape[0] // math.prod(split.mesh.shape[name] for name in split.axes)
-    return specs if is_per_example(loss_fn, y, _shapes(targets, 1), own, examples) else None
+    return specs if is_per_example(loss_fn, y, shapes_of(targets, 1), own, examples) else None
 
 
 def _of_all_examples(split: Split, loss_fn: Callable[..., PyTree], has_aux: bool) -> Callable[..., PyTree]:
