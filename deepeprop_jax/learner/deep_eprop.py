@@ -12,6 +12,7 @@ from deepeprop_jax.jaxpr.real_leaves import select_examples
 from deepeprop_jax.learner import checks, contract
 from deepeprop_jax.learner.by_segments import by_segments, choose_length
 from deepeprop_jax.learner.contract import LearnerState, OnlineLearner, Pending, documented_by
+from deepeprop_jax.learner.data_parallel import how_held
 from deepeprop_jax.learner.planner import Planner
 from deepeprop_jax.learner.sequence import (
     Stream,
@@ -115,7 +116,12 @@ def deep_eprop(
     cell = as_cell(network)
     made = _Functions(Planner(graph_of(cell), mode, trainable))
     learner = OnlineLearner(made.init, made.step, made.gradient, made.value_and_grad, made.reset, cell, made.plan)
-    learner = over_batches(learner, graph_of(cell))
+
+    @documented_by(contract.ShardingsOf)
+    def shardings(mesh, params, carry, x, *, batch=None, unit=None) -> contract.Shardings:
+        return how_held(learner, mesh, params, carry, x, batch, unit)
+
+    learner = over_batches(learner, graph_of(cell))._replace(shardings=shardings)
     return remade(learner, deep_eprop, cell, **mode._asdict(), trainable=trainable)
 
 
