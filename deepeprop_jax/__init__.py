@@ -27,6 +27,7 @@ from deepeprop_jax.report.compare import compare_to_bptt
 from deepeprop_jax.report.eligibility import eligibility
 from deepeprop_jax.report.suggest_rank import suggest_rank
 from deepeprop_jax.report.trace_error import trace_error
+from deepeprop_jax.streams.eligibility_trace import EligibilityTraceState, eligibility_trace
 
 try:
     __version__ = metadata.version("deepeprop_jax")
@@ -37,6 +38,7 @@ __all__ = [
     "BasisLearner",
     "CarryBasis",
     "Cell",
+    "EligibilityTraceState",
     "Error",
     "ErrorMeter",
     "Feedback",
@@ -51,6 +53,7 @@ __all__ = [
     "data_parallel",
     "deep_eprop",
     "eligibility",
+    "eligibility_trace",
     "error_meter",
     "graph",
     "hoisted_bptt",

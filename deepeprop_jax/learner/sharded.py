@@ -12,7 +12,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -83,20 +83,30 @@ def split_of(trees: PyTree, axis: int = 0) -> Split | None:
     return found[0] if found else None
 
 
-def state_specs(graph: Graph, state: LearnerState, split: Split) -> LearnerState:
-    """How a state is held whose batch is split: a specification for every part, which counts for all of its leaves."""
+def batch_axes(graph: Graph, state: LearnerState) -> LearnerState:
+    """The number of the batch's axis in all arrays of a state, as a prefix of it; None where they have no such axis."""
     deep = {vertex.name for vertex in graph.nodes if vertex.depth is not None}
-    batch, update = split.spec(), state.pending.update
-    traces: Traces = {name: split.spec(None) if name.partition(" <- ")[0] in deep else batch for name in state.traces}
+    update = state.pending.update
+    of_projected: Any = (0, 0, None, None, None)
+    traces: Traces = {name: 1 if name.partition(" <- ")[0] in deep else 0 for name in state.traces}
     if NAME in traces:
-        traces[NAME] = ProjectedCarry(batch, batch, EVERYWHERE, EVERYWHERE, EVERYWHERE)
+        traces[NAME] = ProjectedCarry(*of_projected)
     by_example = isinstance(update, list) and all(isinstance(part, Factors) for part in update)
     # Other rules (rules/by_steps.py) keep the traces after the step there.
     by_example |= isinstance(update, dict) and update.keys() == state.traces.keys()
-    waiting: PyTree = batch if by_example else EVERYWHERE
+    waiting: PyTree = 0 if by_example else None  # else it is params
     if isinstance(update, Window):
-        waiting = Window(EVERYWHERE, batch, split.spec(None), split.spec(None), EVERYWHERE)
-    return LearnerState(batch, traces, Pending(batch, batch, waiting, batch), batch)
+        waiting = Window(None, 0, 1, 1, None)
+    return LearnerState(0, traces, Pending(0, 0, waiting, 0), 0)
+
+
+def state_specs(graph: Graph, state: LearnerState, split: Split) -> LearnerState:
+    """How a state is held whose batch is split: a specification for every part, which counts for all of its leaves."""
+
+    def spec(axis: int | None) -> PartitionSpec:
+        return EVERYWHERE if axis is None else split.spec(*[None] * axis)
+
+    return jax.tree.map(spec, batch_axes(graph, state), is_leaf=lambda axis: axis is None)
 
 
 def parts_specs(graph: Graph, state: LearnerState, split: Split, unit: tuple[str, ...]) -> LearnerState:
@@ -129,7 +139,7 @@ def over_batches(learner: OnlineLearner, graph: Graph) -> OnlineLearner:
         return state_specs(graph, state, split)
 
     def over(function: Callable[..., PyTree], out_specs: Callable[..., PyTree]) -> Callable[..., PyTree]:
-        """``out_specs``: what the function gives, from how the state is split and how the rest."""
+        """``out_specs``: what the function gives, from how the state is split, how the rest, and what is no array."""
         signature = inspect.signature(function)
 
         @functools.wraps(function)
@@ -143,17 +153,19 @@ def over_batches(learner: OnlineLearner, graph: Graph) -> OnlineLearner:
             split = split_of(seen) if "state" not in given or isinstance(state, LearnerState) else None
             if split is None:
                 return function(**given)
+            options = {name: given.pop(name) for name in ("per_example",) if name in given}
             arguments, batch = tuple(given.values()), split.spec()
             held = specs_of(jax.eval_shape(function, *shapes_of(arguments)) if state is None else state, split)
             specs = tuple({"params": EVERYWHERE, "state": held}.get(name, batch) for name in given)
-            return split.run(function, arguments, specs, out_specs(held, batch))
+            here = functools.partial(function, **options)
+            return split.run(here, arguments, specs, out_specs(held, batch, **options))
 
         return call
 
     return learner._replace(
         init=over(learner.init, lambda state, batch: state),
         step=over(learner.step, lambda state, batch: (state, batch)),
-        gradient=over(learner.gradient, lambda state, batch: EVERYWHERE),
+        gradient=over(learner.gradient, lambda state, batch, per_example=False: batch if per_example else EVERYWHERE),
         value_and_grad=sequences_over_batches(learner.value_and_grad, learner.network, LearnerState, specs_of),
         reset=over(learner.reset, lambda state, batch: state),
     )
