@@ -111,11 +111,10 @@ class _Alike:
         if differing - {"slice": {"start_indices", "limit_indices"}, "pad": {"padding_config"}}.get(first.name, set()):
             raise NotAlike(f"{first.primitive} differs in {sorted(differing)}")
         self._varying |= bool(differing)
-        if first.has_program:
-            inner = [_Alike(bodies).check() for bodies in _bodies(equations)]
-            if any(inner) and first.name not in ("scan", "cond"):
-                raise NotAlike(f"a {first.primitive} that differs inside")
-            self._varying |= any(inner)
+        inner = [_Alike(bodies).check() for bodies in _bodies(equations)]
+        if any(inner) and first.name not in ("scan", "cond"):
+            raise NotAlike(f"a {first.primitive} that differs inside")
+        self._varying |= any(inner)
 
     def _apply(self, equations: Sequence[Equation], values: Sequence[jax.Array]) -> list[jax.Array]:
         first, number = equations[0], self._number
@@ -124,7 +123,7 @@ class _Alike:
             return [self._sliced(values[0], starts, shape_of(first.outputs[0]))]
         if first.name == "pad" and _differ([equation.padding for equation in equations]):
             return [self._padded(values[0], values[1], equations)]
-        bodies = _bodies(equations) if first.has_program else []
+        bodies = _bodies(equations)
         if not any(_Alike(programs).check() for programs in bodies):
             return bind(first, *values)
         inner = [merged(programs) for programs in bodies]
