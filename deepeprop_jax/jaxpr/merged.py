@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from deepeprop_jax.jaxpr.batched import bind
+from deepeprop_jax.jaxpr.primitives import CUSTOM_RULES
 from deepeprop_jax.jaxpr.program import Atom, Equation, Literal, Program, Variable, is_variable, shape_of
 from deepeprop_jax.jaxpr.trace import inner_programs, inside
 
@@ -107,7 +108,9 @@ class _Alike:
         first = equations[0]
         if len({equation.primitive for equation in equations}) > 1:
             raise NotAlike(f"{sorted({equation.name for equation in equations})} at the same place")
-        differing = set().union(*(first.differing(equation) for equation in equations[1:]))
+        differing: set[str] = set().union(*(first.differing(equation) for equation in equations[1:]))
+        if first.name in CUSTOM_RULES:
+            differing = set()  # a rule is its function's, whose program is compared
         if differing - {"slice": {"start_indices", "limit_indices"}, "pad": {"padding_config"}}.get(first.name, set()):
             raise NotAlike(f"{first.primitive} differs in {sorted(differing)}")
         self._varying |= bool(differing)

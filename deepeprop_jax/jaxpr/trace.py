@@ -55,6 +55,8 @@ def _flat(closed: jex.ClosedJaxpr, inlined: dict[str, str]) -> Program:
             inputs = [read(atom) for atom in eqn.invars]
             if eqn.primitive.name in inlined:
                 outputs = walk(eqn.params[inlined[eqn.primitive.name]], inputs)
+            elif _says_nothing(eqn):
+                outputs = inputs
             else:
                 outputs = [Variable(var.aval) for var in eqn.outvars]
                 equations.append(Equation(eqn.primitive, eqn.params, inputs, outputs))
@@ -67,6 +69,11 @@ def _flat(closed: jex.ClosedJaxpr, inlined: dict[str, str]) -> Program:
         if isinstance(value, jax.core.Tracer):
             jax.lax.optimization_barrier(value)  # one of a trace that is over raises here, not where the program is run
     return program
+
+
+def _says_nothing(eqn: jex.JaxprEqn) -> bool:
+    """Whether it only forgets a mesh: ``jax.vjp`` inside ``shard_map`` does, for arguments that are shapes."""
+    return eqn.primitive.name == "reshard" and eqn.params["dst_sharding"].mesh.empty
 
 
 def inner_programs(equation: Equation) -> list[Program]:
