@@ -33,6 +33,24 @@ def free_port(port: int | None) -> int:
         return listener.getsockname()[1]
 
 
+def reach(address: str, timeout: float) -> None:
+    """Wait until somebody listens at host:port.
+
+    Raises:
+      OSError: nobody does within so many seconds.
+    """
+    host, _, port = address.rpartition(":")
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise OSError(f"nobody listens at {address} ({error})") from error
+            time.sleep(0.2)
+
+
 def run_together(commands: Sequence[Sequence[str]], environment: Mapping[str, str]) -> int:
     """Run all commands at once until all have ended; where one fails the others are ended too.
 

@@ -23,7 +23,7 @@ import sys
 import time
 from typing import Any
 
-from experiments.distributed.processes import free_port, run_together
+from experiments.distributed.processes import free_port, reach, run_together
 from experiments.program.command import Parser
 from experiments.program.refusal import Refused
 
@@ -94,15 +94,19 @@ def train(options: argparse.Namespace) -> int:
     jax.config.update("jax_enable_x64", True)
     if hasattr(jax.config, "jax_cpu_collectives_implementation"):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    waits = f"process {options.process_id} waits up to {options.timeout} seconds for {options.processes - 1} others"
     try:
+        if options.process_id > 0:  # JAX itself would end without a word of what to do
+            reach(options.coordinator, options.timeout)
+        elif options.processes > 1:
+            print(f"{waits} at {options.coordinator}", flush=True)
         jax.distributed.initialize(
             options.coordinator, options.processes, options.process_id, initialization_timeout=options.timeout
         )
     except Exception as error:
         print(
-            f"error: process {options.process_id} found no {options.processes - 1} others at {options.coordinator} in "
-            f"{options.timeout} seconds: {str(error).splitlines()[0]}\nStart all processes, with the same "
-            f"--coordinator and --processes, each with its own --process-id; the port must be open.",
+            f"error: {waits.replace('waits up to', 'waited')}: {str(error).splitlines()[0]}\nStart all processes, with "
+            f"the same --coordinator and --processes, each with its own --process-id; the port must be open.",
             file=sys.stderr,
             flush=True,
         )

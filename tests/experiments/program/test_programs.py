@@ -31,6 +31,7 @@ PROGRAMS = sorted(
 )
 NOT_KEPT = (
     "benchmarks",
+    "distributed.cost",
     "fuzz",
     "sweeps.report",
     "studies.cosine",
