@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from deepeprop_jax import deep_eprop, hoisted_bptt, linen_cell
 from deepeprop_jax.rules import immediate
@@ -144,3 +145,23 @@ def test_what_does_not_fit_is_refused():
         run(seq_lengths=[7, 2, 5])
     with pytest.raises(ValueError, match="time_major=False"):  # the batch was given first, and not said to be
         run(xs=xs, targets=targets, time_major=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jitted", [False, True])
+def test_of_a_split_batch(jitted):
+    p = problem("stack_2", steps=STEPS, batch=4)
+    learner, lengths = deep_eprop(p.network), jnp.array([7, 2, 5, 0])
+    mesh = jax.make_mesh((len(jax.devices()),), ("data",), axis_types=(AxisType.Explicit,))
+    everywhere, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
+    arguments = (p.carry, *swapped((p.xs, p.targets["value"])), lengths)
+
+    def run(params, carry, xs, targets, lengths):
+        state = learner.init(params, carry, xs[:, 0])
+        made = learner.value_and_grad(with_aux, has_aux=True, time_major=False)
+        ((loss, aux), _), grads = made(params, state, xs, targets, seq_lengths=lengths)
+        return loss, aux["y"], grads
+
+    needed, run = jax.jit(run)(p.params, *arguments), jax.jit(run) if jitted else run
+    seen = run(jax.device_put(p.params, everywhere), *jax.device_put(arguments, split))
+    assert_same_gradient(jax.device_get(seen), needed, SAME)

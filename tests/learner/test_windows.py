@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from deepeprop_jax import deep_eprop
+from deepeprop_jax import deep_eprop, random_feedback
 from deepeprop_jax.reference import segment_oracle, stop_gradient_oracle
 from deepeprop_jax.rules import uoro
 from tests.gradients import FLOAT64, SAME, assert_same_gradient, relative_errors
@@ -169,6 +169,19 @@ def test_a_window_of_losses_per_step_is_the_same_as_steps_and_aux_comes_out_in_t
     np.testing.assert_allclose(loss, needed, rtol=SAME)
     assert_same_gradient((grads, aux["y"], end.carry), (wanted, ys, wanted_end.carry), SAME)
     np.testing.assert_array_equal(aux["steps"], [3, 3, 3, 3, 3, 3, 1])
+
+
+@pytest.mark.slow
+def test_signals_are_made_of_each_steps_own_cotangent():
+    p = problem("stack_2", steps=7)
+    learner = deep_eprop(p.network, signals=("0",))
+    feedback = random_feedback(jax.random.key(0), p.network, p.params, p.carry, p.xs[0], nodes=("0",))
+    found = []
+    for loss_fn, options in ((jax.vmap(p.loss_fn), {"window": 3}), (p.loss_fn, {"segment_length": 3})):
+        total = (lambda ys, t, f=loss_fn: jnp.sum(f(ys, t))) if "window" in options else loss_fn
+        run = jax.jit(learner.value_and_grad(total, signals=feedback, **options))
+        found.append(run(p.params, start(learner, p), p.xs, p.targets)[1])
+    assert_same_gradient(*found, SAME)
 
 
 @pytest.mark.as_users
