@@ -66,9 +66,7 @@ def test_the_page_of_the_rules_runs() -> None:
 
 
 def test_the_page_of_streams_runs() -> None:
-    """Updates by steps and by chunks are the same."""
-    output = run_blocks("docs/streams.md")
-    assert "blocks: 5" in output
+    assert "blocks: 5" in run_blocks("docs/streams.md")
 
 
 def test_every_python_block_runs(output: str) -> None:
