@@ -20,8 +20,10 @@ from tests.installed import ROOT, build, user_environment
 
 pytestmark = pytest.mark.slow
 
-PAGES = ("README.md", "docs/neuroscience.md", "docs/projected.md", "docs/rules.md")
-"""Those whose code runs in tests/test_readme.py."""
+PAGES = [
+    path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if "```python" in path.read_text()
+]
+"""Those whose code tests/test_readme.py runs."""
 PUBLIC = ("", ".cells", ".export", ".learner", ".losses", ".reference", ".rules")
 MYPY = "[mypy]\n[mypy-optax.*]\nignore_missing_imports = True\n"
 """optax has no types of its own."""
@@ -45,8 +47,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's folder: the code of each page as a file."""
     folder = tmp_path_factory.mktemp("code")
     for page in PAGES:
-        code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL))
-        (folder / f"{Path(page).stem.lower()}.py").write_text(code)
+        code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+        (folder / f"{page.stem.lower()}.py").write_text(code)
     (folder / "mypy.ini").write_text(MYPY)
     (folder / "pyrightconfig.json").write_text(json.dumps({"typeCheckingMode": "standard"}))
     return folder

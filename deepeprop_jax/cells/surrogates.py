@@ -181,7 +181,7 @@ class StraightThrough(Surrogate):
 def spike(distance: jax.Array, surrogate: SurrogateFunction) -> jax.Array:
     """Heaviside step with a surrogate derivative, for both modes of differentiation.
 
-    z = 1 where distance > 0, else 0        dz/d(distance) := surrogate(distance)
+        z = 1 where distance > 0, else 0        dz/d(distance) := surrogate(distance)
 
     At the threshold itself there is no spike, where NEST's units (v >= v_th) make one. It matters where potentials are
     round numbers, such as sums of equal weights without a leak; not where they are real numbers.
@@ -215,7 +215,7 @@ def _spike_jvp(
 def triangular_spike(distance: jax.Array, dampening: float = DAMPENING) -> jax.Array:
     """``spike`` with the triangular surrogate derivative of Bellec et al. (2020).
 
-    z = 1 where distance > 0, else 0        dz/d(distance) := dampening · max(0, 1 - |distance|)
+        z = 1 where distance > 0, else 0        dz/d(distance) := dampening · max(0, 1 - |distance|)
 
     Args:
       distance: membrane potential above threshold, in units of the base threshold: (v - A) / v_th.

@@ -30,16 +30,17 @@ def to_nir(network: object, params: PyTree, *, dt: float = 1e-3, integration: st
 
         τ = dt / (1 - α)        R = 1 where what enters is weighted by 1 - α (``low_pass=True``), else 1 / (1 - α)
 
-    | here | in NIR |
-    |---|---|
-    | ``nn.Dense``, ``nnx.Linear``, ``feedback_dense`` | Affine, or Linear without a bias |
-    | ``leaky_readout`` | Affine; LI |
-    | ``low_pass`` | LI |
-    | ``lif(reset="zero")`` | Linear; LIF |
-    | ``lif`` with another reset | Linear; LI; Threshold, and the reset as a weight from the spikes back to the LI |
-    | lateral weights | Linear from the spikes back: a cycle, which takes one step |
-    | ``alif`` | as ``lif``, and LI; Scale from the spikes back to the Threshold, which they raise |
-    | parents that are concatenated | one Linear each, which NIR sums |
+    What stands for what:
+
+        here                                     in NIR
+        nn.Dense, nnx.Linear, feedback_dense     Affine, or Linear without a bias
+        leaky_readout                            Affine; LI
+        low_pass                                 LI
+        lif(reset="zero")                        Linear; LIF
+        lif with another reset                   Linear; LI; Threshold; the reset is a weight from the spikes to the LI
+        lateral weights                          Linear from the spikes back: a cycle, which takes one step
+        alif                                     as lif; LI; Scale from the spikes to the Threshold, which it raises
+        concatenated parents                     one Linear each, which NIR sums
 
     A node keeps its name, with "_" for "/", and what stands around it has the name with an ending (``0_input``,
     ``0_potential``, ``0_recurrent``). NIR has no word for derivatives and none for initial values: surrogates and

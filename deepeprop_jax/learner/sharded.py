@@ -12,7 +12,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,26 +82,32 @@ def split_of(trees: PyTree, axis: int = 0) -> Split | None:
     return found[0] if found else None
 
 
+def batch_axes(graph: Graph, state: LearnerState) -> LearnerState:
+    """The number of the batch's axis in all arrays of a state, as a prefix of it; None where they have no such axis."""
+    deep = {vertex.name for vertex in graph.nodes if vertex.depth is not None}
+    update = state.pending.update
+    of_projected: Any = (0, 0, None, None, None)
+    traces: Traces = {name: 1 if name.partition(" <- ")[0] in deep else 0 for name in state.traces}
+    if NAME in traces:
+        traces[NAME] = ProjectedCarry(*of_projected)
+    by_example = isinstance(update, list) and all(isinstance(part, Factors) for part in update)
+    waiting: PyTree = 0 if by_example else None  # else it is params
+    if isinstance(update, Window):
+        waiting = Window(None, 0, 1, 1, None)
+    return LearnerState(0, traces, Pending(0, 0, waiting, 0), 0)
+
+
 def over_batches(learner: OnlineLearner, graph: Graph) -> OnlineLearner:
     """The learner, whose functions also take batches that are split over explicit axes of a mesh."""
-    deep = {vertex.name for vertex in graph.nodes if vertex.depth is not None}
 
     def specs_of(state: LearnerState, split: Split) -> LearnerState:
-        batch, update = split.spec(), state.pending.update
-        traces: Traces = {
-            name: split.spec(None) if name.partition(" <- ")[0] in deep else batch for name in state.traces
-        }
-        if NAME in traces:
-            traces[NAME] = ProjectedCarry(batch, batch, EVERYWHERE, EVERYWHERE, EVERYWHERE)
-        by_example = isinstance(update, list) and all(isinstance(part, Factors) for part in update)
-        waiting: PyTree = batch if by_example else EVERYWHERE
-        if isinstance(update, Window):
-            waiting = Window(EVERYWHERE, batch, split.spec(None), split.spec(None), EVERYWHERE)
-        pending = Pending(batch, batch, waiting, batch)
-        return LearnerState(batch, traces, pending, batch)
+        def spec(axis: int | None) -> PartitionSpec:
+            return EVERYWHERE if axis is None else split.spec(*[None] * axis)
+
+        return jax.tree.map(spec, batch_axes(graph, state), is_leaf=lambda axis: axis is None)
 
     def over(function: Callable[..., PyTree], out_specs: Callable[..., PyTree]) -> Callable[..., PyTree]:
-        """``out_specs``: what the function gives, from how the state is split and how the rest."""
+        """``out_specs``: what the function gives, from how the state is split, how the rest, and what is no array."""
         signature = inspect.signature(function)
 
         @functools.wraps(function)
@@ -115,17 +121,19 @@ def over_batches(learner: OnlineLearner, graph: Graph) -> OnlineLearner:
             split = split_of(seen) if "state" not in given or isinstance(state, LearnerState) else None
             if split is None:
                 return function(**given)
+            options = {name: given.pop(name) for name in ("per_example",) if name in given}
             arguments, batch = tuple(given.values()), split.spec()
             held = specs_of(jax.eval_shape(function, *_shapes(arguments)) if state is None else state, split)
             specs = tuple({"params": EVERYWHERE, "state": held}.get(name, batch) for name in given)
-            return split.run(function, arguments, specs, out_specs(held, batch))
+            here = functools.partial(function, **options)
+            return split.run(here, arguments, specs, out_specs(held, batch, **options))
 
         return call
 
     return learner._replace(
         init=over(learner.init, lambda state, batch: state),
         step=over(learner.step, lambda state, batch: (state, batch)),
-        gradient=over(learner.gradient, lambda state, batch: EVERYWHERE),
+        gradient=over(learner.gradient, lambda state, batch, per_example=False: batch if per_example else EVERYWHERE),
         value_and_grad=sequences_over_batches(learner.value_and_grad, learner.network, LearnerState, specs_of),
         reset=over(learner.reset, lambda state, batch: state),
     )
