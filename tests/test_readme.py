@@ -65,6 +65,12 @@ def test_the_page_of_the_rules_runs() -> None:
     assert "loss " in output and "blocks: 1" in output
 
 
+def test_the_page_of_streams_runs() -> None:
+    """Updates by steps and by chunks are the same."""
+    output = run_blocks("docs/streams.md")
+    assert "blocks: 5" in output
+
+
 def test_every_python_block_runs(output: str) -> None:
     assert f"blocks: {README.count('```python')}" in output
     assert "recurrence" in output and "relative error" in output

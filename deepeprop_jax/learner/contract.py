@@ -159,13 +159,23 @@ class ValueAndGrad(Protocol):
       signals: for a learner made with ``signals=(names)``: {name: signal}, a signal being a function
         ``(dy_t, target_t) -> (batch, ...)`` that makes from dL_t/dy_t what stands in place of the cotangent of the
         node's output, such as what ``random_feedback`` gives.
+      window: C, for losses that need several steps together, such as returns. loss_fn then sees C steps, ys and targets
+        (C, batch, ...), time first; the last window may be shorter. The loss is a real scalar, or one number per step
+        and example, (C, batch); aux is (C, ...). The loss is the sum over windows; each is a segment, and credit goes
+        on to those before it by the traces, as the dL/dy_t of any loss does. What loss_fn takes from behind the window,
+        such as the value to bootstrap from, comes in the targets, and is a constant. Resets are not shown to loss_fn:
+        put discounts of zero, or the flags, into the targets. ``carry_basis`` and ``error_meter`` take losses of single
+        steps alone.
+      time_major: False for xs, targets, resets, valid and aux of shape (batch, time, ...). What loss_fn sees, and an
+        aux that is one number per step, stay as they are; any other aux has the batch as the first axis of a step.
 
     Returns:
-      ``run(params, state, xs, targets, resets=None, valid=None) -> ((loss, state), grads)``: see ``RunSequence``.
+      ``run(params, state, xs, targets, resets=None, valid=None, seq_lengths=None) -> ((loss, state), grads)``: see
+      ``RunSequence``.
 
     Raises:
       TypeError: loss_fn is no function; an option of a wrong type.
-      ValueError: an option out of range.
+      ValueError: an option out of range; a window beside another segment_length.
     """
 
     def __call__(
@@ -176,6 +186,8 @@ class ValueAndGrad(Protocol):
         within_segment: str = "eprop",
         has_aux: bool = False,
         signals: Mapping[str, Callable[..., PyTree]] | None = None,
+        window: int | None = None,
+        time_major: bool = True,
     ) -> RunSequence: ...
 
 
@@ -196,6 +208,8 @@ class RunSequence(Protocol):
         A scalar has no examples to leave out: those that are not valid still count in the value, though not in the
         gradient. The cure, in two lines: ``targets = (targets, valid)`` and
         ``loss_fn = lambda y, target: jnp.where(target[1], losses(y, target[0]), 0).sum()``.
+      seq_lengths: in place of valid, (batch,) integers from 0 to the number of steps: how many of them are valid, the
+        first ones, as in Flax's ``nn.RNN``.
 
     Returns:
       ``((loss, state), grads)``; with ``has_aux`` ``(((loss, aux), state), grads)``, aux stacked over time. The state
@@ -205,7 +219,8 @@ class RunSequence(Protocol):
 
     Raises:
       TypeError: no state; a leaf of params or xs that is neither an array nor a number.
-      ValueError: shapes that do not fit; a loss that is neither a real scalar nor one per example.
+      ValueError: shapes that do not fit; a loss that is neither a real scalar nor one per example; both valid and
+        seq_lengths.
     """
 
     def __call__(
@@ -216,6 +231,7 @@ class RunSequence(Protocol):
         targets: PyTree,
         resets: jax.Array | None = None,
         valid: jax.Array | None = None,
+        seq_lengths: jax.Array | None = None,
     ) -> tuple[tuple[PyTree, LearnerState], PyTree]: ...
 
 
