@@ -62,6 +62,7 @@ class Init(Protocol):
         says False for them.
       carry: with a leading batch axis on every leaf.
       x: ONE step's input (batch, ...), such as ``xs[0]``; only its shapes and dtypes are used.
+      key: of the draws of a rule that draws at random (``deepeprop_jax.rules``); others refuse one.
 
     Returns:
       A state that shares no buffer with the arguments, so that it may be donated, and that no step changes in type: its
@@ -69,10 +70,10 @@ class Init(Protocol):
 
     Raises:
       TypeError: a leaf that is neither an array nor a number, with its path.
-      ValueError: params, carry or x that do not fit the network, with the node's name.
+      ValueError: params, carry or x that do not fit the network, with the node's name; a key for a rule without draws.
     """
 
-    def __call__(self, params: PyTree, carry: PyTree, x: PyTree) -> LearnerState: ...
+    def __call__(self, params: PyTree, carry: PyTree, x: PyTree, key: jax.Array | None = None) -> LearnerState: ...
 
 
 class Step(Protocol):
@@ -285,11 +286,11 @@ class OnlineLearner(NamedTuple):
     network: Cell
     plan: Callable[[PyTree, PyTree, PyTree], Plan]
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[object, ...]:
         return reduced(self)
 
     def __copy__(self) -> OnlineLearner:
         return self
 
-    def __deepcopy__(self, memo: dict) -> OnlineLearner:
+    def __deepcopy__(self, memo: object) -> OnlineLearner:
         return self

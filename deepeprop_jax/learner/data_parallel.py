@@ -106,9 +106,10 @@ class _OverDevices:
         return over(*jax.tree.map(functools.partial(_placed, mesh), specs, arguments))
 
     @documented_by(contract.Init)
-    def init(self, params: PyTree, carry: PyTree, x: PyTree) -> LearnerState:
+    def init(self, params: PyTree, carry: PyTree, x: PyTree, key: jax.Array | None = None) -> LearnerState:
         self._checked(carry, x)
-        state = jax.eval_shape(self._learner.init, *shapes_of((params, carry, x)))
+        # A learner that draws nothing refuses a key; one that draws is refused here.
+        state = jax.eval_shape(functools.partial(self._learner.init, key=key), *shapes_of((params, carry, x)))
         random = [leaf for leaf in jax.tree.leaves(state.traces) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
         if random:
             raise ValueError(

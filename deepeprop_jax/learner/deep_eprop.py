@@ -136,7 +136,9 @@ class _Functions:
         return stepper
 
     @documented_by(contract.Init)
-    def init(self, params: PyTree, carry: PyTree, x: PyTree) -> LearnerState:
+    def init(self, params: PyTree, carry: PyTree, x: PyTree, key: jax.Array | None = None) -> LearnerState:
+        if key is not None:
+            raise ValueError("deep_eprop draws nothing at random; leave out key.")
         given, carry, x = _arrays(params=params, carry=carry, x=x)
         params, carry, x = vary_alike(given, carry, x)
         stepper, batch = self._planner.once(stepper_of, params, carry, x), batch_size(carry, x)
