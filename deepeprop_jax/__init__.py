@@ -26,6 +26,7 @@ from deepeprop_jax.report.compare import compare_to_bptt
 from deepeprop_jax.report.eligibility import eligibility
 from deepeprop_jax.report.suggest_rank import suggest_rank
 from deepeprop_jax.report.trace_error import trace_error
+from deepeprop_jax.streams.eligibility_trace import EligibilityTraceState, eligibility_trace
 
 try:
     __version__ = metadata.version("deepeprop_jax")
@@ -36,6 +37,7 @@ __all__ = [
     "BasisLearner",
     "CarryBasis",
     "Cell",
+    "EligibilityTraceState",
     "Error",
     "ErrorMeter",
     "Feedback",
@@ -49,6 +51,7 @@ __all__ = [
     "compare_to_bptt",
     "deep_eprop",
     "eligibility",
+    "eligibility_trace",
     "error_meter",
     "graph",
     "hoisted_bptt",
