@@ -97,16 +97,14 @@ def check_flags(flags: jax.Array, shape: tuple[int, ...], what: str) -> jax.Arra
 
 def check_options(mode: Mode) -> None:
     """The options of ``deep_eprop``."""
-    if not isinstance(mode.exact, bool):
-        raise TypeError(f"exact must be True or False; seen {mode.exact!r}.")
+    check_flag("exact", mode.exact)
     hops = "None (all) or an integer >= 0, the recurrent layers a trace is carried upward"
     _check_count("hops", mode.hops, 0, hops)
     _check_count("rank", mode.rank, 1, "None (whole traces) or an integer >= 1, the directions that a trace keeps")
     carry_rank = "None or an integer >= 0, the directions of the carry along which influences are kept"
     _check_count("carry_rank", mode.carry_rank, 0, carry_rank)
     check_count("project_every", mode.project_every, 1, "an integer >= 1, how many single steps go into a projection")
-    if not isinstance(mode.own_traces, bool):
-        raise TypeError(f"own_traces must be True or False; seen {mode.own_traces!r}.")
+    check_flag("own_traces", mode.own_traces)
     others = [name for name in ("hops", "rank") if getattr(mode, name) is not None] + ["exact"] * mode.exact
     if mode.carry_rank is not None and others:
         raise ValueError(
@@ -129,6 +127,12 @@ def check_loss_and_learner(learner: object, loss_fn: object) -> None:
     if not isinstance(learner, OnlineLearner):
         raise TypeError(f"learner must be what deep_eprop returned; seen {type(learner).__name__}.")
     check_sequence_options(loss_fn)
+
+
+def check_flag(name: str, value: object) -> None:
+    """An option that is on or off, known before anything runs."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False; seen {value!r}.")
 
 
 def check_count(name: str, value: object, least: int, needed: str) -> None:

@@ -99,7 +99,11 @@ class Step(Protocol):
 class Gradient(Protocol):
     """The gradient that the last step's loss contributes: ``inst + sum of lambda_{t-1} . S_{t-1}``.
 
-    It is linear in dy; call it as often as needed, also under ``vmap``.
+    It is linear in dy and signals; call it as often as needed. Several signals at once, such as those of a policy and a
+    value: ``jax.vmap(lambda dy: learner.gradient(params, state, dy))(dys)``, dys (signals, batch, ...).
+
+    *Cost* of ``per_example``: the time of a gradient, and its size for each example. Without it, nothing of that size
+    is held.
 
     Args:
       params: those given to the last ``step``: an update of them comes after the gradient.
@@ -107,18 +111,27 @@ class Gradient(Protocol):
       dy: dL_t/dy_t, shaped as the output, in ``jax.grad``'s convention where complex.
       signals: for a learner made with ``signals=(names)``: {name: (batch, ...), shaped as the node's output}, what
         stands in place of the cotangent of that output.
+      per_example: whether every example's part stands on its own.
 
     Returns:
       Gradient in the structure, shapes and dtypes of params, summed over the batch; zeros for integers, ``float0`` for
       PRNG keys. Complex leaves are in ``jax.grad``'s convention, the conjugate of the direction in which the loss
-      rises: give optimisers ``jax.tree.map(jnp.conj, grads)``.
+      rises: give optimisers ``jax.tree.map(jnp.conj, grads)``. With ``per_example`` every leaf has the batch as a
+      leading axis, (batch, ...), split over a mesh as the batch is, with zeros for an example that was reset; their sum
+      is the gradient.
 
     Raises:
+      TypeError: per_example is neither True nor False: it has to be known before anything runs.
       ValueError: no step is pending. Inside ``jit``, where that cannot be seen, the gradient is NaN.
     """
 
     def __call__(
-        self, params: PyTree, state: LearnerState, dy: PyTree, signals: Mapping[str, PyTree] | None = None
+        self,
+        params: PyTree,
+        state: LearnerState,
+        dy: PyTree,
+        signals: Mapping[str, PyTree] | None = None,
+        per_example: bool = False,
     ) -> PyTree: ...
 
 
@@ -241,7 +254,7 @@ class OnlineLearner(NamedTuple):
     Attributes:
       init: ``init(params, carry, x) -> state``.
       step: ``step(params, state, x) -> (state, y)``.
-      gradient: ``gradient(params, state, dy) -> grads``.
+      gradient: ``gradient(params, state, dy) -> grads``; with ``per_example=True`` each example's part of them.
       value_and_grad: ``value_and_grad(loss_fn)(params, state, xs, targets) -> ((loss, state), grads)``.
       reset: ``reset(state, where) -> state``.
       network: the network as a ``Cell``; its ``init`` makes params and carry, its ``apply`` runs without traces.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,21 +13,17 @@ from deepeprop_jax.jaxpr.real_leaves import select_examples
 from deepeprop_jax.learner import checks, contract
 from deepeprop_jax.learner.by_segments import by_segments, choose_length
 from deepeprop_jax.learner.contract import LearnerState, OnlineLearner, Pending, documented_by
+from deepeprop_jax.learner.each_example import of_each_example
 from deepeprop_jax.learner.planner import Planner
-from deepeprop_jax.learner.sequence import (
-    Stream,
-    as_params,
-    keep_examples,
-    make_sequence,
-)
-from deepeprop_jax.learner.sharded import over_batches
+from deepeprop_jax.learner.sequence import Stream, as_params, batched_output, keep_examples, make_sequence
+from deepeprop_jax.learner.sharded import batch_axes, over_batches
 from deepeprop_jax.learner.signals import Signal, by_index, check_functions, shaped
 from deepeprop_jax.learner.stepper import Stepper, before_sequence, own_copy, stepper_of
 from deepeprop_jax.network.arguments import as_arrays, as_avals, batch_size, check_same
 from deepeprop_jax.network.build import as_cell
 from deepeprop_jax.network.cell import PyTree, graph_of, remade
 from deepeprop_jax.segments import window
-from deepeprop_jax.traces.plan import Mode, Plan, Traces
+from deepeprop_jax.traces.plan import Given, Mode, Plan, Traces
 from deepeprop_jax.traces.projected import NAME
 from deepeprop_jax.traces.state import first_traces, reset_traces, trace_shapes
 
@@ -159,8 +156,14 @@ class _Functions:
 
     @documented_by(contract.Gradient)
     def gradient(
-        self, params: PyTree, state: LearnerState, dy: PyTree, signals: Mapping[str, PyTree] | None = None
+        self,
+        params: PyTree,
+        state: LearnerState,
+        dy: PyTree,
+        signals: Mapping[str, PyTree] | None = None,
+        per_example: bool = False,
     ) -> PyTree:
+        checks.check_flag("per_example", per_example)
         given, state = _arrays(params=params, state=state)
         params, state, dy, signals = vary_alike(given, state, dy, signals)
         stepper = self._stepper_for(params, state, state.pending.x)
@@ -168,13 +171,17 @@ class _Functions:
         active = state.pending.active
         if not isinstance(active, jax.core.Tracer) and not active.any():
             raise ValueError("No step is pending in this state. Call learner.step first, then learner.gradient.")
-        y_t, now = stepper.last(params, state)
-        dy = keep_examples(active, checks.check_cotangent(dy, y_t))
+        dy = keep_examples(active, checks.check_cotangent(dy, batched_output(plan, active.shape[0])))
         values = by_index(plan, signals).items()
         own = {v: keep_examples(active, shaped(plan, v, signal, active.shape[0])) for v, signal in values}
-        found = stepper.gradient(now, state.traces, dy, own)
+
+        def of(state: LearnerState, dy: PyTree, own: Given) -> list[list[jax.Array]]:
+            return stepper.gradient(stepper.last(params, state), state.traces, dy, own)
+
+        axes = batch_axes(self._graph, state)
+        found = of_each_example(of, axes, state, dy, own) if per_example else of(state, dy, own)
         found = [[jnp.where(active.any(), leaf, jnp.nan) for leaf in leaves] for leaves in found]
-        return summed_like(as_params(plan, found), given)
+        return jax.vmap(partial(as_params, plan))(found) if per_example else summed_like(as_params(plan, found), given)
 
     @documented_by(contract.ValueAndGrad)
     def value_and_grad(

@@ -128,9 +128,13 @@ def make_sequence(
     batch = batch_size(initial_carry, x)
     named = {"resets": resets, "valid": valid}
     flags = {k: None if f is None else checks.check_flags(f, (length, batch), k) for k, f in named.items()}
-    y = jax.tree.map(lambda aval: aval.update(shape=(batch, *aval.shape)), plan.output_avals)
-    dtype = checks.loss_dtype(jax.eval_shape(loss_fn, y, target), has_aux, batch)
+    dtype = checks.loss_dtype(jax.eval_shape(loss_fn, batched_output(plan, batch), target), has_aux, batch)
     return Sequence(plan, loss_fn, has_aux, dtype, initial_carry, (xs, targets, Flags(**flags)), signals or {})
+
+
+def batched_output(plan: Plan, batch: int) -> PyTree:
+    """Shapes and dtypes of the network's output at one step."""
+    return jax.tree.map(lambda aval: aval.update(shape=(batch, *aval.shape)), plan.output_avals)
 
 
 def as_params(plan: Plan, grads: list[list[jax.Array]]) -> PyTree:

@@ -1,12 +1,11 @@
-"""The same network, loss and weights in braintrace, where it is installed (``pip install braintrace``).
+"""The same network, loss and weights in other libraries, where they are installed (docs/peers.md).
 
-Its weights are rewritten as its own operations, so only the leaky tanh cell is there; ``h W_h`` has no bias, and all
-three parameters are in its traced set.
+braintrace: its weights are rewritten as its own operations, so only the leaky tanh cell is there; ``h W_h`` has no
+bias, and all three parameters are in its traced set. memorax: its own RTU cell within its ``RTRL``.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -14,13 +13,18 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmarks.problems import LEAK, Problem, squared_error
+from experiments.peers import with_braintrace, with_memorax
+
+LIBRARIES = {"braintrace": (with_braintrace, "leaky tanh"), "memorax": (with_memorax, "RTU")}
+"""What finds a library, and the cell that both it and this one have."""
 
 
-def missing(problem: Problem) -> str | None:
+def missing(library: str, problem: Problem) -> str | None:
     """Why it cannot run here; None where it can."""
-    if problem.cell != "leaky tanh":
-        return "only the leaky tanh cell is rewritten for braintrace"
-    return None if importlib.util.find_spec("braintrace") else "braintrace is not installed"
+    module, cell = LIBRARIES[library]
+    if problem.cell != cell:
+        return f"of {library} only the {cell} cell is here"
+    return module.missing()
 
 
 def _network(problem: Problem, params: tuple) -> Any:
@@ -55,7 +59,7 @@ def _network(problem: Problem, params: tuple) -> Any:
     return Network(params)
 
 
-def gradient(problem: Problem, algorithm: str, *, windows: bool = False, **options: Any) -> Callable[..., Any]:
+def by_braintrace(problem: Problem, algorithm: str, *, windows: bool = False, **options: Any) -> Callable[..., Any]:
     """``run(params, carry, xs, targets) -> (loss, grads, end)``.
 
     Args:
@@ -118,3 +122,23 @@ def gradient(problem: Problem, algorithm: str, *, windows: bool = False, **optio
 def _paths(grads: dict, layer: int) -> list:
     """Where the gradients of a layer's parameters are, by name."""
     return sorted(path for path in grads if path[:2] == ("layers", layer))
+
+
+def by_memorax(problem: Problem, length: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """``run(params, start, xs, targets) -> (loss, grads, end)``, and ``start(params, carry, xs)``.
+
+    Args:
+      problem: of RTU cells.
+      length: steps of a piece, whose gradient ``jax.grad`` takes: 1, or a window.
+    """
+    inputs = [problem.inputs, *[2 * problem.features] * (problem.layers - 1)]
+    layers = with_memorax.modules("RTU", problem.features, inputs)
+
+    def loss(params: Any, carries: tuple, xs: jax.Array, targets: jax.Array) -> tuple:
+        carries, y = with_memorax.forward("RTU", layers, params, carries, xs)
+        return jnp.sum(jax.vmap(squared_error)(y, targets)), carries
+
+    def run(params: Any, carries: tuple, xs: jax.Array, targets: jax.Array) -> tuple:
+        return with_memorax.by_pieces(loss, params, carries, xs, targets, length)
+
+    return run, lambda params, carry, xs: with_memorax.start(layers, problem.batch, inputs)

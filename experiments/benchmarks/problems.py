@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from deepeprop_jax import Cell, linen_cell, stack
-from deepeprop_jax.cells import alif, leaky_readout, lru
+from deepeprop_jax.cells import alif, leaky_readout, lru, rtu
 
 LEAK = 0.3
 
@@ -61,6 +61,7 @@ CELLS: dict[str, Callable[[int], Cell]] = {
     "LRU": lambda features: lru(features, features),
     "complex LRU": complex_lru,
     "ALIF": alif,
+    "RTU": rtu,
 }
 
 

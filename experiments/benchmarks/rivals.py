@@ -157,14 +157,15 @@ RIVALS: dict[str, Callable[[Problem], Rival]] = {
     "stream, hops=0, descent": partial(_stream, descend=True, hops=0),
     "stream, all hops": _stream,
     "stream, exact": partial(_stream, exact=True),
-    "braintrace D_RTRL": lambda problem: Rival(peer.gradient(problem, "d_rtrl")),
-    "braintrace D_RTRL, windows": lambda problem: Rival(peer.gradient(problem, "d_rtrl", windows=True)),
-    "braintrace ES_D_RTRL": lambda problem: Rival(peer.gradient(problem, "es_d_rtrl", decay_or_rank=0.9)),
+    "braintrace D_RTRL": lambda problem: Rival(peer.by_braintrace(problem, "d_rtrl")),
+    "braintrace D_RTRL, windows": lambda problem: Rival(peer.by_braintrace(problem, "d_rtrl", windows=True)),
+    "braintrace ES_D_RTRL": lambda problem: Rival(peer.by_braintrace(problem, "es_d_rtrl", decay_or_rank=0.9)),
+    "memorax RTRL": lambda problem: Rival(*peer.by_memorax(problem, 1)),
+    "memorax RTRL, windows": lambda problem: Rival(*peer.by_memorax(problem, problem.segment)),
 }
 
 
 def missing(name: str, problem: Problem) -> str | None:
     """Why a rival cannot run here; None where it can."""
-    if not name.startswith("braintrace"):
-        return None
-    return peer.missing(problem)
+    library = name.split(" ")[0]
+    return peer.missing(library, problem) if library in peer.LIBRARIES else None

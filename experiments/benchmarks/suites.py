@@ -98,6 +98,23 @@ def _filtered() -> tuple[Comparison, ...]:
     return tuple(Comparison(problem, rivals, reference="hops=0") for problem in problems)
 
 
+def _peers() -> tuple[Comparison, ...]:
+    wholes = (REFERENCE, HOISTED, *ENGINE, "all hops", "R = 4, q = 8", *PEER)
+    recurrent_trace_units = (
+        REFERENCE,
+        HOISTED,
+        "hops=0",
+        "stream, hops=0",
+        "all hops",
+        "memorax RTRL",
+        "memorax RTRL, windows",
+    )
+    return (
+        Comparison(Problem("leaky tanh", 256), wholes, rounds=5),
+        Comparison(Problem("RTU", 64, inputs=64), recurrent_trace_units, rounds=5),
+    )
+
+
 def _stream() -> tuple[Comparison, ...]:
     rivals = (
         REFERENCE,
@@ -171,6 +188,7 @@ SUITES: dict[str, Suite] = {
     "rank": Suite("Own-node traces of low rank, against whole ones", _rank()),
     "projected": Suite("A carry projected along R directions, against BPTT", _projected()),
     "filtered": Suite("Credit through a leaky readout, against own traces alone", _filtered()),
+    "peers": Suite("Other libraries that learn forward in time", _peers()),
     "stream": Suite("A gradient after every step", _stream()),
     "depth": Suite("Layers as one stack(cell, depth=L), and written out", _depth()),
     "gpu": Suite("For a GPU", _gpu()),

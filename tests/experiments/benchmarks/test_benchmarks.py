@@ -27,7 +27,7 @@ from experiments.training.against_bptt import compare_layers
 ROOT = Path(__file__).parents[3]
 TINY = Problem("leaky tanh", 4, steps=7, batch=2, segment=3, inputs=2)
 SMALLER = TINY._replace(features=3)
-OURS = [name for name in RIVALS if not name.startswith("braintrace")]
+OURS = [name for name in RIVALS if name.split(" ")[0] not in rivals.peer.LIBRARIES]
 EXACT = ("BPTT, hoisted", "BPTT, checkpointed", "jacfwd", "exact", "exact, C = 1", "stream, exact")
 SAME = {
     "hops=0": ("hops=0, C = 1", "stream, hops=0"),
@@ -151,11 +151,13 @@ def test_ctrl_c_keeps_what_is_known(tmp_path, quick_machine, monkeypatch, capsys
 
 
 def test_a_missing_peer_is_said_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rivals.peer.importlib.util, "find_spec", lambda name: None)
+    for module, _ in rivals.peer.LIBRARIES.values():
+        monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     found: dict = {}
     compare(Comparison(TINY, (REFERENCE, "braintrace D_RTRL"), timed=False), 1, found, lambda what: None)
     assert found["rivals"]["braintrace D_RTRL"] == {"missing": "braintrace is not installed"}
     assert "leaky tanh" in rivals.missing("braintrace D_RTRL", TINY._replace(cell="GRU"))
+    assert rivals.missing("memorax RTRL", TINY._replace(cell="RTU")) == "memorax is not installed"
 
 
 def test_the_cost_model_by_hand() -> None:
@@ -180,7 +182,8 @@ def test_suites_name_cells_and_rivals_that_exist() -> None:
         for comparison in suite.comparisons:
             assert set(comparison.rivals) <= set(RIVALS) and comparison.problem.cell in CELLS
             assert comparison.problem.steps % comparison.problem.segment == 0
-    assert {comparison.problem.cell for comparison in SUITES["acceptance"].comparisons} == set(CELLS)
+    cells = [comparison.problem.cell for name in ("acceptance", "peers") for comparison in SUITES[name].comparisons]
+    assert set(cells) == set(CELLS)
 
 
 def test_only_some_comparisons() -> None:

@@ -13,8 +13,9 @@ BELOW = {
     "tasks": ("program",),
     "training": ("program", "tasks"),
     "sweeps": ("program", "tasks", "training"),
-    "studies": ("program", "tasks", "training", "sweeps"),
-    "benchmarks": ("program", "training"),
+    "peers": (),
+    "studies": ("program", "tasks", "training", "sweeps", "peers"),
+    "benchmarks": ("program", "training", "peers"),
     "demo": ("program", "tasks", "training"),
 }
 """What a room may import from, besides itself."""
