@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 import jax
@@ -252,6 +252,55 @@ class Reset(Protocol):
     def __call__(self, state: LearnerState, where: jax.Array) -> LearnerState: ...
 
 
+class Shardings(NamedTuple):
+    """Where arrays lie on the devices of a mesh: a ``jax.sharding.NamedSharding`` for every leaf.
+
+    Attributes:
+      params: of params, gradients and an optimiser's state: whole on every device.
+      carry, x: of a carry, and of one step's input, targets or flags: split along their first axis, the batch.
+      xs: of a sequence, its resets and valid, and targets of each example: split along their second axis.
+      state: of a ``LearnerState``; with ``unit`` its traces also along their last axis.
+    """
+
+    params: PyTree
+    carry: PyTree
+    x: PyTree
+    xs: PyTree
+    state: PyTree
+
+
+class ShardingsOf(Protocol):
+    """How ``data_parallel(learner, mesh, axis=batch, unit=unit)`` holds its arrays, for ``jax.device_put``, ``jax.jit``
+    and checkpoints. Traces that do not fit a device are split along ``unit``, by columns: each device holds those of
+    its part of every source parameter, cut along its last axis. Nothing is computed; shapes are enough.
+
+    Args:
+      mesh: from ``jax.make_mesh``.
+      params, carry, x: as for ``init``, or their shapes.
+      batch: axes of the mesh that split the batch; None for all but ``unit``.
+      unit: axes of the mesh that split the traces; None for whole ones.
+
+    Raises:
+      ValueError: axes that the mesh has not; a batch that does not divide, with both numbers; with ``unit`` a learner
+        whose traces have no columns of their own (``rank``, ``carry_factor``, other rules).
+    """
+
+    def __call__(
+        self,
+        mesh: jax.sharding.Mesh,
+        params: PyTree,
+        carry: PyTree,
+        x: PyTree,
+        *,
+        batch: str | Sequence[str] | None = None,
+        unit: str | Sequence[str] | None = None,
+    ) -> Shardings: ...
+
+
+def _unknown(mesh: jax.sharding.Mesh, params: PyTree, carry: PyTree, x: PyTree, **axes: object) -> Shardings:
+    raise TypeError("Only a learner of deep_eprop tells shardings; see data_parallel for what other rules can do.")
+
+
 def documented_by(contract: type) -> Callable[[F], F]:
     """Give a function the text of the contract that it keeps as its docstring, for ``help``."""
 
@@ -276,6 +325,7 @@ class OnlineLearner(NamedTuple):
       reset: ``reset(state, where) -> state``.
       network: the network as a ``Cell``; its ``init`` makes params and carry, its ``apply`` runs without traces.
       plan: ``plan(params, carry, x)``: what was found out about the network, for ``analyse``.
+      shardings: ``shardings(mesh, params, carry, x, batch=, unit=)``: where arrays lie on several devices.
     """
 
     init: Init
@@ -285,6 +335,7 @@ class OnlineLearner(NamedTuple):
     reset: Reset
     network: Cell
     plan: Callable[[PyTree, PyTree, PyTree], Plan]
+    shardings: ShardingsOf = _unknown
 
     def __reduce__(self) -> tuple[object, ...]:
         return reduced(self)

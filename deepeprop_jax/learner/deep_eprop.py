@@ -13,6 +13,7 @@ from deepeprop_jax.jaxpr.real_leaves import select_examples
 from deepeprop_jax.learner import checks, contract
 from deepeprop_jax.learner.by_segments import by_segments, choose_length
 from deepeprop_jax.learner.contract import LearnerState, OnlineLearner, Pending, documented_by
+from deepeprop_jax.learner.data_parallel import how_held
 from deepeprop_jax.learner.each_example import of_each_example
 from deepeprop_jax.learner.layout import with_layouts
 from deepeprop_jax.learner.planner import Planner
@@ -114,8 +115,13 @@ def deep_eprop(
     made = _Functions(Planner(graph_of(cell), mode, trainable))
     in_time: Callable[..., PyTree] = made.value_and_grad
     learner = OnlineLearner(made.init, made.step, made.gradient, in_time, made.reset, cell, made.plan)
+
+    @documented_by(contract.ShardingsOf)
+    def shardings(mesh, params, carry, x, *, batch=None, unit=None) -> contract.Shardings:
+        return how_held(learner, mesh, params, carry, x, batch, unit)
+
     learner = over_batches(learner, graph_of(cell))
-    learner = learner._replace(value_and_grad=with_layouts(learner.value_and_grad))
+    learner = learner._replace(value_and_grad=with_layouts(learner.value_and_grad), shardings=shardings)
     return remade(learner, deep_eprop, cell, **mode._asdict(), trainable=trainable)
 
 

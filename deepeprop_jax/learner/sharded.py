@@ -20,6 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from deepeprop_jax.analysis.per_example import is_per_example
 from deepeprop_jax.learner.contract import LearnerState, OnlineLearner, Pending
+from deepeprop_jax.network.arguments import shapes_of
 from deepeprop_jax.network.cell import Cell, Graph, PyTree
 from deepeprop_jax.segments.single_step import Factors
 from deepeprop_jax.segments.window import Window
@@ -106,6 +107,29 @@ def state_specs(graph: Graph, state: LearnerState, split: Split) -> LearnerState
         return EVERYWHERE if axis is None else split.spec(*[None] * axis)
 
     return jax.tree.map(spec, batch_axes(graph, state), is_leaf=lambda axis: axis is None)
+
+
+def parts_specs(graph: Graph, state: LearnerState, split: Split, unit: tuple[str, ...]) -> LearnerState:
+    """How the state of ``ParameterParts`` is held: traces, and factors that move them, are split along their last axis.
+
+    A device's columns stand there one behind the other; of what it does not share with others each has a copy.
+    """
+    specs, update = state_specs(graph, state, split), state.pending.update
+
+    def along_columns(spec: PartitionSpec, part: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: PartitionSpec(*spec, *(None,) * (leaf.ndim - 1 - len(spec)), unit), part)
+
+    traces = {}
+    for name, trace_ in state.traces.items():
+        spec = specs.traces[name]
+        if isinstance(trace_, ProjectedCarry):
+            columns, factored = (along_columns(a, b) for a, b in zip(spec[:2], trace_[:2], strict=True))
+            traces[name] = spec._replace(columns=columns, factored=factored)
+        else:
+            traces[name] = along_columns(spec, trace_)
+    if isinstance(update, list):  # factors
+        specs = specs._replace(pending=specs.pending._replace(update=along_columns(split.spec(), update)))
+    return specs._replace(traces=traces)
 
 
 def over_batches(learner: OnlineLearner, graph: Graph) -> OnlineLearner:
@@ -225,11 +249,6 @@ def _sharding_of(leaf: jax.Array) -> NamedSharding | None:
     """An array at hand knows its devices, one that is traced the names of its mesh's axes."""
     found = jax.typeof(leaf).sharding if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
     return found if isinstance(found, NamedSharding) else None
-
-
-def shapes_of(tree: PyTree, without_axes: int = 0) -> PyTree:
-    """Shapes and dtypes of arrays and numbers, without their first axes."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[without_axes:], jnp.result_type(x)), tree)
 
 
 def _target_specs(split: Split, loss_fn: Callable[..., jax.Array], y: PyTree, targets: PyTree) -> PyTree | None:
