@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_refused():
 
     def run(xs=xs, targets=targets, resets=None, valid=None, time_major=False, loss_fn=losses, aux=False, **given):
         made = learner.value_and_grad(loss_fn, time_major=time_major, has_aux=aux)
-        return made(s.p.params, state, xs, targets, resets, valid, **given)
+        return jax.eval_shape(lambda params: made(params, state, xs, targets, resets, valid, **given), s.p.params)
 
     with pytest.raises(TypeError, match="time_major must be True or False; seen 0"):
         run(time_major=0)
