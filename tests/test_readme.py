@@ -25,7 +25,8 @@ import pathlib, re, sys
 page = sys.argv[1]
 text = pathlib.Path(page).read_text()
 namespace = {"__name__": "__main__"}
-for number, block in enumerate(re.finditer(r"```(?:python|\\{code-cell\\})\\n(.*?)```", text, re.DOTALL)):
+fences = re.finditer(r"^```(?:python|\\{code-cell\\})\\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+for number, block in enumerate(fences):
     lines_above = text[: block.start(1)].count("\\n")
     exec(compile("\\n" * lines_above + block[1], page, "exec"), namespace)
 print("blocks:", number + 1)
@@ -39,7 +40,7 @@ def output() -> str:
 
 
 def run_blocks(page: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_ENABLE_X64": "0"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_ENABLE_X64": "0", "MPLBACKEND": "agg"}
     command = [sys.executable, "-c", RUN_BLOCKS, page]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
     assert result.returncode == 0, result.stderr
@@ -67,6 +68,18 @@ def test_the_page_of_the_rules_runs() -> None:
 
 def test_the_page_of_streams_runs() -> None:
     assert "blocks: 5" in run_blocks("docs/streams.md")
+
+
+NOTEBOOKS = [path for path in (ROOT / "docs").rglob("*.md") if "\n```{code-cell}\n" in path.read_text()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [str(path.relative_to(ROOT)) for path in sorted(NOTEBOOKS)])
+def test_the_notebooks_of_the_site_run(page: str) -> None:
+    """`make docs` runs them too, and shows what they print."""
+    if "haiku" in page:
+        pytest.importorskip("haiku"), pytest.importorskip("equinox")
+    assert "blocks: " in run_blocks(page)
 
 
 def test_the_overview_of_the_api_runs() -> None:
@@ -113,7 +126,7 @@ def test_links_and_pictures_lead_somewhere() -> None:
 
 
 def test_the_speeds_are_those_that_were_measured():
-    """Ratios to BPTT in prose stand in docs/benchmarks, to the last digit printed."""
+    """The ratios to BPTT of two pages stand in docs/benchmarks, to the last digit printed."""
 
     def ratio(cell: str, features: int, rival: str, suite: str = "acceptance", batch: int = 16) -> str:
         stored = json.loads((ROOT / f"docs/benchmarks/{suite}.json").read_text())
@@ -122,7 +135,7 @@ def test_the_speeds_are_those_that_were_measured():
         times = {name: statistics.median(rivals[name][stored["machine"]["clock"]]) for name in (rival, "BPTT")}
         return f"{times[rival] / times['BPTT']:.2f}"
 
-    text = " ".join("".join((ROOT / f"docs/{page}.md").read_text() for page in ("modes", "peers")).split())
+    text = " ".join(" ".join((ROOT / "docs" / f"{page}.md").read_text().split()) for page in ("modes", "peers"))
     cells = {"tanh": "leaky tanh", "GRU": "GRU", "LSTM": "LSTM", "LRU": "LRU", "ALIF": "ALIF"}
     said = [f"{ratio(cell, 128, 'hops=0')} ({name})" for name, cell in cells.items()]
     assert f"segments take {', '.join(said[:-1])} and {said[-1]} times the time" in text
