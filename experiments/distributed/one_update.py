@@ -41,7 +41,7 @@ class Training:
     """
 
     def __init__(self, batch: int) -> None:
-        network = networks.xor_network(features=16, classes=xor_count.CLASSES, decay=0.99)
+        network = networks.xor_network(features=16, classes=xor_count.CLASSES, decay=0.99, bias_scale=0.5)
         mesh = jax.make_mesh((jax.device_count(),), ("data",))
         whole, self._in_time = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (None, "data")))
         self._batch, self._one, self._optimiser = batch, deep_eprop(network), optax.adam(1e-2)

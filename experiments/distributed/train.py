@@ -78,9 +78,12 @@ def _check(options: argparse.Namespace) -> None:
             raise Refused(f"--coordinator must be host:port; seen {options.coordinator!r}.")
         if not 0 <= options.process_id < options.processes:
             raise Refused(f"--process-id must be 0 to {options.processes - 1}; seen {options.process_id}.")
-    if options.batch % options.processes:
+    devices = options.processes * (options.devices if options.coordinator is None else 1)
+    if options.batch % devices:
+        beside = f" with --devices={options.devices}" if devices > options.processes else ""
         raise Refused(
-            f"--batch={options.batch} examples do not divide over --processes={options.processes}; give a multiple."
+            f"--batch={options.batch} examples do not divide over --processes={options.processes}{beside}; give a "
+            f"multiple of {devices}."
         )
 
 
