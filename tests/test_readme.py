@@ -66,6 +66,12 @@ def test_the_page_of_the_rules_runs() -> None:
     assert "loss " in output and "blocks: 1" in output
 
 
+def test_the_page_of_streams_runs() -> None:
+    """Updates by steps and by chunks are the same."""
+    output = run_blocks("docs/streams.md")
+    assert "blocks: 5" in output
+
+
 NOTEBOOKS = [path for path in (ROOT / "docs").rglob("*.md") if "\n```{code-cell}\n" in path.read_text()]
 
 

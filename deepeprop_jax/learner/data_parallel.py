@@ -11,15 +11,23 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from deepeprop_jax.learner import checks, contract
-from deepeprop_jax.learner.contract import LearnerState, OnlineLearner, documented_by
+from deepeprop_jax.learner.contract import LearnerState, OnlineLearner, Shardings, documented_by
+from deepeprop_jax.learner.layout import with_layouts
 from deepeprop_jax.learner.one_sum import summed
 from deepeprop_jax.learner.own_losses import split_targets, step_of
-from deepeprop_jax.learner.sharded import EVERYWHERE, Split, arrays_apart, shapes_of, state_specs
-from deepeprop_jax.network.arguments import batch_size
+from deepeprop_jax.learner.parameter_parts import ParameterParts
+from deepeprop_jax.learner.sharded import EVERYWHERE, Split, arrays_apart, parts_specs, state_specs
+from deepeprop_jax.network.arguments import batch_size, shapes_of
 from deepeprop_jax.network.cell import PyTree, graph_of
 
 
-def data_parallel(learner: OnlineLearner, mesh: Mesh, *, axis: str | Sequence[str] | None = None) -> OnlineLearner:
+def data_parallel(
+    learner: OnlineLearner,
+    mesh: Mesh,
+    *,
+    axis: str | Sequence[str] | None = None,
+    unit: str | Sequence[str] | None = None,
+) -> OnlineLearner:
     """A learner whose every call runs over the devices of a mesh, each with its own examples of the batch.
 
     Its functions take what the learner's take: ordinary arrays, or arrays that are split already. Params are whole on
@@ -34,10 +42,17 @@ def data_parallel(learner: OnlineLearner, mesh: Mesh, *, axis: str | Sequence[st
     loss is refused, since the mean of a part is not a part of the mean. Leaves of the targets shaped (time, batch, ...)
     are split where an example's loss needs its own part of them only; others are whole everywhere.
 
+    *Traces that do not fit* a device are split along ``unit``: each device holds the columns of its part of every
+    parameter, a leaf cut along its last axis (where that divides, else along the last one that does; a leaf without
+    such an axis is kept by all). Columns never meet, so that nothing is sent in time; params are whole on every
+    device, and each runs the whole network. ``rank`` and ``carry_factor`` are refused. A state belongs to this number
+    of parts.
+
     Args:
       learner: from ``deep_eprop``, or of a rule that draws nothing at random.
       mesh: from ``jax.make_mesh``.
-      axis: of the mesh, along which the batch is split; several for a product of them. None for all.
+      axis: of the mesh, along which the batch is split; several for a product of them. None for all but ``unit``.
+      unit: of the mesh, along which traces are split by parameters; None for whole traces.
 
     Returns:
       An ``OnlineLearner``. Its gradient is that of ``learner``, in another order of one sum. It hashes; it does not
@@ -63,23 +78,64 @@ def data_parallel(learner: OnlineLearner, mesh: Mesh, *, axis: str | Sequence[st
     """
     if not isinstance(learner, OnlineLearner):
         raise TypeError(f"data_parallel needs a learner, as deep_eprop makes it; seen {type(learner).__name__}.")
+    made = _OverDevices(learner, *_split(mesh, axis, unit))
+    functions = made.init, made.step, made.gradient, with_layouts(made.value_and_grad), made.reset
+    return OnlineLearner(*functions, learner.network, learner.plan, learner.shardings)
+
+
+def how_held(
+    learner: OnlineLearner,
+    mesh: Mesh,
+    params: PyTree,
+    carry: PyTree,
+    x: PyTree,
+    batch: str | Sequence[str] | None,
+    unit: str | Sequence[str] | None,
+) -> Shardings:
+    """See ``ShardingsOf``."""
+    split, units = _split(mesh, batch, unit)
+    made = _OverDevices(learner, split, units)
+    state = made.shapes(params, carry, x)
+
+    def held(specs: PyTree, tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda s, part: jax.tree.map(lambda _: NamedSharding(mesh, s), part), specs, tree)
+
+    xs = held(split.spec(None), x)
+    return Shardings(
+        held(EVERYWHERE, params), held(split.spec(), carry), held(split.spec(), x), xs, held(made.specs(state), state)
+    )
+
+
+def _split(
+    mesh: Mesh, axis: str | Sequence[str] | None, unit: str | Sequence[str] | None
+) -> tuple[Split, tuple[str, ...]]:
+    """Over which axes the batch is split, and over which the traces."""
     if not isinstance(mesh, Mesh):
-        raise TypeError(f"data_parallel needs a jax.sharding.Mesh, as from jax.make_mesh; seen {type(mesh).__name__}.")
-    axes = mesh.axis_names if axis is None else (axis,) if isinstance(axis, str) else tuple(axis)
-    missing = [name for name in axes if name not in mesh.axis_names]
-    if missing or not axes:
-        raise ValueError(f"axis must name axes of the mesh, which has {mesh.axis_names}; seen {axis!r}.")
-    made = _OverDevices(learner, Split(mesh, axes))
-    functions = made.init, made.step, made.gradient, made.value_and_grad, made.reset
-    return OnlineLearner(*functions, learner.network, learner.plan)
+        raise TypeError(f"A jax.sharding.Mesh is needed, as from jax.make_mesh; seen {type(mesh).__name__}.")
+    units = () if unit is None else _names(mesh, unit, "unit")
+    rest = tuple(name for name in mesh.axis_names if name not in units)
+    axes = rest if axis is None else _names(mesh, axis, "axis")
+    if set(axes) & set(units):
+        raise ValueError(f"axis and unit must name different axes of the mesh; seen {axis!r} and {unit!r}.")
+    return Split(mesh, axes), units
+
+
+def _names(mesh: Mesh, given: str | Sequence[str], what: str) -> tuple[str, ...]:
+    names = (given,) if isinstance(given, str) else tuple(given)
+    if not names or not set(names) <= set(mesh.axis_names):
+        raise ValueError(f"{what} must name axes of the mesh, which has {mesh.axis_names}; seen {given!r}.")
+    return names
 
 
 class _OverDevices:
     """The functions of a learner over devices."""
 
-    def __init__(self, learner: OnlineLearner, split: Split):
-        self._learner, self._split, self._graph = learner, split, graph_of(learner.network)
+    def __init__(self, learner: OnlineLearner, split: Split, units: tuple[str, ...]):
+        self._split, self._units, self._graph = split, units, graph_of(learner.network)
         self._devices = math.prod(split.mesh.shape[name] for name in split.axes)
+        self._network, self._plain = learner.network, learner
+        parts = math.prod(split.mesh.shape[name] for name in units)
+        self._learner = ParameterParts(learner, units, parts) if units else learner
 
     def _checked(self, carry: PyTree, x: PyTree) -> int:
         batch = batch_size(carry, x)
@@ -91,10 +147,20 @@ class _OverDevices:
             )
         return batch
 
-    def _specs(self, state: LearnerState) -> LearnerState:
+    def shapes(self, params: PyTree, carry: PyTree, x: PyTree, key: jax.Array | None = None) -> LearnerState:
+        """Structure of the state."""
+        given = shapes_of((params, carry, x))
+        if self._units and key is None:
+            return self._learner.shapes(*given)
+        return jax.eval_shape(functools.partial(self._plain.init, key=key), *given)
+
+    def specs(self, state: LearnerState) -> LearnerState:
+        """How a state is held, per leaf or per part of it."""
         if not isinstance(state, LearnerState):
             raise TypeError(f"state must be what learner.init or learner.step returned; seen {type(state).__name__}.")
         self._checked(state.carry, state.pending.x)
+        if self._units:
+            return parts_specs(self._graph, state, self._split, self._units)
         return state_specs(self._graph, state, self._split)
 
     def _run(self, function: Callable[..., PyTree], arguments: tuple, specs: tuple, out_specs: PyTree) -> PyTree:
@@ -105,31 +171,34 @@ class _OverDevices:
         return over(*jax.tree.map(functools.partial(_placed, mesh), specs, arguments))
 
     @documented_by(contract.Init)
-    def init(self, params: PyTree, carry: PyTree, x: PyTree) -> LearnerState:
+    def init(self, params: PyTree, carry: PyTree, x: PyTree, key: jax.Array | None = None) -> LearnerState:
         self._checked(carry, x)
-        state = jax.eval_shape(self._learner.init, *shapes_of((params, carry, x)))
+        # A learner that draws nothing refuses a key; one that draws is refused here.
+        state = self.shapes(params, carry, x, key)
         random = [leaf for leaf in jax.tree.leaves(state.traces) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
         if random:
             raise ValueError(
                 "data_parallel takes no rule that draws at random for each example: each device would draw the same. "
                 "Use a learner of deep_eprop, or one device."
             )
-        batch, held = self._split.spec(), self._specs(state)
+        batch, held = self._split.spec(), self.specs(state)
         return self._run(self._learner.init, (params, carry, x), (EVERYWHERE, batch, batch), held)
 
     @documented_by(contract.Step)
     def step(self, params: PyTree, state: LearnerState, x: PyTree) -> tuple[LearnerState, PyTree]:
-        batch, held = self._split.spec(), self._specs(state)
+        batch, held = self._split.spec(), self.specs(state)
         return self._run(self._learner.step, (params, state, x), (EVERYWHERE, held, batch), (held, batch))
 
     @documented_by(contract.Gradient)
     def gradient(
         self, params: PyTree, state: LearnerState, dy: PyTree, signals: PyTree = None, per_example: bool = False
     ) -> PyTree:
-        batch, held = self._split.spec(), self._specs(state)
+        batch, held = self._split.spec(), self.specs(state)
         active = state.pending.active
         if not isinstance(active, jax.core.Tracer) and not active.any():
             raise ValueError("No step is pending in this state. Call learner.step first, then learner.gradient.")
+        if per_example and self._units:
+            raise ValueError("per_example=True needs whole traces: leave unit= out, and split the batch alone.")
         options: dict[str, PyTree] = {"per_example": True} if per_example else {}
 
         def part(params: PyTree, state: LearnerState, dy: PyTree, signals: PyTree) -> PyTree:
@@ -137,25 +206,30 @@ class _OverDevices:
             grads = self._learner.gradient(params, state, dy, **given)
             here = state.pending.active.any()  # a device all of whose examples were reset has none of the gradient
             grads = jax.tree.map(lambda leaf: jnp.where(here, leaf, 0) if _is_number(leaf) else leaf, grads)
-            count = here.astype(jnp.float32)
+            everywhere, count = (*self._split.axes, *self._units), here.astype(jnp.float32)
             if per_example:
-                count = summed(count, self._split.axes)
+                count = summed(count, everywhere)
             else:
-                grads, count = summed((grads, count), self._split.axes)
+                grads, count = summed((grads, count), everywhere)
             return jax.tree.map(lambda leaf: jnp.where(count > 0, leaf, jnp.nan) if _is_number(leaf) else leaf, grads)
 
         out_specs = batch if per_example else EVERYWHERE
         return self._run(part, (params, state, dy, signals), (EVERYWHERE, held, batch, batch), out_specs)
 
     @documented_by(contract.ValueAndGrad)
-    def value_and_grad(self, loss_fn: Callable[..., PyTree], **options) -> contract.RunSequence:
-        self._learner.value_and_grad(loss_fn, **options)  # refuses options that do not fit
+    def value_and_grad(self, loss_fn: Callable[..., PyTree], **options) -> Callable[..., PyTree]:
+        self._plain.value_and_grad(loss_fn, **options)  # refuses options that do not fit
+        if options.get("window") is not None:
+            raise ValueError(
+                "data_parallel takes losses of one step; seen window. For a loss on a window split the batch over "
+                "explicit axes of a mesh, and use the learner as it is."
+            )
         has_aux, signals = options.get("has_aux", False), options.get("signals")
         in_time = self._split.spec(None)
 
         @documented_by(contract.RunSequence)
         def run(params, state, xs, targets, resets=None, valid=None):
-            held = self._specs(state)
+            held = self.specs(state)
             given, signals_of = arrays_apart(signals)
             own = self._own_targets(params, state, xs, targets, loss_fn, has_aux, signals)
 
@@ -163,7 +237,7 @@ class _OverDevices:
                 options_here = options | ({"signals": signals_of(given)} if given else {})
                 (loss, end), grads = self._learner.value_and_grad(loss_fn, **options_here)(*arguments)
                 loss, aux = loss if has_aux else (loss, None)
-                loss, grads = summed((loss, grads), self._split.axes)
+                loss, grads = summed((loss, grads), (*self._split.axes, *self._units))
                 return ((loss, aux) if has_aux else loss, end), grads
 
             loss_specs = (EVERYWHERE, in_time) if has_aux else EVERYWHERE
@@ -178,14 +252,14 @@ class _OverDevices:
         checks.sequence_length(xs, targets)
         x = jax.tree.map(lambda leaf: leaf[0], xs)
         batch = self._checked(state.carry, x)
-        _, y = jax.eval_shape(jax.vmap(self._learner.network.apply, (None, 0, 0)), *shapes_of((params, state.carry, x)))
+        _, y = jax.eval_shape(jax.vmap(self._network.apply, (None, 0, 0)), *shapes_of((params, state.carry, x)))
         own = split_targets(loss_fn, has_aux, signals, step_of(y, targets, batch, self._devices))
         specs = [self._split.spec(None) if split else EVERYWHERE for split in own]
         return jax.tree.unflatten(jax.tree.structure(targets), specs)
 
     @documented_by(contract.Reset)
     def reset(self, state: LearnerState, where: jax.Array) -> LearnerState:
-        batch, held = self._split.spec(), self._specs(state)
+        batch, held = self._split.spec(), self.specs(state)
         return self._run(self._learner.reset, (state, where), (held, batch), held)
 
 

@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from deepeprop_jax.analysis.per_example import is_per_example
-from deepeprop_jax.learner.sharded import shapes_of
-from deepeprop_jax.network.arguments import leaf_avals, path_name
+from deepeprop_jax.network.arguments import leaf_avals, path_name, shapes_of
 from deepeprop_jax.network.cell import PyTree
 
 REMEDY = (

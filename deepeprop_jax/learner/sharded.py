@@ -20,6 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from deepeprop_jax.analysis.per_example import is_per_example
 from deepeprop_jax.learner.contract import LearnerState, OnlineLearner, Pending
+from deepeprop_jax.network.arguments import shapes_of
 from deepeprop_jax.network.cell import Cell, Graph, PyTree
 from deepeprop_jax.segments.single_step import Factors
 from deepeprop_jax.segments.window import Window
@@ -108,6 +109,29 @@ def state_specs(graph: Graph, state: LearnerState, split: Split) -> LearnerState
     return jax.tree.map(spec, batch_axes(graph, state), is_leaf=lambda axis: axis is None)
 
 
+def parts_specs(graph: Graph, state: LearnerState, split: Split, unit: tuple[str, ...]) -> LearnerState:
+    """How the state of ``ParameterParts`` is held: traces, and factors that move them, are split along their last axis.
+
+    A device's columns stand there one behind the other; of what it does not share with others each has a copy.
+    """
+    specs, update = state_specs(graph, state, split), state.pending.update
+
+    def along_columns(spec: PartitionSpec, part: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: PartitionSpec(*spec, *(None,) * (leaf.ndim - 1 - len(spec)), unit), part)
+
+    traces = {}
+    for name, trace_ in state.traces.items():
+        spec = specs.traces[name]
+        if isinstance(trace_, ProjectedCarry):
+            columns, factored = (along_columns(a, b) for a, b in zip(spec[:2], trace_[:2], strict=True))
+            traces[name] = spec._replace(columns=columns, factored=factored)
+        else:
+            traces[name] = along_columns(spec, trace_)
+    if isinstance(update, list):  # factors
+        specs = specs._replace(pending=specs.pending._replace(update=along_columns(split.spec(), update)))
+    return specs._replace(traces=traces)
+
+
 def over_batches(learner: OnlineLearner, graph: Graph) -> OnlineLearner:
     """The learner, whose functions also take batches that are split over explicit axes of a mesh."""
 
@@ -177,7 +201,7 @@ def sequences_over_batches(
     @functools.wraps(value_and_grad)
     def over(loss_fn, **options):
         plain = value_and_grad(loss_fn, **options)
-        has_aux = options.get("has_aux", False)
+        has_aux, is_window = options.get("has_aux", False), options.get("window") is not None
 
         @functools.wraps(plain)
         def run(params, state, xs, targets, resets=None, valid=None):
@@ -188,8 +212,9 @@ def sequences_over_batches(
             specs, in_time = specs_of(state, split), split.spec(None)
             x = jax.tree.map(lambda leaf: leaf[0], xs)
             _, y = jax.eval_shape(jax.vmap(network.apply, (None, 0, 0)), *shapes_of((params, carry, x)))
-            target_specs = None if has_aux else _target_specs(split, loss_fn, y, targets)
-            loss_here = _of_all_examples(split, loss_fn, has_aux) if target_specs is None else loss_fn
+            target_specs = None if has_aux or is_window else _target_specs(split, loss_fn, y, targets)
+            of_all = _of_all_examples(split, loss_fn, has_aux, batch_axis=1 if is_window else 0)
+            loss_here = of_all if target_specs is None else loss_fn
             held, signals_of = arrays_apart(options.get("signals"))
 
             def part(held, *arguments):
@@ -226,11 +251,6 @@ def _sharding_of(leaf: jax.Array) -> NamedSharding | None:
     return found if isinstance(found, NamedSharding) else None
 
 
-def shapes_of(tree: PyTree, without_axes: int = 0) -> PyTree:
-    """Shapes and dtypes of arrays and numbers, without their first axes."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[without_axes:], jnp.result_type(x)), tree)
-
-
 def _target_specs(split: Split, loss_fn: Callable[..., jax.Array], y: PyTree, targets: PyTree) -> PyTree | None:
     """How targets are split where a device can compute the losses of its own examples; None where it may not.
 
@@ -251,7 +271,9 @@ def _target_specs(split: Split, loss_fn: Callable[..., jax.Array], y: PyTree, ta
     return specs if is_per_example(loss_fn, y, shapes_of(targets, 1), own, examples) else None
 
 
-def _of_all_examples(split: Split, loss_fn: Callable[..., PyTree], has_aux: bool) -> Callable[..., PyTree]:
+def _of_all_examples(
+    split: Split, loss_fn: Callable[..., PyTree], has_aux: bool, batch_axis: int
+) -> Callable[..., PyTree]:
     """The loss of the whole batch as a function of a device's outputs; its value counts on the first device alone."""
 
     def loss_here(y: PyTree, target_and_valid: tuple[PyTree, jax.Array | None]) -> PyTree:
@@ -259,8 +281,9 @@ def _of_all_examples(split: Split, loss_fn: Callable[..., PyTree], has_aux: bool
         number = jax.lax.axis_index(split.axes)
 
         def everyone(own: jax.Array) -> jax.Array:
-            gathered = jax.lax.all_gather(jax.lax.stop_gradient(own), split.axes, tiled=True)
-            return jax.lax.dynamic_update_slice_in_dim(gathered, own, number * own.shape[0], 0)
+            gathered = jax.lax.all_gather(jax.lax.stop_gradient(own), split.axes, axis=batch_axis, tiled=True)
+            start = number * own.shape[batch_axis]
+            return jax.lax.dynamic_update_slice_in_dim(gathered, own, start, batch_axis)
 
         found = loss_fn(jax.tree.map(everyone, y), target)
         loss, aux = found if has_aux else (found, None)
