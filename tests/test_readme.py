@@ -67,7 +67,9 @@ def test_the_page_of_the_rules_runs() -> None:
 
 
 def test_the_page_of_streams_runs() -> None:
-    assert "blocks: 5" in run_blocks("docs/streams.md")
+    """Updates by steps and by chunks are the same."""
+    output = run_blocks("docs/streams.md")
+    assert "blocks: 5" in output
 
 
 NOTEBOOKS = [path for path in (ROOT / "docs").rglob("*.md") if "\n```{code-cell}\n" in path.read_text()]
