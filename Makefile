@@ -6,7 +6,7 @@ WORKERS ?= 2
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet --no-compile
-SOURCES := deepeprop_jax tests experiments configs
+SOURCES := deepeprop_jax tests experiments configs docs/conf.py
 
 # One thread for each test worker: two workers on two cores otherwise wait for each other's threads.
 ONE_THREAD := JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 NPROC=1
@@ -17,7 +17,7 @@ OLD_EMITTERS = $(shell $(RUN) -c "import jax; print('--xla_cpu_use_fusion_emitte
 AS_USERS := $(ONE_THREAD) XLA_FLAGS="$(XLA)" $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 QUICKLY = $(ONE_THREAD) XLA_FLAGS="$(XLA) $(OLD_EMITTERS)" $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo test newest slow sweep lint format figures bench experiments report wheel clean
+.PHONY: help demo test newest slow sweep lint format docs figures bench experiments report types dist wheel clean
 
 help:
 	@echo 'make demo     train a 2-layer GRU online on handwritten digits, every rule side by side (3 minutes)'
@@ -26,11 +26,13 @@ help:
 	@echo 'make slow     the tests that take minutes, and those that are like others'
 	@echo 'make sweep    segments of every length and mode against the lattice, over the whole zoo (an hour)'
 	@echo 'make format   rewrite the sources in the house style'
+	@echo 'make docs     the documentation site, its notebooks run: build/site/index.html (4 minutes)'
 	@echo 'make figures  the demo's tables and the pictures of the README again'
 	@echo 'make bench    time, memory and gradient error against BPTT and other rivals (SUITE=acceptance: 20 minutes)'
 	@echo 'make experiments  what docs/experiments.md reports, all of it or SWEEP=name; goes on where it was stopped'
 	@echo 'make report   the tables of its logs and its pictures from the stored results'
-	@echo 'make wheel    build the wheel into dist/'
+	@echo 'make types    the code of the pages under mypy and pyright, and every public name with a type'
+	@echo 'make dist     build sdist and wheel into dist/ (make wheel: the same)'
 	@echo 'make clean    remove .venv and everything generated'
 
 $(VENV)/made:
@@ -47,6 +49,10 @@ $(VENV)/demo: pyproject.toml $(VENV)/made
 
 $(VENV)/test: pyproject.toml $(VENV)/made
 	$(PIP) --editable '.[test]'
+	@touch $@ $(VENV)/demo
+
+$(VENV)/docs: pyproject.toml $(VENV)/made
+	$(PIP) --editable '.[docs]'
 	@touch $@ $(VENV)/demo
 
 demo: $(VENV)/demo
@@ -78,6 +84,11 @@ format: $(VENV)/test
 	$(RUN) -m ruff check --fix $(SOURCES)
 	$(RUN) -m ruff format $(SOURCES)
 
+# Built anew each time, as what a page shows is what its code has just printed.
+docs: $(VENV)/docs
+	JAX_PLATFORMS=cpu $(RUN) -m sphinx -W --keep-going -E -a -q -j $(WORKERS) -d build/site-parsed docs build/site
+	@echo 'build/site/index.html'
+
 figures: $(VENV)/demo
 	$(RUN) -m experiments.demo.draw_lattice
 	JAX_PLATFORMS=cpu $(RUN) -m experiments.tasks.pictures
@@ -108,8 +119,15 @@ report: $(VENV)/test
 	@$(RUN) -m experiments.studies.meter --report
 	@$(RUN) -m experiments.studies.directions
 
-wheel: $(VENV)/test
-	$(RUN) -m build --wheel --no-isolation
+types: $(VENV)/test
+	$(PIP) --editable '.[types]'
+	$(AS_USERS) -n 0 -m slow tests/test_types.py
+
+dist: $(VENV)/test
+	rm -rf dist
+	$(RUN) -m build --no-isolation
+
+wheel: dist
 
 clean:
 	rm -rf $(VENV) .venv-newest build dist results .pytest_cache .mypy_cache .ruff_cache *.egg-info

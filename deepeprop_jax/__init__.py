@@ -5,6 +5,7 @@ from importlib import metadata
 from deepeprop_jax.learner.basis import BasisLearner, CarryBasis, Observed, with_basis
 from deepeprop_jax.learner.carry_basis import carry_basis
 from deepeprop_jax.learner.contract import LearnerState, OnlineLearner
+from deepeprop_jax.learner.data_parallel import data_parallel
 from deepeprop_jax.learner.deep_eprop import deep_eprop
 from deepeprop_jax.learner.error_meter import Error, ErrorMeter, Meter, error_meter
 from deepeprop_jax.learner.feedback import (
@@ -26,6 +27,7 @@ from deepeprop_jax.report.compare import compare_to_bptt
 from deepeprop_jax.report.eligibility import eligibility
 from deepeprop_jax.report.suggest_rank import suggest_rank
 from deepeprop_jax.report.trace_error import trace_error
+from deepeprop_jax.streams.eligibility_trace import EligibilityTraceState, eligibility_trace
 
 try:
     __version__ = metadata.version("deepeprop_jax")
@@ -36,6 +38,7 @@ __all__ = [
     "BasisLearner",
     "CarryBasis",
     "Cell",
+    "EligibilityTraceState",
     "Error",
     "ErrorMeter",
     "Feedback",
@@ -47,8 +50,10 @@ __all__ = [
     "carry_basis",
     "carry_of",
     "compare_to_bptt",
+    "data_parallel",
     "deep_eprop",
     "eligibility",
+    "eligibility_trace",
     "error_meter",
     "graph",
     "hoisted_bptt",

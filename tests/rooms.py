@@ -22,7 +22,7 @@ FLOORS = (
     ("traces",),
     ("segments",),
     ("learner",),
-    ("rules", "report"),
+    ("rules", "report", "streams", "export"),
 )
 """Rooms from the lowest floor up: a room imports from those below it, and from itself."""
 

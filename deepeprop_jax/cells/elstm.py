@@ -13,10 +13,10 @@ from deepeprop_jax.network.cell import Cell, PyTree, remade
 def elstm(features: int, *, param_dtype: DTypeLike = jnp.float32) -> Cell:
     """eLSTM: an LSTM whose gates read their own unit alone; element-wise in its carry, so deep e-prop is exact for it.
 
-    f_t = sigmoid(x_t F + w_f ∘ c_{t-1} + b_f)
-    z_t = tanh(x_t Z + w_z ∘ c_{t-1} + b_z)
-    c_t = f_t ∘ c_{t-1} + (1 - f_t) ∘ z_t
-    o_t = sigmoid(x_t O + c_t W_o + b_o)                                        y_t = o_t ∘ c_t
+        f_t = sigmoid(x_t F + w_f ∘ c_{t-1} + b_f)
+        z_t = tanh(x_t Z + w_z ∘ c_{t-1} + b_z)
+        c_t = f_t ∘ c_{t-1} + (1 - f_t) ∘ z_t
+        o_t = sigmoid(x_t O + c_t W_o + b_o)                                        y_t = o_t ∘ c_t
 
     The output gate reads every unit of c_t, and nothing of it goes back into the carry. So W_o is a full matrix at no
     cost: it needs no trace, and its gradient is exact too.

@@ -26,7 +26,7 @@ def feedback_dense(
 ) -> Cell:
     """Dense layer through which the gradient goes back by other weights than those that values go forward by.
 
-    y = x W + b        dL/dx := dL/dy Bᵀ        dL/dW, dL/db as ever
+        y = x W + b        dL/dx := dL/dy Bᵀ        dL/dW, dL/db as ever
 
     written as y = sg(x) W + (x - sg(x)) B + b, so that it is so in every mode, also for influences that go up.
 

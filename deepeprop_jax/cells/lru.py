@@ -24,8 +24,8 @@ def lru(
 ) -> Cell:
     """LRU: a diagonal complex linear recurrence; element-wise in its carry, so deep e-prop is exact for it.
 
-    λ   = exp(-exp(nu_log) + i exp(theta_log))        γ = exp(gamma_log)
-    h_t = λ ∘ h_{t-1} + γ ∘ (B x_t)                    y_t = Re(C h_t) + D x_t
+        λ   = exp(-exp(nu_log) + i exp(theta_log))        γ = exp(gamma_log)
+        h_t = λ ∘ h_{t-1} + γ ∘ (B x_t)                    y_t = Re(C h_t) + D x_t
 
     It is linear: put a non-linear feed-forward layer on top, as the paper does.
 

@@ -18,8 +18,8 @@ def leaky_rnn(
 ) -> Cell:
     """Leaky tanh RNN: every unit is a low-pass filter with its own learnable time constant.
 
-    a   = sigmoid(leak)
-    h_t = (1 - a) ∘ h_{t-1} + a ∘ tanh(x_t W_in + h_{t-1} W_rec + b)        y_t = h_t
+        a   = sigmoid(leak)
+        h_t = (1 - a) ∘ h_{t-1} + a ∘ tanh(x_t W_in + h_{t-1} W_rec + b)        y_t = h_t
 
     Left alone, a unit decays as (1 - a)^t = exp(-t / τ), with τ in steps: leak = log(exp(1 / τ) - 1).
 
@@ -83,7 +83,7 @@ def indrnn(
 ) -> Cell:
     """IndRNN: element-wise in its carry, so deep e-prop is exact for it.
 
-    h_t = activation(x_t W_in + u ∘ h_{t-1} + b)        y_t = h_t
+        h_t = activation(x_t W_in + u ∘ h_{t-1} + b)        y_t = h_t
 
     *Shapes*: params ``input_kernel`` (inputs, features), ``recurrent_weight`` u and ``bias`` (features,); carry h
     (features,).
@@ -139,8 +139,8 @@ def leaky_readout(
 ) -> Cell:
     """Leaky linear integrator: the readout of spiking networks, which smooths their spikes.
 
-    κ   = exp(-dt / τ)
-    y_t = κ y_{t-1} + x_t W + b
+        κ   = exp(-dt / τ)
+        y_t = κ y_{t-1} + x_t W + b
 
     What enters, x_t W + b, is weighted by 1 - κ with ``low_pass=True``, so that a constant input leads to an output of
     its own size, whatever τ is: y_t = κ y_{t-1} + (1 - κ) (x_t W + b), as in NEST, without b there.
@@ -197,8 +197,8 @@ def leaky_readout(
 def low_pass(*, tau: float = 20.0, dt: float = 1.0) -> Cell:
     """Low-pass filter of what enters: a running mean, such as a firing rate. No parameters.
 
-    κ   = exp(-dt / τ)
-    y_t = κ y_{t-1} + (1 - κ) x_t
+        κ   = exp(-dt / τ)
+        y_t = κ y_{t-1} + (1 - κ) x_t
 
     Behind a layer of spiking units y is the layer's rate, in spikes per step, over the last τ; a loss on it is a loss
     on the rate. With a ``Dense`` layer behind it, it is a ``leaky_readout`` whose filter comes first.

@@ -26,10 +26,10 @@ def rtu(
 ) -> Cell:
     """RTU: a complex diagonal recurrence as pairs of real numbers, with an activation; deep e-prop is exact for it.
 
-    r   = exp(-exp(nu_log))    θ = exp(theta_log)    g = r cos θ    φ = r sin θ    γ = (1 - r²)^½
-    a_t = g ∘ h1_{t-1} - φ ∘ h2_{t-1} + γ ∘ (x_t W_1)
-    b_t = g ∘ h2_{t-1} + φ ∘ h1_{t-1} + γ ∘ (x_t W_2)
-    h1_t, h2_t = activation(a_t), activation(b_t)                   y_t = (h1_t, h2_t), concatenated
+        r   = exp(-exp(nu_log))    θ = exp(theta_log)    g = r cos θ    φ = r sin θ    γ = (1 - r²)^½
+        a_t = g ∘ h1_{t-1} - φ ∘ h2_{t-1} + γ ∘ (x_t W_1)
+        b_t = g ∘ h2_{t-1} + φ ∘ h1_{t-1} + γ ∘ (x_t W_2)
+        h1_t, h2_t = activation(a_t), activation(b_t)                   y_t = (h1_t, h2_t), concatenated
 
     With ``linear=True`` the recurrence has no activation, and the output has it: h1_t, h2_t = a_t, b_t and
     y_t = activation((h1_t, h2_t)). Both parts of a unit depend on their own past alone.

@@ -66,9 +66,9 @@ def lif(
 ) -> Cell:
     """Leaky integrate-and-fire network with a surrogate gradient.
 
-    α   = exp(-dt / τ)
-    v_t = α v_{t-1} + x_t W_in + z_{t-1} W_rec - threshold · z_{t-1}        W_rec without its diagonal
-    z_t = H(v_t - threshold), and 0 while refractory                           y_t = z_t
+        α   = exp(-dt / τ)
+        v_t = α v_{t-1} + x_t W_in + z_{t-1} W_rec - threshold · z_{t-1}        W_rec without its diagonal
+        z_t = H(v_t - threshold), and 0 while refractory                           y_t = z_t
 
     H is ``spike`` of the distance (v_t - threshold) / threshold: at the threshold itself there is no spike. Its
     derivative is ``surrogate`` of the distance, a triangle of height ``dampening`` where none is given.
@@ -160,10 +160,10 @@ def alif(
 ) -> Cell:
     """Adaptive leaky integrate-and-fire network: each spike raises the unit's own threshold for a while.
 
-    α   = exp(-dt / τ)        ρ = exp(-dt / τ_a)
-    a_t = ρ a_{t-1} + z_{t-1}
-    v_t = α v_{t-1} + x_t W_in + z_{t-1} W_rec - threshold · z_{t-1}        W_rec without its diagonal
-    z_t = H(v_t - threshold - β a_t), and 0 while refractory                           y_t = z_t
+        α   = exp(-dt / τ)        ρ = exp(-dt / τ_a)
+        a_t = ρ a_{t-1} + z_{t-1}
+        v_t = α v_{t-1} + x_t W_in + z_{t-1} W_rec - threshold · z_{t-1}        W_rec without its diagonal
+        z_t = H(v_t - threshold - β a_t), and 0 while refractory                           y_t = z_t
 
     H is ``spike`` of (v_t - threshold - β a_t) / threshold. All else is as in ``lif``; ``low_pass``, ``reset`` and
     ``detach_reset`` concern v alone, not the z_{t-1} that drives the adaptation.

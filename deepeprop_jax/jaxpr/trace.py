@@ -69,6 +69,12 @@ def _flat(closed: jex.ClosedJaxpr, inlined: dict[str, str]) -> Program:
     return program
 
 
+def inner_programs(equation: Equation) -> list[Program]:
+    """What a loop or a custom derivative rule runs, or every branch of a conditional, as it stands; else nothing."""
+    body = CUSTOM_RULES.get(equation.name)
+    return [_flat(inner, CALLS) for inner in ([equation.params[body]] if body else equation.bodies)]
+
+
 def check_custom_rules(function: Callable, *args: object) -> None:
     """Differentiate a function's program once if custom rules stand in it: one that reads a traced value from elsewhere
     than its arguments fails only there, as in ``jax.grad`` through a scan, with an ``UnexpectedTracerError`` by JAX.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 import jax
@@ -62,6 +62,7 @@ class Init(Protocol):
         says False for them.
       carry: with a leading batch axis on every leaf.
       x: ONE step's input (batch, ...), such as ``xs[0]``; only its shapes and dtypes are used.
+      key: of the draws of a rule that draws at random (``deepeprop_jax.rules``); others refuse one.
 
     Returns:
       A state that shares no buffer with the arguments, so that it may be donated, and that no step changes in type: its
@@ -69,10 +70,10 @@ class Init(Protocol):
 
     Raises:
       TypeError: a leaf that is neither an array nor a number, with its path.
-      ValueError: params, carry or x that do not fit the network, with the node's name.
+      ValueError: params, carry or x that do not fit the network, with the node's name; a key for a rule without draws.
     """
 
-    def __call__(self, params: PyTree, carry: PyTree, x: PyTree) -> LearnerState: ...
+    def __call__(self, params: PyTree, carry: PyTree, x: PyTree, key: jax.Array | None = None) -> LearnerState: ...
 
 
 class Step(Protocol):
@@ -99,7 +100,11 @@ class Step(Protocol):
 class Gradient(Protocol):
     """The gradient that the last step's loss contributes: ``inst + sum of lambda_{t-1} . S_{t-1}``.
 
-    It is linear in dy; call it as often as needed, also under ``vmap``.
+    It is linear in dy and signals; call it as often as needed. Several signals at once, such as those of a policy and a
+    value: ``jax.vmap(lambda dy: learner.gradient(params, state, dy))(dys)``, dys (signals, batch, ...).
+
+    *Cost* of ``per_example``: the time of a gradient, and its size for each example. Without it, nothing of that size
+    is held.
 
     Args:
       params: those given to the last ``step``: an update of them comes after the gradient.
@@ -107,18 +112,27 @@ class Gradient(Protocol):
       dy: dL_t/dy_t, shaped as the output, in ``jax.grad``'s convention where complex.
       signals: for a learner made with ``signals=(names)``: {name: (batch, ...), shaped as the node's output}, what
         stands in place of the cotangent of that output.
+      per_example: whether every example's part stands on its own.
 
     Returns:
       Gradient in the structure, shapes and dtypes of params, summed over the batch; zeros for integers, ``float0`` for
       PRNG keys. Complex leaves are in ``jax.grad``'s convention, the conjugate of the direction in which the loss
-      rises: give optimisers ``jax.tree.map(jnp.conj, grads)``.
+      rises: give optimisers ``jax.tree.map(jnp.conj, grads)``. With ``per_example`` every leaf has the batch as a
+      leading axis, (batch, ...), split over a mesh as the batch is, with zeros for an example that was reset; their sum
+      is the gradient.
 
     Raises:
+      TypeError: per_example is neither True nor False: it has to be known before anything runs.
       ValueError: no step is pending. Inside ``jit``, where that cannot be seen, the gradient is NaN.
     """
 
     def __call__(
-        self, params: PyTree, state: LearnerState, dy: PyTree, signals: Mapping[str, PyTree] | None = None
+        self,
+        params: PyTree,
+        state: LearnerState,
+        dy: PyTree,
+        signals: Mapping[str, PyTree] | None = None,
+        per_example: bool = False,
     ) -> PyTree: ...
 
 
@@ -145,13 +159,23 @@ class ValueAndGrad(Protocol):
       signals: for a learner made with ``signals=(names)``: {name: signal}, a signal being a function
         ``(dy_t, target_t) -> (batch, ...)`` that makes from dL_t/dy_t what stands in place of the cotangent of the
         node's output, such as what ``random_feedback`` gives.
+      window: C, for losses that need several steps together, such as returns. loss_fn then sees C steps, ys and targets
+        (C, batch, ...), time first; the last window may be shorter. The loss is a real scalar, or one number per step
+        and example, (C, batch); aux is (C, ...). The loss is the sum over windows; each is a segment, and credit goes
+        on to those before it by the traces, as the dL/dy_t of any loss does. What loss_fn takes from behind the window,
+        such as the value to bootstrap from, comes in the targets, and is a constant. Resets are not shown to loss_fn:
+        put discounts of zero, or the flags, into the targets. ``carry_basis`` and ``error_meter`` take losses of single
+        steps alone.
+      time_major: False for xs, targets, resets, valid and aux of shape (batch, time, ...). What loss_fn sees, and an
+        aux that is one number per step, stay as they are; any other aux has the batch as the first axis of a step.
 
     Returns:
-      ``run(params, state, xs, targets, resets=None, valid=None) -> ((loss, state), grads)``: see ``RunSequence``.
+      ``run(params, state, xs, targets, resets=None, valid=None, seq_lengths=None) -> ((loss, state), grads)``: see
+      ``RunSequence``.
 
     Raises:
       TypeError: loss_fn is no function; an option of a wrong type.
-      ValueError: an option out of range.
+      ValueError: an option out of range; a window beside another segment_length.
     """
 
     def __call__(
@@ -162,6 +186,8 @@ class ValueAndGrad(Protocol):
         within_segment: str = "eprop",
         has_aux: bool = False,
         signals: Mapping[str, Callable[..., PyTree]] | None = None,
+        window: int | None = None,
+        time_major: bool = True,
     ) -> RunSequence: ...
 
 
@@ -182,6 +208,8 @@ class RunSequence(Protocol):
         A scalar has no examples to leave out: those that are not valid still count in the value, though not in the
         gradient. The cure, in two lines: ``targets = (targets, valid)`` and
         ``loss_fn = lambda y, target: jnp.where(target[1], losses(y, target[0]), 0).sum()``.
+      seq_lengths: in place of valid, (batch,) integers from 0 to the number of steps: how many of them are valid, the
+        first ones, as in Flax's ``nn.RNN``.
 
     Returns:
       ``((loss, state), grads)``; with ``has_aux`` ``(((loss, aux), state), grads)``, aux stacked over time. The state
@@ -191,7 +219,8 @@ class RunSequence(Protocol):
 
     Raises:
       TypeError: no state; a leaf of params or xs that is neither an array nor a number.
-      ValueError: shapes that do not fit; a loss that is neither a real scalar nor one per example.
+      ValueError: shapes that do not fit; a loss that is neither a real scalar nor one per example; both valid and
+        seq_lengths.
     """
 
     def __call__(
@@ -202,6 +231,7 @@ class RunSequence(Protocol):
         targets: PyTree,
         resets: jax.Array | None = None,
         valid: jax.Array | None = None,
+        seq_lengths: jax.Array | None = None,
     ) -> tuple[tuple[PyTree, LearnerState], PyTree]: ...
 
 
@@ -220,6 +250,55 @@ class Reset(Protocol):
     """
 
     def __call__(self, state: LearnerState, where: jax.Array) -> LearnerState: ...
+
+
+class Shardings(NamedTuple):
+    """Where arrays lie on the devices of a mesh: a ``jax.sharding.NamedSharding`` for every leaf.
+
+    Attributes:
+      params: of params, gradients and an optimiser's state: whole on every device.
+      carry, x: of a carry, and of one step's input, targets or flags: split along their first axis, the batch.
+      xs: of a sequence, its resets and valid, and targets of each example: split along their second axis.
+      state: of a ``LearnerState``; with ``unit`` its traces also along their last axis.
+    """
+
+    params: PyTree
+    carry: PyTree
+    x: PyTree
+    xs: PyTree
+    state: PyTree
+
+
+class ShardingsOf(Protocol):
+    """How ``data_parallel(learner, mesh, axis=batch, unit=unit)`` holds its arrays, for ``jax.device_put``, ``jax.jit``
+    and checkpoints. Traces that do not fit a device are split along ``unit``, by columns: each device holds those of
+    its part of every source parameter, cut along its last axis. Nothing is computed; shapes are enough.
+
+    Args:
+      mesh: from ``jax.make_mesh``.
+      params, carry, x: as for ``init``, or their shapes.
+      batch: axes of the mesh that split the batch; None for all but ``unit``.
+      unit: axes of the mesh that split the traces; None for whole ones.
+
+    Raises:
+      ValueError: axes that the mesh has not; a batch that does not divide, with both numbers; with ``unit`` a learner
+        whose traces have no columns of their own (``rank``, ``carry_factor``, other rules).
+    """
+
+    def __call__(
+        self,
+        mesh: jax.sharding.Mesh,
+        params: PyTree,
+        carry: PyTree,
+        x: PyTree,
+        *,
+        batch: str | Sequence[str] | None = None,
+        unit: str | Sequence[str] | None = None,
+    ) -> Shardings: ...
+
+
+def _unknown(mesh: jax.sharding.Mesh, params: PyTree, carry: PyTree, x: PyTree, **axes: object) -> Shardings:
+    raise TypeError("Only a learner of deep_eprop tells shardings; see data_parallel for what other rules can do.")
 
 
 def documented_by(contract: type) -> Callable[[F], F]:
@@ -241,11 +320,12 @@ class OnlineLearner(NamedTuple):
     Attributes:
       init: ``init(params, carry, x) -> state``.
       step: ``step(params, state, x) -> (state, y)``.
-      gradient: ``gradient(params, state, dy) -> grads``.
+      gradient: ``gradient(params, state, dy) -> grads``; with ``per_example=True`` each example's part of them.
       value_and_grad: ``value_and_grad(loss_fn)(params, state, xs, targets) -> ((loss, state), grads)``.
       reset: ``reset(state, where) -> state``.
       network: the network as a ``Cell``; its ``init`` makes params and carry, its ``apply`` runs without traces.
       plan: ``plan(params, carry, x)``: what was found out about the network, for ``analyse``.
+      shardings: ``shardings(mesh, params, carry, x, batch=, unit=)``: where arrays lie on several devices.
     """
 
     init: Init
@@ -255,12 +335,13 @@ class OnlineLearner(NamedTuple):
     reset: Reset
     network: Cell
     plan: Callable[[PyTree, PyTree, PyTree], Plan]
+    shardings: ShardingsOf = _unknown
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[object, ...]:
         return reduced(self)
 
     def __copy__(self) -> OnlineLearner:
         return self
 
-    def __deepcopy__(self, memo: dict) -> OnlineLearner:
+    def __deepcopy__(self, memo: object) -> OnlineLearner:
         return self

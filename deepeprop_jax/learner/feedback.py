@@ -32,8 +32,8 @@ class Feedback:
     """A node's feedback weights, and as a function the learning signal that they make. A pytree.
 
     Attributes:
-      weights: B, (outputs of the network, *shape of the node's output). Several outputs stand one behind the other, in
-        pytree order.
+      weights: B, ``(outputs of the network, *shape of the node's output)``. Several outputs stand one behind the
+        other, in pytree order.
       of: where a network's output is a dict, the name of the part that is fed back; None for all of it.
     """
 
@@ -41,7 +41,7 @@ class Feedback:
     of: str | None = None
 
     def __call__(self, dy: PyTree, target: PyTree = None) -> jax.Array:
-        """s = dy · B, (batch, *shape of the node's output).
+        """s = dy · B, ``(batch, *shape of the node's output)``.
 
         Raises:
           ValueError: outputs that are not as many as the weights' rows.

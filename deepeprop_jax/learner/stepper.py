@@ -45,14 +45,14 @@ class Stepper:
         moved = advance_traces(step, split_slots(self.plan, traces))
         return select_traces(pending.active, join_slots(self.plan, moved), traces)
 
-    def last(self, params: PyTree, state: LearnerState) -> tuple[PyTree, Segment]:
-        """The output of the step that waits, run again, and what its gradient goes on from.
+    def last(self, params: PyTree, state: LearnerState) -> Segment:
+        """The step that waits, run again: what its gradient goes on from.
 
         Args:
           params: those that the user gives with its gradient.
         """
         pending = state.pending
-        return self.run(self.params_of(params, pending.update), pending.carry, pending.x)[1:]
+        return self.run(self.params_of(params, pending.update), pending.carry, pending.x)[2]
 
     def gradient(self, step: Segment, traces: Traces, dy: PyTree, given: Given) -> list[list[jax.Array]]:
         """``inst + sum of lambda . S`` of a step, per node and real parameter leaf."""
@@ -132,9 +132,8 @@ class Windowed(Stepper):
 
         return lax.cond(pending.update.count >= least, project, lambda: state.traces)
 
-    def last(self, params: PyTree, state: LearnerState) -> tuple[PyTree, Segment]:
-        part = window.run(self.plan, state.pending.update, state.initial_carry)
-        return window.last_output(part), part
+    def last(self, params: PyTree, state: LearnerState) -> Segment:
+        return window.run(self.plan, state.pending.update, state.initial_carry)
 
     def gradient(self, step: Segment, traces: Traces, dy: PyTree, given: Given) -> list[list[jax.Array]]:
         kept = without_examples(self.plan, window.resets_of(step), split_slots(self.plan, traces))

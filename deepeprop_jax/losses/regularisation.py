@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 def rate_regularisation(rate: jax.Array, target: ArrayLike) -> jax.Array:
     """Draw every unit's firing rate, the mean over the batch, to a target rate.
 
-    E = ½ Σ_j (r_j - f_j)²,  r_j = mean over examples of the rate of unit j
+        E = ½ Σ_j (r_j - f_j)²,  r_j = mean over examples of the rate of unit j
 
     Give it a running rate, ``low_pass`` behind the spikes, for a loss at every step; or a sum of spikes over the number
     of steps, with a weight in the targets that is 1 at the last step alone, for the rate over a whole sequence.
@@ -40,7 +40,7 @@ def rate_regularisation(rate: jax.Array, target: ArrayLike) -> jax.Array:
 def voltage_regularisation(voltage: jax.Array, threshold: ArrayLike) -> jax.Array:
     """Draw membrane potentials back between -threshold and threshold, where surrogate derivatives are not zero.
 
-    E = ½ mean over examples of Σ_j max(0, v_j - A_j)² + max(0, -v_j - A_j)²
+        E = ½ mean over examples of Σ_j max(0, v_j - A_j)² + max(0, -v_j - A_j)²
 
     Args:
       voltage: v, (batch, units): ``carry_of(node, 0)`` of ``lif`` and ``alif``.

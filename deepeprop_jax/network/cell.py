@@ -119,10 +119,16 @@ def remade(made: Made, factory: Callable[..., Made], *args: object, **kwargs: ob
     return made
 
 
+def call_of(made: PyTree) -> functools.partial[Any] | None:
+    """The call that made it, with its arguments; None where ``remade`` has not marked it."""
+    original, call = getattr(made.init, "made_by", (None, None))
+    return call if original is made else None
+
+
 def reduced(made: Made) -> tuple[object, ...]:
     """For ``__reduce__``: the call that made it, or its fields."""
-    original, call = getattr(made.init, "made_by", (None, None))
-    return (call, ()) if original is made else (type(made), tuple(made))
+    call = call_of(made)
+    return (call, ()) if call is not None else (type(made), tuple(made))
 
 
 def _hashable(wire: Wire) -> Hashable:

@@ -20,8 +20,8 @@ from deepeprop_jax.network.whole_model import refuse_whole_model, watched
 def linen_cell(module: nn.Module) -> Cell:
     """A Flax Linen module as a cell: any ``RNNCellBase``, or a feed-forward module.
 
-    Recurrent:     carry_t, y_t = module.apply(params, carry_tm1, x_t)
-    Feed-forward:  carry = (),  y_t = module.apply(params, x_t)
+        Recurrent:     carry_t, y_t = module.apply(params, carry_tm1, x_t)
+        Feed-forward:  carry = (),  y_t = module.apply(params, x_t)
 
     *Shapes*: params are the module's own variables ``{"params": ...}``, exactly as ``module.init`` gives them. The
     carry is that of ``module.initialize_carry`` on the batched x.

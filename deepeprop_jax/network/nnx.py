@@ -93,8 +93,8 @@ class NnxStep:
 def nnx_cell(factory: nnx.Module | Factory) -> Cell:
     """A Flax NNX module as a cell: any ``RNNCellBase``, or a feed-forward module.
 
-    Recurrent:     carry_t, y_t = nnx.merge(graphdef, params)(carry_tm1, x_t)
-    Feed-forward:  carry = (),  y_t = nnx.merge(graphdef, params)(x_t)
+        Recurrent:     carry_t, y_t = nnx.merge(graphdef, params)(carry_tm1, x_t)
+        Feed-forward:  carry = (),  y_t = nnx.merge(graphdef, params)(x_t)
 
     An instance is split, ``nnx.split(module, nnx.Param)``, and ``init`` gives copies of the parameters that it has now,
     whatever the key; the instance is left as it is. A factory is called by ``init`` with the key's ``nnx.Rngs``, and so

@@ -36,9 +36,9 @@ def eligibility(
       Per real carry leaf of the node, by its path ("0" for the first of a tuple, "value" where the carry is one array),
       in the traces' dtype:
 
-      * local rows, where an entry reaches one unit alone: (batch, *shape of the parameter), the influence on that
+      * local rows, where an entry reaches one unit alone: ``(batch, *shape of the parameter)``, the influence on that
         unit's number in this leaf;
-      * dense rows: (batch, *shape of the carry leaf, *shape of the parameter).
+      * dense rows: ``(batch, *shape of the carry leaf, *shape of the parameter)``.
 
       With an axis of layers in front for a ``stack(cell, depth=L)``. Leaves that have no trace, because they are
       functions of others, as a spike is of its potential, and leaves that the parameter does not reach, are not in it.

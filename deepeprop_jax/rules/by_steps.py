@@ -10,6 +10,7 @@ which takes its place at the next step.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 from deepeprop_jax.jaxpr.real_leaves import RealView, select_examples
 from deepeprop_jax.learner import checks
 from deepeprop_jax.learner.contract import LearnerState, OnlineLearner, Pending
+from deepeprop_jax.learner.layout import with_layouts
 from deepeprop_jax.learner.planner import Planner
 from deepeprop_jax.learner.sequence import keep_examples, make_sequence
 from deepeprop_jax.network.arguments import as_arrays, as_avals, batch_size, check_same
@@ -89,10 +91,15 @@ def by_steps(
         return _step(made, params, state, x)
 
     def gradient(
-        params: PyTree, state: LearnerState, dy: PyTree, signals: Mapping[str, PyTree] | None = None
+        params: PyTree,
+        state: LearnerState,
+        dy: PyTree,
+        signals: Mapping[str, PyTree] | None = None,
+        per_example: bool = False,
     ) -> PyTree:
         _refuse_signals(name, signals)
-        return _gradient(made, params, state, dy)
+        checks.check_flag("per_example", per_example)
+        return _gradient(made, params, state, dy, per_example)
 
     def value_and_grad(
         loss_fn: Callable[..., PyTree],
@@ -101,11 +108,14 @@ def by_steps(
         within_segment: str = "eprop",
         has_aux: bool = False,
         signals: Mapping[str, Callable[..., PyTree]] | None = None,
+        window: int | None = None,
     ) -> Callable[..., PyTree]:
         _refuse_signals(name, signals)
-        checks.check_sequence_options(loss_fn, segment_length, within_segment)
-        if segment_length not in (None, 1) or within_segment != "eprop":
-            raise ValueError(f"{name} goes step by step, without segments; leave out segment_length, within_segment.")
+        checks.check_sequence_options(loss_fn, segment_length, within_segment, window)
+        if segment_length not in (None, 1) or within_segment != "eprop" or window is not None:
+            raise ValueError(
+                f"{name} goes step by step, without segments; leave out segment_length, within_segment, window."
+            )
 
         def run(params, state, xs, targets, resets=None, valid=None):
             return _run(made, loss_fn, has_aux, params, state, xs, targets, resets, valid)
@@ -119,7 +129,7 @@ def by_steps(
         named = {"params": params, "carry": carry, "x": x}
         return made.planner.plan(*(as_avals(tree, what) for what, tree in named.items()))
 
-    learner = OnlineLearner(init, step, gradient, value_and_grad, reset, cell, plan)
+    learner = OnlineLearner(init, step, gradient, with_layouts(value_and_grad), reset, cell, plan)
     return remade(learner, factory, cell, **options)
 
 
@@ -183,14 +193,14 @@ def _moved(made: Made, plan: Plan, params: PyTree, carry: PyTree, x: PyTree, mem
 def _found(
     made: Made, plan: Plan, params: PyTree, carry: PyTree, x: PyTree, before: Memory, after: Memory, dy: PyTree
 ) -> jax.Array:
-    """The gradient of a step's loss, by every real number of params, summed over examples."""
+    """The gradient of a step's loss, by every real number of params: (batch, |θ|), each example's part."""
     dtype = number_type(params, carry)
 
     def one(carry: PyTree, x: PyTree, before: PyTree, after: PyTree, dy: PyTree) -> jax.Array:
         d = cotangent(dy, plan.output_avals, dtype)
         return made.rule.gradient(plan, params, carry, x, before, after, d)
 
-    return jax.vmap(one)(carry, x, before.numbers, after.numbers, dy).sum(0)
+    return jax.vmap(one)(carry, x, before.numbers, after.numbers, dy)
 
 
 def _as_params(params: PyTree, gradient: jax.Array) -> PyTree:
@@ -212,7 +222,7 @@ def _step(made: Made, params: PyTree, state: LearnerState, x: PyTree) -> tuple[L
     return checks.next_state(LearnerState(carry_t, before, pending, state.initial_carry), state), y_t
 
 
-def _gradient(made: Made, params: PyTree, state: LearnerState, dy: PyTree) -> PyTree:
+def _gradient(made: Made, params: PyTree, state: LearnerState, dy: PyTree, per_example: bool) -> PyTree:
     params, state = as_arrays(params, "params"), as_arrays(state, "state")
     carry, x, update, active = state.pending
     plan = _checked(made, params, state, x)
@@ -221,7 +231,8 @@ def _gradient(made: Made, params: PyTree, state: LearnerState, dy: PyTree) -> Py
     y_t = jax.eval_shape(lambda: _apply(made, params, carry, x)[1])
     dy = keep_examples(active, checks.check_cotangent(dy, y_t))
     found = _found(made, plan, params, carry, x, state.traces[made.name], update[made.name], dy)
-    return _as_params(params, jnp.where(active.any(), found, jnp.nan))
+    found = jnp.where(active.any(), found, jnp.nan)
+    return jax.vmap(partial(_as_params, params))(found) if per_example else _as_params(params, found.sum(0))
 
 
 def _run(made: Made, loss_fn, has_aux: bool, params, state, xs, targets, resets, valid) -> tuple:
@@ -238,7 +249,7 @@ def _run(made: Made, loss_fn, has_aux: bool, params, state, xs, targets, resets,
         carry_t, y_t = _apply(made, params, carry, x)
         (loss, aux), dy = sequence.loss_and_dy(y_t, target, flags.valid)
         after = _moved(made, plan, params, carry, x, memory)
-        grads = grads + _found(made, plan, params, carry, x, memory, after, dy)
+        grads = grads + _found(made, plan, params, carry, x, memory, after, dy).sum(0)
         if flags.valid is not None:
             carry_t, after = select_examples(flags.valid, (carry_t, after), (carry, memory))
         return (carry_t, after, grads, total + loss), aux

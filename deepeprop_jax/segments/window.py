@@ -104,11 +104,6 @@ def at_last(segment: Segment, tree: PyTree) -> PyTree:
     return jax.tree.map(spread, tree)
 
 
-def last_output(segment: Segment) -> PyTree:
-    """The network's output at the last step that there is."""
-    return jax.tree.map(lambda leaf: leaf[_last(segment)], segment.outputs)
-
-
 def resets_of(segment: Segment) -> jax.Array:
     """(batch,) whether an example was reset inside."""
     resets = segment.nodes[0].flags.resets
