@@ -135,6 +135,7 @@ def test_parameters_are_renamed_and_turned() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.mixed_promotion
 @pytest.mark.parametrize("library", peers.LIBRARIES)
 def test_their_networks_are_ours(library: str) -> None:
     """Where they are installed; ``measure`` refuses another gradient of BPTT."""
