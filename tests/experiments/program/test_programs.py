@@ -33,6 +33,7 @@ NOT_KEPT = (
     "benchmarks",
     "fuzz",
     "sweeps.report",
+    "rl.report",
     "studies.cosine",
     "studies.rates",
     "studies.directions",
