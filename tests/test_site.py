@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-MODULES = [f"deepeprop_jax{room}" for room in ("", ".learner", ".cells", ".losses", ".rules", ".reference")]
+MODULES = [f"deepeprop_jax{room}" for room in ("", ".learner", ".cells", ".losses", ".export", ".rules", ".reference")]
 DIRECTIVES = r"^\.\. auto(?:function|class|data):: (\S+)$"
 
 

@@ -18,7 +18,7 @@ class Variable:
     __slots__ = ("aval",)
 
     def __init__(self, aval: jax.ShapeDtypeStruct):
-        self.aval = aval
+        self.aval: jax.ShapeDtypeStruct = aval
 
 
 Atom: TypeAlias = Variable | jex.Literal
@@ -32,7 +32,10 @@ class Equation:
     def __init__(
         self, primitive: jex.Primitive, params: dict[str, Any], inputs: Sequence[Atom], outputs: Sequence[Variable]
     ):
-        self.primitive, self.params, self.inputs, self.outputs = primitive, params, list(inputs), list(outputs)
+        self.primitive: jex.Primitive = primitive
+        self.params: dict[str, Any] = params
+        self.inputs: list[Atom] = list(inputs)
+        self.outputs: list[Variable] = list(outputs)
 
     @property
     def name(self) -> str:

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from deepeprop_jax.learner import checks, contract
 from deepeprop_jax.learner.contract import LearnerState, OnlineLearner, Shardings, documented_by
+from deepeprop_jax.learner.layout import with_layouts
 from deepeprop_jax.learner.one_sum import summed
 from deepeprop_jax.learner.own_losses import split_targets, step_of
 from deepeprop_jax.learner.parameter_parts import ParameterParts
@@ -78,7 +79,7 @@ def data_parallel(
     if not isinstance(learner, OnlineLearner):
         raise TypeError(f"data_parallel needs a learner, as deep_eprop makes it; seen {type(learner).__name__}.")
     made = _OverDevices(learner, *_split(mesh, axis, unit))
-    functions = made.init, made.step, made.gradient, made.value_and_grad, made.reset
+    functions = made.init, made.step, made.gradient, with_layouts(made.value_and_grad), made.reset
     return OnlineLearner(*functions, learner.network, learner.plan, learner.shardings)
 
 
@@ -147,10 +148,12 @@ class _OverDevices:
             )
         return batch
 
-    def shapes(self, params: PyTree, carry: PyTree, x: PyTree) -> LearnerState:
+    def shapes(self, params: PyTree, carry: PyTree, x: PyTree, key: jax.Array | None = None) -> LearnerState:
         """Structure of the state."""
         given = shapes_of((params, carry, x))
-        return self._learner.shapes(*given) if self._units else jax.eval_shape(self._plain.init, *given)
+        if self._units and key is None:
+            return self._learner.shapes(*given)
+        return jax.eval_shape(functools.partial(self._plain.init, key=key), *given)
 
     def specs(self, state: LearnerState) -> LearnerState:
         """How a state is held, per leaf or per part of it."""
@@ -169,9 +172,10 @@ class _OverDevices:
         return over(*jax.tree.map(functools.partial(_placed, mesh), specs, arguments))
 
     @documented_by(contract.Init)
-    def init(self, params: PyTree, carry: PyTree, x: PyTree) -> LearnerState:
+    def init(self, params: PyTree, carry: PyTree, x: PyTree, key: jax.Array | None = None) -> LearnerState:
         self._checked(carry, x)
-        state = self.shapes(params, carry, x)
+        # A learner that draws nothing refuses a key; one that draws is refused here.
+        state = self.shapes(params, carry, x, key)
         random = [leaf for leaf in jax.tree.leaves(state.traces) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
         if random:
             raise ValueError(
@@ -217,8 +221,13 @@ class _OverDevices:
         return self._run(part, (params, state, dy, signals), (EVERYWHERE, held, batch, batch), out_specs)
 
     @documented_by(contract.ValueAndGrad)
-    def value_and_grad(self, loss_fn: Callable[..., PyTree], **options) -> contract.RunSequence:
+    def value_and_grad(self, loss_fn: Callable[..., PyTree], **options) -> Callable[..., PyTree]:
         self._plain.value_and_grad(loss_fn, **options)  # refuses options that do not fit
+        if options.get("window") is not None:
+            raise ValueError(
+                "data_parallel takes losses of one step; seen window. For a loss on a window split the batch over "
+                "explicit axes of a mesh, and use the learner as it is."
+            )
         has_aux, signals = options.get("has_aux", False), options.get("signals")
         in_time = self._split.spec(None)
 

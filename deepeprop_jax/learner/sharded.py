@@ -201,7 +201,7 @@ def sequences_over_batches(
     @functools.wraps(value_and_grad)
     def over(loss_fn, **options):
         plain = value_and_grad(loss_fn, **options)
-        has_aux = options.get("has_aux", False)
+        has_aux, is_window = options.get("has_aux", False), options.get("window") is not None
 
         @functools.wraps(plain)
         def run(params, state, xs, targets, resets=None, valid=None):
@@ -212,8 +212,9 @@ def sequences_over_batches(
             specs, in_time = specs_of(state, split), split.spec(None)
             x = jax.tree.map(lambda leaf: leaf[0], xs)
             _, y = jax.eval_shape(jax.vmap(network.apply, (None, 0, 0)), *shapes_of((params, carry, x)))
-            target_specs = None if has_aux else _target_specs(split, loss_fn, y, targets)
-            loss_here = _of_all_examples(split, loss_fn, has_aux) if target_specs is None else loss_fn
+            target_specs = None if has_aux or is_window else _target_specs(split, loss_fn, y, targets)
+            of_all = _of_all_examples(split, loss_fn, has_aux, batch_axis=1 if is_window else 0)
+            loss_here = of_all if target_specs is None else loss_fn
             held, signals_of = arrays_apart(options.get("signals"))
 
             def part(held, *arguments):
@@ -270,7 +271,9 @@ def _target_specs(split: Split, loss_fn: Callable[..., jax.Array], y: PyTree, ta
     return specs if is_per_example(loss_fn, y, shapes_of(targets, 1), own, examples) else None
 
 
-def _of_all_examples(split: Split, loss_fn: Callable[..., PyTree], has_aux: bool) -> Callable[..., PyTree]:
+def _of_all_examples(
+    split: Split, loss_fn: Callable[..., PyTree], has_aux: bool, batch_axis: int
+) -> Callable[..., PyTree]:
     """The loss of the whole batch as a function of a device's outputs; its value counts on the first device alone."""
 
     def loss_here(y: PyTree, target_and_valid: tuple[PyTree, jax.Array | None]) -> PyTree:
@@ -278,8 +281,9 @@ def _of_all_examples(split: Split, loss_fn: Callable[..., PyTree], has_aux: bool
         number = jax.lax.axis_index(split.axes)
 
         def everyone(own: jax.Array) -> jax.Array:
-            gathered = jax.lax.all_gather(jax.lax.stop_gradient(own), split.axes, tiled=True)
-            return jax.lax.dynamic_update_slice_in_dim(gathered, own, number * own.shape[0], 0)
+            gathered = jax.lax.all_gather(jax.lax.stop_gradient(own), split.axes, axis=batch_axis, tiled=True)
+            start = number * own.shape[batch_axis]
+            return jax.lax.dynamic_update_slice_in_dim(gathered, own, start, batch_axis)
 
         found = loss_fn(jax.tree.map(everyone, y), target)
         loss, aux = found if has_aux else (found, None)

@@ -14,6 +14,7 @@ BELOW = {
     "training": ("program", "tasks"),
     "sweeps": ("program", "tasks", "training"),
     "peers": (),
+    "rl": ("program", "tasks"),
     "studies": ("program", "tasks", "training", "sweeps", "peers"),
     "benchmarks": ("program", "training", "peers"),
     "demo": ("program", "tasks", "training"),
