@@ -17,7 +17,7 @@ OLD_EMITTERS = $(shell $(RUN) -c "import jax; print('--xla_cpu_use_fusion_emitte
 AS_USERS := $(ONE_THREAD) XLA_FLAGS="$(XLA)" $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 QUICKLY = $(ONE_THREAD) XLA_FLAGS="$(XLA) $(OLD_EMITTERS)" $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo test newest slow sweep lint format docs figures bench experiments report types dist wheel clean
+.PHONY: help demo test newest slow sweep lint format docs figures bench experiments rl report types dist wheel clean
 
 help:
 	@echo 'make demo     train a 2-layer GRU online on handwritten digits, every rule side by side (3 minutes)'
@@ -30,6 +30,7 @@ help:
 	@echo 'make figures  the demo's tables and the pictures of the README again'
 	@echo 'make bench    time, memory and gradient error against BPTT and other rivals (SUITE=acceptance: 20 minutes)'
 	@echo 'make experiments  what docs/experiments.md reports, all of it or SWEEP=name; goes on where it was stopped'
+	@echo 'make rl       streaming actor-critic, every rule on every task or on TASK=name; goes on with the rule that was stopped'
 	@echo 'make report   the tables of its logs and its pictures from the stored results'
 	@echo 'make types    the code of the pages under mypy and pyright, and every public name with a type'
 	@echo 'make dist     build sdist and wheel into dist/ (make wheel: the same)'
@@ -109,6 +110,11 @@ ifeq ($(SWEEP),all)
 	@JAX_PLATFORMS=cpu $(RUN) -m experiments.studies.meter
 endif
 
+TASK := all
+rl: $(VENV)/demo
+	@JAX_PLATFORMS=cpu $(RUN) -m experiments.rl $(TASK)
+	@$(RUN) -m experiments.rl.report
+
 report: $(VENV)/test
 	@$(RUN) -m experiments.sweeps.report
 	@$(RUN) -m experiments.studies.cosine
@@ -117,6 +123,7 @@ report: $(VENV)/test
 	@$(RUN) -m experiments.studies.fidelity_untrained --report
 	@$(RUN) -m experiments.studies.fidelity_trained --report
 	@$(RUN) -m experiments.studies.meter --report
+	@$(RUN) -m experiments.rl.report
 	@$(RUN) -m experiments.studies.directions
 
 types: $(VENV)/test

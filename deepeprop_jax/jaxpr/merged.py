@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from deepeprop_jax.jaxpr.batched import bind
+from deepeprop_jax.jaxpr.primitives import CUSTOM_RULES
 from deepeprop_jax.jaxpr.program import Atom, Equation, Literal, Program, Variable, is_variable, shape_of
 from deepeprop_jax.jaxpr.trace import inner_programs, inside
 
@@ -107,15 +108,16 @@ class _Alike:
         first = equations[0]
         if len({equation.primitive for equation in equations}) > 1:
             raise NotAlike(f"{sorted({equation.name for equation in equations})} at the same place")
-        differing = set().union(*(first.differing(equation) for equation in equations[1:]))
+        differing: set[str] = set().union(*(first.differing(equation) for equation in equations[1:]))
+        if first.name in CUSTOM_RULES:
+            differing = set()  # a rule is its function's, whose program is compared
         if differing - {"slice": {"start_indices", "limit_indices"}, "pad": {"padding_config"}}.get(first.name, set()):
             raise NotAlike(f"{first.primitive} differs in {sorted(differing)}")
         self._varying |= bool(differing)
-        if first.has_program:
-            inner = [_Alike(bodies).check() for bodies in _bodies(equations)]
-            if any(inner) and first.name not in ("scan", "cond"):
-                raise NotAlike(f"a {first.primitive} that differs inside")
-            self._varying |= any(inner)
+        inner = [_Alike(bodies).check() for bodies in _bodies(equations)]
+        if any(inner) and first.name not in ("scan", "cond"):
+            raise NotAlike(f"a {first.primitive} that differs inside")
+        self._varying |= any(inner)
 
     def _apply(self, equations: Sequence[Equation], values: Sequence[jax.Array]) -> list[jax.Array]:
         first, number = equations[0], self._number
@@ -124,7 +126,7 @@ class _Alike:
             return [self._sliced(values[0], starts, shape_of(first.outputs[0]))]
         if first.name == "pad" and _differ([equation.padding for equation in equations]):
             return [self._padded(values[0], values[1], equations)]
-        bodies = _bodies(equations) if first.has_program else []
+        bodies = _bodies(equations)
         if not any(_Alike(programs).check() for programs in bodies):
             return bind(first, *values)
         inner = [merged(programs) for programs in bodies]

@@ -100,6 +100,20 @@ class Equation:
         return any(isinstance(x, jex.Jaxpr | jex.ClosedJaxpr) or callable(x) for x in self.params.values())
 
     @property
+    def gather_axes(self) -> tuple[dict[int, int], dict[int, int]]:
+        """Of a gather: per axis of its operand, and per axis of its indices, the axis of its output along which an
+        element comes from the same place; what is not named comes from anywhere."""
+        numbers, sizes = self.params["dimension_numbers"], self.params["slice_sizes"]
+        shape, rank = shape_of(self.inputs[0]), len(shape_of(self.outputs[0]))
+        batch = [axis for axis in range(rank) if axis not in numbers.offset_dims]
+        of_indices = dict(enumerate(batch))
+        gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+        sliced = zip((axis for axis in range(len(shape)) if axis not in gone), numbers.offset_dims, strict=True)
+        of_operand = {axis: out for axis, out in sliced if sizes[axis] == shape[axis]}
+        pairs = zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True)
+        return of_operand | {axis: of_indices[place] for axis, place in pairs}, of_indices
+
+    @property
     def turns(self) -> tuple[int, bool]:
         """Of a scan: how many, and whether from the last to the first."""
         return self.params["length"], self.params["reverse"]

@@ -55,6 +55,8 @@ def _flat(closed: jex.ClosedJaxpr, inlined: dict[str, str]) -> Program:
             inputs = [read(atom) for atom in eqn.invars]
             if eqn.primitive.name in inlined:
                 outputs = walk(eqn.params[inlined[eqn.primitive.name]], inputs)
+            elif _says_nothing(eqn):
+                outputs = inputs
             else:
                 outputs = [Variable(var.aval) for var in eqn.outvars]
                 equations.append(Equation(eqn.primitive, eqn.params, inputs, outputs))
@@ -69,10 +71,16 @@ def _flat(closed: jex.ClosedJaxpr, inlined: dict[str, str]) -> Program:
     return program
 
 
+def _says_nothing(eqn: jex.JaxprEqn) -> bool:
+    """Whether it only forgets a mesh: ``jax.vjp`` inside ``shard_map`` does, for arguments that are shapes."""
+    return eqn.primitive.name == "reshard" and eqn.params["dst_sharding"].mesh.empty
+
+
 def inner_programs(equation: Equation) -> list[Program]:
-    """What a loop or a custom derivative rule runs, or every branch of a conditional, as it stands; else nothing."""
-    body = CUSTOM_RULES.get(equation.name)
-    return [_flat(inner, CALLS) for inner in ([equation.params[body]] if body else equation.bodies)]
+    """What an equation brings of programs, as they stand: a loop's, every branch of a conditional, a custom rule's."""
+    values = [value for _, value in sorted(equation.params.items())]
+    parts = [x for value in values for x in (value if isinstance(value, tuple | list) else (value,))]
+    return [_flat(part, CALLS) for part in parts if isinstance(part, jex.Jaxpr | jex.ClosedJaxpr)]
 
 
 def check_custom_rules(function: Callable, *args: object) -> None:

@@ -133,6 +133,7 @@ class _OverDevices:
     def __init__(self, learner: OnlineLearner, split: Split, units: tuple[str, ...]):
         self._split, self._units, self._graph = split, units, graph_of(learner.network)
         self._devices = math.prod(split.mesh.shape[name] for name in split.axes)
+        self._all_axes = (*split.axes, *units)
         self._network, self._plain = learner.network, learner
         parts = math.prod(split.mesh.shape[name] for name in units)
         self._learner = ParameterParts(learner, units, parts) if units else learner
@@ -193,12 +194,15 @@ class _OverDevices:
     def gradient(
         self, params: PyTree, state: LearnerState, dy: PyTree, signals: PyTree = None, per_example: bool = False
     ) -> PyTree:
+        if per_example and self._units:
+            raise ValueError(
+                "per_example gradients are whole for every example, as large as what unit= splits: leave one of them "
+                "out."
+            )
         batch, held = self._split.spec(), self.specs(state)
         active = state.pending.active
         if not isinstance(active, jax.core.Tracer) and not active.any():
             raise ValueError("No step is pending in this state. Call learner.step first, then learner.gradient.")
-        if per_example and self._units:
-            raise ValueError("per_example=True needs whole traces: leave unit= out, and split the batch alone.")
         options: dict[str, PyTree] = {"per_example": True} if per_example else {}
 
         def part(params: PyTree, state: LearnerState, dy: PyTree, signals: PyTree) -> PyTree:
@@ -206,11 +210,11 @@ class _OverDevices:
             grads = self._learner.gradient(params, state, dy, **given)
             here = state.pending.active.any()  # a device all of whose examples were reset has none of the gradient
             grads = jax.tree.map(lambda leaf: jnp.where(here, leaf, 0) if _is_number(leaf) else leaf, grads)
-            everywhere, count = (*self._split.axes, *self._units), here.astype(jnp.float32)
+            count = here.astype(jnp.float32)
             if per_example:
-                count = summed(count, everywhere)
+                count = summed(count, self._all_axes)
             else:
-                grads, count = summed((grads, count), everywhere)
+                grads, count = summed((grads, count), self._all_axes)
             return jax.tree.map(lambda leaf: jnp.where(count > 0, leaf, jnp.nan) if _is_number(leaf) else leaf, grads)
 
         out_specs = batch if per_example else EVERYWHERE
@@ -237,7 +241,7 @@ class _OverDevices:
                 options_here = options | ({"signals": signals_of(given)} if given else {})
                 (loss, end), grads = self._learner.value_and_grad(loss_fn, **options_here)(*arguments)
                 loss, aux = loss if has_aux else (loss, None)
-                loss, grads = summed((loss, grads), (*self._split.axes, *self._units))
+                loss, grads = summed((loss, grads), self._all_axes)
                 return ((loss, aux) if has_aux else loss, end), grads
 
             loss_specs = (EVERYWHERE, in_time) if has_aux else EVERYWHERE

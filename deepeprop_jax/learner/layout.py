@@ -53,7 +53,9 @@ def with_layouts(value_and_grad: Callable[..., Callable[..., PyTree]]) -> Callab
 def _with_last(function: Callable[..., PyTree], more: Parameter) -> Signature:
     """A function's parameters, to which one is added."""
     own = inspect.signature(function)
-    return own.replace(parameters=[*own.parameters.values(), more])
+    before = [part for part in own.parameters.values() if part.kind != Parameter.VAR_KEYWORD]
+    behind = [part for part in own.parameters.values() if part.kind == Parameter.VAR_KEYWORD]
+    return own.replace(parameters=[*before, more, *behind])
 
 
 def _like(function: Callable[..., PyTree], other: Callable[..., PyTree], signature: Signature) -> Callable[..., PyTree]:

@@ -173,6 +173,8 @@ def test_what_is_refused():
         run(lambda y, target: (y - target["value"]) ** 2)
     with pytest.raises(ValueError, match="auxiliary output at 'mean' has shape"):
         run(lambda y, target: (losses(y, target), {"mean": y.mean()}), has_aux=True)
+    with pytest.raises(ValueError, match="losses of one step; seen window"):
+        run(lambda ys, target: jnp.sum(ys**2, axis=-1), window=2)
     with pytest.raises(ValueError, match=r"axis must name axes of the mesh.*\('data',\).*'model'"):
         data_parallel(learner, mesh, axis="model")
     with pytest.raises(TypeError, match="needs a learner"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from deepeprop_jax import deep_eprop, hoisted_bptt, linen_cell
+from deepeprop_jax import data_parallel, deep_eprop, hoisted_bptt, linen_cell
 from deepeprop_jax.rules import immediate
 from tests.gradients import SAME, assert_same_gradient
 from tests.zoo import problem, start
@@ -115,7 +117,7 @@ def test_what_does_not_fit_is_refused():
 
     def run(xs=xs, targets=targets, resets=None, valid=None, time_major=False, loss_fn=losses, aux=False, **given):
         made = learner.value_and_grad(loss_fn, time_major=time_major, has_aux=aux)
-        return made(s.p.params, state, xs, targets, resets, valid, **given)
+        return jax.eval_shape(lambda params: made(params, state, xs, targets, resets, valid, **given), s.p.params)
 
     with pytest.raises(TypeError, match="time_major must be True or False; seen 0"):
         run(time_major=0)
@@ -148,20 +150,28 @@ def test_what_does_not_fit_is_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("jitted", [False, True])
-def test_of_a_split_batch(jitted):
+@pytest.mark.parametrize("way", ["eager", "jit", "data_parallel"])
+def test_of_a_split_batch(way):
     p = problem("stack_2", steps=STEPS, batch=4)
-    learner, lengths = deep_eprop(p.network), jnp.array([7, 2, 5, 0])
+    own, lengths = deep_eprop(p.network), jnp.array([7, 2, 5, 0])
     mesh = jax.make_mesh((len(jax.devices()),), ("data",), axis_types=(AxisType.Explicit,))
     everywhere, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
     arguments = (p.carry, *swapped((p.xs, p.targets["value"])), lengths)
 
-    def run(params, carry, xs, targets, lengths):
+    def with_y(y, target):  # one per example, as data_parallel needs it
+        return losses(y, target), {"y": y}
+
+    def run(params, carry, xs, targets, lengths, learner=own):
         state = learner.init(params, carry, xs[:, 0])
-        made = learner.value_and_grad(with_aux, has_aux=True, time_major=False)
+        made = learner.value_and_grad(with_y, has_aux=True, time_major=False)
         ((loss, aux), _), grads = made(params, state, xs, targets, seq_lengths=lengths)
         return loss, aux["y"], grads
 
-    needed, run = jax.jit(run)(p.params, *arguments), jax.jit(run) if jitted else run
-    seen = run(jax.device_put(p.params, everywhere), *jax.device_put(arguments, split))
+    needed = jax.jit(run)(p.params, *arguments)
+    if way == "data_parallel":
+        parallel = data_parallel(own, mesh)
+        seen = jax.jit(functools.partial(run, learner=parallel))(p.params, *arguments)
+    else:
+        run = jax.jit(run) if way == "jit" else run
+        seen = run(jax.device_put(p.params, everywhere), *jax.device_put(arguments, split))
     assert_same_gradient(jax.device_get(seen), needed, SAME)

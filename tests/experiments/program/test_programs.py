@@ -33,6 +33,7 @@ NOT_KEPT = (
     "benchmarks",
     "fuzz",
     "sweeps.report",
+    "rl.report",
     "studies.cosine",
     "studies.rates",
     "studies.directions",
@@ -163,6 +164,8 @@ def test_a_table_without_its_place_is_refused_not_dropped():
     with pytest.raises(Refused, match="<!-- ablation: note -->\n<!-- end of ablation -->"):
         ablation.fill("a page", stored)
     with pytest.raises(Refused, match=r"no section 'demo\.md'"):
+        readme.insert("a page", (ROOT / "docs/demo.md").read_text())
+    with pytest.raises(Refused, match=r"two tables with the rules BPTT, .*; seen \[\]"):
         readme.insert("a page", "table")
     assert pages.fill("<!-- a: x -->\n<!-- end of a -->", "a", r"\1\n") == "<!-- a: x -->\n\\1\\n\n<!-- end of a -->"
 

@@ -14,9 +14,11 @@ BELOW = {
     "training": ("program", "tasks"),
     "sweeps": ("program", "tasks", "training"),
     "peers": (),
+    "rl": ("program", "tasks"),
     "studies": ("program", "tasks", "training", "sweeps", "peers"),
     "benchmarks": ("program", "training", "peers"),
     "demo": ("program", "tasks", "training"),
+    "distributed": ("program", "tasks"),
 }
 """What a room may import from, besides itself."""
 

@@ -1,0 +1,1 @@
+"""Online reinforcement learning: streaming actor-critic(λ), one step of the environment, one update."""
