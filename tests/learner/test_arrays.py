@@ -156,10 +156,10 @@ def test_integer_params_have_no_gradient_and_are_named():
 
 
 @pytest.mark.mixed_promotion
-def test_readmes_line_lets_optax_train_complex_parameters():
+def test_the_line_of_the_overview_lets_optax_train_complex_parameters():
     """Without it the loss rises."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (line,) = re.findall(r"`(grads = jax\.tree\.map\(.*conj, grads\))`", readme)
+    page = (Path(__file__).parents[2] / "docs" / "api_overview.md").read_text()
+    (line,) = re.findall(r"`(grads = jax\.tree\.map\(.*conj, grads\))`", page)
 
     def apply(params, h, x):
         h = params["a"] * h + x @ params["w"]

@@ -237,10 +237,10 @@ def test_the_page_holds_the_best_learning_rates_of_the_stored_results():
     assert rates_report.fill(page, results.stored()) == page
 
 
-def test_the_readme_says_what_is_stored_of_five_layers():
+def test_the_page_of_the_demo_says_what_is_stored_of_five_layers():
     result = json.loads((sweep_report.PAGE.parent / "experiments" / "relay_ladder_32.json").read_text())
     rules = results.groups(result["runs"])[("xor_count.depth", 5),]
-    words = (sweep_report.PAGE.parent.parent / "README.md").read_text().split("* **Deeper**")[1].split("\n\n")[0]
+    words = (sweep_report.PAGE.parent / "real_input.md").read_text().split("* **Deeper**")[1].split("\n\n")[0]
     for rule, named in (
         ("deep e-prop", "Deep e-prop"),
         ("BPTT", "BPTT"),
