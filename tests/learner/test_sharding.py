@@ -88,13 +88,13 @@ def online(p, loss_fn, length, **options):
 MODES = [
     ("stack_3", {}, 2),
     ("stack_3", {"exact": True}, 1),
-    ("stack_3", {"hops": 0, "rank": 2}, 2),
+    pytest.param("stack_3", {"hops": 0, "rank": 2}, 2, marks=pytest.mark.slow),
     pytest.param("stack_3", {"hops": 0}, "stream", marks=pytest.mark.slow),
     ("stack_3", {}, "bptt"),
-    ("depth_4_between", {}, 2),
+    pytest.param("depth_4_between", {}, 2, marks=pytest.mark.slow),
     ("stack_3_spiking", {}, "stream"),
-    ("stack_3", {"carry_rank": 2}, 2),
-    ("stack_3", {"carry_rank": 2, "project_every": 2}, "stream"),
+    pytest.param("stack_3", {"carry_rank": 2}, 2, marks=pytest.mark.slow),
+    pytest.param("stack_3", {"carry_rank": 2, "project_every": 2}, "stream", marks=pytest.mark.slow),
 ]
 
 
@@ -138,17 +138,19 @@ def test_eight_devices():
     subprocess.run(command, env=os.environ | {"TEST_DEVICES": "8"}, check=True)
 
 
-def test_losses_and_aux_and_the_way_of_eager_calls():
-    """Without jit, with aux, and without a mesh in sight: each as on one device, and the state stays split."""
+@pytest.mark.parametrize("jitted", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_losses_and_aux_and_the_way_of_eager_calls(jitted):
+    """With and without jit, with aux, and without a mesh in sight: each as on one device, and the state stays split."""
+    maybe_jit = jax.jit if jitted else lambda function: function
     p = problem("stack_2", steps=6, batch=8)
     learner = deep_eprop(p.network)
     (params, carry, xs, targets, _), moved, _ = placed(mesh_of(AxisType.Explicit), p, PartitionSpec(None, "data"))
     found = []
     for params, carry, xs, targets in ((params, carry, xs, targets), moved[:4]):  # noqa: B020
-        state = learner.init(params, carry, xs[0])
+        state = maybe_jit(learner.init)(params, carry, xs[0])
         run = learner.value_and_grad(lambda y, t: (p.loss_fn(y, t), {"y": y, "big": y.max() > 1}), has_aux=True)
-        found.append(jax.device_get(run(params, state, xs, targets)))
-        state, _ = learner.step(params, state, xs[0])
+        found.append(jax.device_get(maybe_jit(run)(params, state, xs, targets)))
+        state, _ = maybe_jit(learner.step)(params, state, xs[0])
         assert jax.typeof(state.carry[0]).sharding.spec in (PartitionSpec("data", None), PartitionSpec(None, None))
     (((loss, aux), _), grads), (((needed, needed_aux), _), needed_grads) = found[1], found[0]
     assert jnp.allclose(loss, needed, rtol=SAME)
