@@ -26,7 +26,7 @@ help:
 	@echo 'make slow     the tests that take minutes, and those that are like others'
 	@echo 'make sweep    segments of every length and mode against the lattice, over the whole zoo (an hour)'
 	@echo 'make format   rewrite the sources in the house style'
-	@echo 'make docs     the documentation site, its notebooks run: build/site/index.html (4 minutes)'
+	@echo 'make docs     the documentation site, its notebooks run: build/site/index.html (5 minutes)'
 	@echo 'make figures  the demo's tables and the pictures of the README again'
 	@echo 'make bench    time, memory and gradient error against BPTT and other rivals (SUITE=acceptance: 20 minutes)'
 	@echo 'make experiments  what docs/experiments.md reports, all of it or SWEEP=name; goes on where it was stopped'
