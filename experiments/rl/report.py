@@ -72,7 +72,8 @@ def markdown(result: dict[str, Any]) -> str:
     rows = [row(run, best, threshold) for run in result["runs"]]
     seeds = len(result["settings"]["seeds"])
     note = f"`{result['command']}`, commit {result['commit']}; {seeds} seeds, mean ± standard deviation."
-    return f"{note}\n\n{pages.table(names, rows)}"
+    missing = f"\n\nNot run yet: {', '.join(result['missing'])}." if result["missing"] else ""
+    return f"{note}\n\n{pages.table(names, rows)}{missing}"
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
