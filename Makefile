@@ -17,7 +17,7 @@ OLD_EMITTERS = $(shell $(RUN) -c "import jax; print('--xla_cpu_use_fusion_emitte
 AS_USERS := $(ONE_THREAD) XLA_FLAGS="$(XLA)" $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 QUICKLY = $(ONE_THREAD) XLA_FLAGS="$(XLA) $(OLD_EMITTERS)" $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo test newest slow sweep lint format docs figures bench experiments rl report wheel clean
+.PHONY: help demo test newest slow sweep lint format docs figures bench experiments rl report types dist wheel clean
 
 help:
 	@echo 'make demo     train a 2-layer GRU online on handwritten digits, every rule side by side (3 minutes)'
@@ -32,7 +32,8 @@ help:
 	@echo 'make experiments  what docs/experiments.md reports, all of it or SWEEP=name; goes on where it was stopped'
 	@echo 'make rl       streaming actor-critic, every rule on every task or on TASK=name; goes on with the rule that was stopped'
 	@echo 'make report   the tables of its logs and its pictures from the stored results'
-	@echo 'make wheel    build the wheel into dist/'
+	@echo 'make types    the code of the pages under mypy and pyright, and every public name with a type'
+	@echo 'make dist     build sdist and wheel into dist/ (make wheel: the same)'
 	@echo 'make clean    remove .venv and everything generated'
 
 $(VENV)/made:
@@ -125,8 +126,15 @@ report: $(VENV)/test
 	@$(RUN) -m experiments.rl.report
 	@$(RUN) -m experiments.studies.directions
 
-wheel: $(VENV)/test
-	$(RUN) -m build --wheel --no-isolation
+types: $(VENV)/test
+	$(PIP) --editable '.[types]'
+	$(AS_USERS) -n 0 -m slow tests/test_types.py
+
+dist: $(VENV)/test
+	rm -rf dist
+	$(RUN) -m build --no-isolation
+
+wheel: dist
 
 clean:
 	rm -rf $(VENV) .venv-newest build dist results .pytest_cache .mypy_cache .ruff_cache *.egg-info

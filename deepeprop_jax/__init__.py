@@ -5,6 +5,7 @@ from importlib import metadata
 from deepeprop_jax.learner.basis import BasisLearner, CarryBasis, Observed, with_basis
 from deepeprop_jax.learner.carry_basis import carry_basis
 from deepeprop_jax.learner.contract import LearnerState, OnlineLearner
+from deepeprop_jax.learner.data_parallel import data_parallel
 from deepeprop_jax.learner.deep_eprop import deep_eprop
 from deepeprop_jax.learner.error_meter import Error, ErrorMeter, Meter, error_meter
 from deepeprop_jax.learner.feedback import (
@@ -49,6 +50,7 @@ __all__ = [
     "carry_basis",
     "carry_of",
     "compare_to_bptt",
+    "data_parallel",
     "deep_eprop",
     "eligibility",
     "eligibility_trace",

@@ -6,6 +6,8 @@ printed then.
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 from pathlib import Path
 
@@ -30,6 +32,8 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
+nb_output_stderr = "remove"
+logging.getLogger("traitlets").setLevel(logging.WARNING)  # which says that a notebook runs
 
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
@@ -45,6 +49,13 @@ html_copy_source = False
 html_show_sphinx = False
 
 HERE = Path(__file__).parent
+
+# The notebooks' kernels have a profile of their own: nothing of the user's runs in them, and they only report errors.
+PROFILE = HERE.parent / "build" / "ipython" / "profile_default"
+PROFILE.mkdir(parents=True, exist_ok=True)
+(PROFILE / "ipython_kernel_config.py").write_text("get_config().IPKernelApp.log_level = 'ERROR'\n")
+os.environ["IPYTHONDIR"] = str(PROFILE.parent)
+
 PAGES_OF = {
     "experiments/README.md": "programs.md",
     "CHANGELOG.md": "changelog.md",

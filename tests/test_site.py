@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import fnmatch
 import importlib
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-MODULES = [f"deepeprop_jax{room}" for room in ("", ".learner", ".cells", ".losses", ".rules", ".reference")]
+MODULES = [f"deepeprop_jax{room}" for room in ("", ".learner", ".cells", ".losses", ".export", ".rules", ".reference")]
 DIRECTIVES = r"^\.\. auto(?:function|class|data):: (\S+)$"
 
 
@@ -106,3 +107,16 @@ def test_notebooks_are_pages_that_run_and_others_have_no_cells() -> None:
         assert text.startswith("---\nfile_format: mystnb\nkernelspec:\n  name: python3\n---\n") == (
             "```{code-cell}" in text
         ), path
+
+
+def test_the_errors_of_modes_are_the_measured_ones() -> None:
+    """The table of docs/modes.md, as `python -m experiments.studies.fidelity_modes` stored it."""
+    rows: dict[str, list[dict]] = {}
+    for row in json.loads((DOCS / "fidelity" / "modes.json").read_text())["rows"]:
+        rows.setdefault(row["mode"], []).append(row)
+    page = (DOCS / "modes.md").read_text().replace("`", "")
+    assert len(rows) == 4
+    for mode, (tanh, gru) in rows.items():
+        assert (tanh["cell"], gru["cell"]) == ("SimpleCell", "GRUCell")
+        cells = [f"{tanh[layer]:.2g}; {gru[layer]:.2g}" for layer in ("lower", "upper")]
+        assert f"| {mode} | tanh; GRU | {cells[0]} | {cells[1]} |" in page

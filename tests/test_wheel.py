@@ -1,21 +1,19 @@
-"""The wheel: it builds, holds the package alone, and imports where only its declared requirements can be found."""
+"""What is released: sdist and wheel build, hold what they must, and import where only the requirements can be found."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import subprocess
-import sys
-import venv
+import re
+import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+import yaml
+
+from tests.installed import ROOT, build, run, user_environment
 
 pytestmark = pytest.mark.as_users
-
-ROOT = Path(__file__).parents[1]
 
 IMPORT_EVERYTHING = """
 import importlib, importlib.util, pkgutil, sys
@@ -25,75 +23,87 @@ for module in pkgutil.walk_packages(deepeprop_jax.__path__, "deepeprop_jax."):
     importlib.import_module(module.name)
 for name in deepeprop_jax.__all__:
     getattr(deepeprop_jax, name)
-for extra in ("sklearn", "matplotlib", "ml_collections", "pytest"):
+for extra in ("sklearn", "matplotlib", "ml_collections", "nir", "pytest"):
     assert importlib.util.find_spec(extra) is None, extra
 print("imported", len(deepeprop_jax.__all__))
 """
 
 
-def run(*command: str | Path) -> str:
-    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An sdist, and the wheel that is built of it."""
+    sdist, wheel = sorted(build(ROOT, tmp_path_factory.mktemp("dist")), key=lambda path: path.suffix)
+    assert (sdist.suffix, wheel.suffix) == (".gz", ".whl")
+    return sdist, wheel
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, ROOT)
-    (path,) = out.glob("*.whl")
-    return path
+def user_python(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real, empty environment with the wheel."""
+    return user_environment(built[1], tmp_path_factory.mktemp("user") / "empty")
 
 
-def requirements(wheel: Path) -> list[Requirement]:
-    """What an installer would fetch for the wheel itself: its requirements without those of the extras."""
+def contents(wheel: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(wheel) as archive:
-        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-        lines = archive.read(name).decode().splitlines()
-    found = [Requirement(line.removeprefix("Requires-Dist: ")) for line in lines if line.startswith("Requires-Dist: ")]
-    return [r for r in found if r.marker is None or r.marker.evaluate({"extra": ""})]
+        return {name: archive.read(name) for name in archive.namelist()}
 
 
-def closure(wanted: list[Requirement]) -> dict[str, importlib.metadata.Distribution]:
-    """The distributions reached from ``wanted`` by their own metadata, as an installer resolves them."""
-    found: dict[str, importlib.metadata.Distribution] = {}
-    asked: set[tuple[str, str]] = set()
-    queue = [(r.name, extra) for r in wanted for extra in ("", *r.extras)]
-    while queue:
-        name, extra = queue.pop()
-        if (canonicalize_name(name), extra) in asked:
-            continue
-        asked.add((canonicalize_name(name), extra))
-        distribution = importlib.metadata.distribution(name)
-        found[canonicalize_name(name)] = distribution
-        for line in distribution.requires or []:
-            needed = Requirement(line)
-            if needed.marker is None or needed.marker.evaluate({"extra": extra}):
-                queue += [(needed.name, inner) for inner in ("", *needed.extras)]
-    return found
-
-
-def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        names = archive.namelist()
+def test_the_wheel_holds_the_package_and_nothing_else(built: tuple[Path, Path]) -> None:
+    names = contents(built[1])
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "deepeprop_jax").rglob("*.py")}
-    assert modules <= set(names)
+    assert modules | {"deepeprop_jax/py.typed"} <= set(names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"deepeprop_jax"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
-def test_the_wheel_imports_without_the_extras(wheel: Path, tmp_path: Path) -> None:
-    """A real, empty environment, into which links to the wheel's own requirements are laid, and the wheel by pip."""
-    venv.create(tmp_path / "empty", with_pip=False, symlinks=True)
-    python = tmp_path / "empty" / "bin" / "python"
-    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    for distribution in closure(requirements(wheel)).values():
-        tops = {file.parts[0] for file in distribution.files or []} - {"..", "__pycache__"}
-        for top in tops:
-            link = site / top
-            if not link.exists():
-                link.symlink_to(Path(str(distribution.locate_file(top))))
-    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python)
-    run(*pip, "install", "--no-index", "--no-deps", wheel)
-    run(*pip, "check")
-    assert "imported" in run(python, "-I", "-c", IMPORT_EVERYTHING)
+def test_the_sdist_holds_what_its_make_targets_need(built: tuple[Path, Path]) -> None:
+    with tarfile.open(built[0]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    folders = ("deepeprop_jax", "tests", "experiments", "configs")
+    sources = {str(path.relative_to(ROOT)) for folder in folders for path in (ROOT / folder).rglob("*.py")}
+    pages = {str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")}
+    tops = {"README.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile", "pyproject.toml"}
+    assert sources | pages | tops <= names
+    assert not [name for name in names if "__pycache__" in name or name.startswith((".venv", "results", "dist"))]
+
+
+def test_the_wheel_of_the_sdist_is_the_wheel_of_the_sources(built: tuple[Path, Path], tmp_path: Path) -> None:
+    (direct,) = build(ROOT, tmp_path, "--wheel")
+    assert direct.name == built[1].name and contents(direct) == contents(built[1])
+
+
+def test_the_wheel_imports_without_the_extras(user_python: Path) -> None:
+    assert "imported" in run(user_python, "-I", "-c", IMPORT_EVERYTHING)
+
+
+@pytest.mark.slow
+def test_the_first_example_runs_where_the_wheel_alone_is(user_python: Path, tmp_path: Path) -> None:
+    first = (ROOT / "README.md").read_text().split("```python\n", 1)[1].split("```", 1)[0]
+    printed = run(user_python, "-I", "-c", first + "\nprint('loss is', float(loss))", cwd=tmp_path)
+    assert float(printed.rpartition("loss is ")[2]) > 0
+
+
+def test_version_changelog_and_citation_agree() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    sections = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert next(name for name in sections if name != "Unreleased") == version
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+
+
+def test_the_citation_has_the_fields_of_its_format() -> None:
+    """Those that version 1.2.0 of the Citation File Format requires, of the kinds that it allows."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert set(citation) <= {
+        *("cff-version", "message", "title", "authors", "type", "version", "license", "references", "abstract"),
+        *("keywords", "url", "repository-code", "date-released", "doi", "identifiers", "preferred-citation"),
+    }
+    assert (citation["cff-version"], citation["type"], citation["license"]) == ("1.2.0", "software", project["license"])
+    for reference in citation["references"]:
+        assert {"type", "title", "authors"} <= set(reference)
+        assert reference["type"] in {"article", "conference-paper", "generic", "software"}
+    for work in (citation, *citation["references"]):
+        for author in work["authors"]:
+            assert set(author) in ({"name"}, {"family-names", "given-names"})
+            assert all(isinstance(value, str) for value in author.values())

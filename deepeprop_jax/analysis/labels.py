@@ -182,7 +182,24 @@ def _forward(
         lhs = lhs.map(lambda x: x.reshape(x.shape + (1,) * rhs_free))
         rhs = rhs.map(lambda x: x.reshape(x.shape[:batch] + (1,) * lhs_free + x.shape[batch:]))
         return [lhs.join(rhs)]
+    if equation.name == "gather":
+        parts = (_along(label, kept, shapes[0]) for label, kept in zip(labels, equation.gather_axes, strict=True))
+        return [functools.reduce(Labels.join, parts)]
     return _everywhere(labels, shapes)
+
+
+def _along(label: Labels, kept: Mapping[int, int], shape: tuple[int, ...]) -> Labels:
+    """Labels of an array of this shape, along whose axes those of ``kept`` lie; of all elements along other axes."""
+    reduced = label.reduce([axis for axis in range(label.low.ndim) if axis not in kept])
+    order = np.argsort([kept[axis] for axis in sorted(kept)])
+
+    def place(x: np.ndarray) -> np.ndarray:
+        sizes = [1] * len(shape)
+        for axis in kept:
+            sizes[kept[axis]] = shape[kept[axis]]
+        return np.broadcast_to(x.transpose(order).reshape(sizes), shape)
+
+    return reduced.map(place)
 
 
 def _ordered(side: DotAxes) -> Callable[[np.ndarray], np.ndarray]:

@@ -20,7 +20,7 @@ from deepeprop_jax.analysis.labels import Labelling, Labels, cut_to_units, depen
 from deepeprop_jax.analysis.node import Cut, Cuts, Others, Product, Pull, Reals, VjpProgram
 from deepeprop_jax.analysis.units import Units, unit_numbers
 from deepeprop_jax.jaxpr.batched import evaluate
-from deepeprop_jax.jaxpr.gates import unconcatenate
+from deepeprop_jax.jaxpr.gates import crop_early, unconcatenate
 from deepeprop_jax.jaxpr.primitives import STORED
 from deepeprop_jax.jaxpr.program import (
     Atom,
@@ -77,7 +77,7 @@ def vjp_program(cut: Cut, views: Sequence[RealView], units: Units) -> Found:
         h_t, vjp, other = jax.vjp(next_carry, p, h, u, has_aux=True)
         return h_t, other, *vjp(ct)
 
-    program = trace(step, *reals, others, reals[1])
+    program = crop_early(trace(step, *reals, others, reals[1]))
     counts = [len(leaves) for leaves in (*reals, *others)]
     params, carry, inputs, params_other, carry_other, input_other, cotangents = _cut_list(program.inputs, counts)
     parts = _cut_list(program.outputs, [counts[1], counts[4], counts[0], counts[1]])

@@ -178,7 +178,6 @@ class StraightThrough(Surrogate):
         return (u <= 1).astype(u.dtype)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
 def spike(distance: jax.Array, surrogate: SurrogateFunction) -> jax.Array:
     """Heaviside step with a surrogate derivative, for both modes of differentiation.
 
@@ -197,15 +196,20 @@ def spike(distance: jax.Array, surrogate: SurrogateFunction) -> jax.Array:
     >>> jax.vmap(jax.grad(lambda distance: spike(distance, SuperSpike())))(jnp.array([-0.1, 0.0, 0.1])).tolist()
     [0.25, 1.0, 0.25]
     """
+    return _spike(distance, surrogate)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _spike(distance: jax.Array, surrogate: SurrogateFunction) -> jax.Array:
     return (distance > 0).astype(distance.dtype)
 
 
-@spike.defjvp
+@_spike.defjvp
 def _spike_jvp(
     surrogate: SurrogateFunction, primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     (distance,), (tangent,) = primals, tangents
-    return spike(distance, surrogate), surrogate(distance) * tangent
+    return _spike(distance, surrogate), surrogate(distance) * tangent
 
 
 def triangular_spike(distance: jax.Array, dampening: float = DAMPENING) -> jax.Array:

@@ -73,7 +73,8 @@ class Draft:
     """
 
     def __init__(self, nir: ModuleType, dt: float, exponential: bool, dtype: np.dtype) -> None:
-        self.nir, self.dtype = nir, dtype
+        self.nir: ModuleType = nir
+        self.dtype: np.dtype = dtype
         self.input_size: int | None = None
         self.nodes: dict[str, Any] = {INPUT: None}
         self.edges: list[tuple[str, str]] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepeprop_jax.export.draft import Draft, Site, Source, refusal
+from deepeprop_jax.export.package import nir_package
 from deepeprop_jax.export.words import WORDS, Written, dense
 from deepeprop_jax.network.build import as_cell
 from deepeprop_jax.network.cell import INPUT, Cell, PyTree, Vertex, Wire, call_of, graph_of, select
@@ -18,8 +18,6 @@ from deepeprop_jax.network.dense import dense_weights, module_name
 
 if TYPE_CHECKING:
     import nir
-
-INTEGRATIONS = ("euler", "exponential")
 
 
 def to_nir(network: object, params: PyTree, *, dt: float = 1e-3, integration: str = "euler") -> nir.NIRGraph:
@@ -30,16 +28,17 @@ def to_nir(network: object, params: PyTree, *, dt: float = 1e-3, integration: st
 
         τ = dt / (1 - α)        R = 1 where what enters is weighted by 1 - α (``low_pass=True``), else 1 / (1 - α)
 
-    | here | in NIR |
-    |---|---|
-    | ``nn.Dense``, ``nnx.Linear``, ``feedback_dense`` | Affine, or Linear without a bias |
-    | ``leaky_readout`` | Affine; LI |
-    | ``low_pass`` | LI |
-    | ``lif(reset="zero")`` | Linear; LIF |
-    | ``lif`` with another reset | Linear; LI; Threshold, and the reset as a weight from the spikes back to the LI |
-    | lateral weights | Linear from the spikes back: a cycle, which takes one step |
-    | ``alif`` | as ``lif``, and LI; Scale from the spikes back to the Threshold, which they raise |
-    | parents that are concatenated | one Linear each, which NIR sums |
+    What stands for what:
+
+        here                                     in NIR
+        nn.Dense, nnx.Linear, feedback_dense     Affine, or Linear without a bias
+        leaky_readout                            Affine; LI
+        low_pass                                 LI
+        lif(reset="zero")                        Linear; LIF
+        lif with another reset                   Linear; LI; Threshold; the reset is a weight from the spikes to the LI
+        lateral weights                          Linear from the spikes back: a cycle, which takes one step
+        alif                                     as lif; LI; Scale from the spikes to the Threshold, which it raises
+        concatenated parents                     one Linear each, which NIR sums
 
     A node keeps its name, with "_" for "/", and what stands around it has the name with an ending (``0_input``,
     ``0_potential``, ``0_recurrent``). NIR has no word for derivatives and none for initial values: surrogates and
@@ -74,11 +73,7 @@ def to_nir(network: object, params: PyTree, *, dt: float = 1e-3, integration: st
     >>> to_nir(network, params).edges
     [('input', '0_input'), ('0_input', '0'), ('0', '1'), ('1', 'output')]
     """
-    if not dt > 0:
-        raise ValueError(f"dt is the length of a step, above 0, in the unit of NIR's τ; seen {dt!r}.")
-    if integration not in INTEGRATIONS:
-        raise ValueError(f"integration is one of {', '.join(map(repr, INTEGRATIONS))}; seen {integration!r}.")
-    package = _package()
+    package = nir_package("to_nir", dt, integration)
     of_learner = getattr(network, "network", None)
     graph = graph_of(of_learner if isinstance(of_learner, Cell) else as_cell(network))
     draft = Draft(package, dt, integration == "exponential", _widest(params))
@@ -87,14 +82,6 @@ def to_nir(network: object, params: PyTree, *, dt: float = 1e-3, integration: st
         written.append(_layers(draft, vertex, _own(vertex, params), _sources(vertex.name, vertex.wire, written)))
     _finish(draft, graph.output, written)
     return package.NIRGraph(draft.nodes, draft.edges, metadata={"dt": dt, "integration": integration})
-
-
-def _package() -> ModuleType:
-    try:
-        import nir
-    except ImportError as error:
-        raise ImportError("to_nir needs the package nir, the extra 'nir' of deepeprop_jax: pip install nir.") from error
-    return nir
 
 
 def _own(vertex: Vertex, params: PyTree) -> PyTree:

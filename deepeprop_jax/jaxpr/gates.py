@@ -100,6 +100,25 @@ def unconcatenate(program: Program) -> Program:
     return Program(equations, program.inputs, outputs, program.constants)
 
 
+def crop_early(program: Program) -> Program:
+    """Compute no more of a value than what a pad leaves of it that only crops, as the transpose of one that adds does.
+
+    A program without one is left as it is.
+    """
+    equations = [_as_slice(equation) for equation in program.equations]
+    is_same = all(new is old for new, old in zip(equations, program.equations, strict=True))
+    return program if is_same else unconcatenate(program._replace(equations=equations))
+
+
+def _as_slice(equation: Equation) -> Equation:
+    crops = equation.name == "pad" and any(any(part) for part in equation.padding)
+    if not crops or any(low > 0 or high > 0 or between for low, high, between in equation.padding):
+        return equation
+    sizes = shape_of(equation.inputs[0])
+    window = [(-int(low), size + int(high)) for (low, high, _), size in zip(equation.padding, sizes, strict=True)]
+    return Equation(jax.lax.slice_p, slice_of(equation.inputs[0], window).params, equation.inputs[:1], equation.outputs)
+
+
 def _plan(program: Program) -> tuple[dict[Variable, dict[Window, None]], dict[Variable, dict[Window, Parts]]]:
     """Which windows of each variable are read, and how those are computed that are computed in pieces."""
     wanted: defaultdict[Variable, dict[Window, None]] = defaultdict(dict)  # windows as keys: a set that keeps its order

@@ -18,7 +18,7 @@ class Variable:
     __slots__ = ("aval",)
 
     def __init__(self, aval: jax.ShapeDtypeStruct):
-        self.aval = aval
+        self.aval: jax.ShapeDtypeStruct = aval
 
 
 Atom: TypeAlias = Variable | jex.Literal
@@ -32,7 +32,10 @@ class Equation:
     def __init__(
         self, primitive: jex.Primitive, params: dict[str, Any], inputs: Sequence[Atom], outputs: Sequence[Variable]
     ):
-        self.primitive, self.params, self.inputs, self.outputs = primitive, params, list(inputs), list(outputs)
+        self.primitive: jex.Primitive = primitive
+        self.params: dict[str, Any] = params
+        self.inputs: list[Atom] = list(inputs)
+        self.outputs: list[Variable] = list(outputs)
 
     @property
     def name(self) -> str:
@@ -87,13 +90,43 @@ class Equation:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether it says how its output lies on devices."""
-        return any(self.params.get(name) is not None for name in ("sharding", "out_sharding"))
+        """Whether it says that its output is split over devices."""
+        found = [self.params.get(name) for name in ("sharding", "out_sharding")]
+        return any(axis is not None for held in found if held is not None for axis in getattr(held, "spec", held))
 
     @property
     def has_program(self) -> bool:
         """Whether it brings a program or function of its own."""
         return any(isinstance(x, jex.Jaxpr | jex.ClosedJaxpr) or callable(x) for x in self.params.values())
+
+    @property
+    def gather_axes(self) -> tuple[dict[int, int], dict[int, int]]:
+        """Of a gather: per axis of its operand, and per axis of its indices, the axis of its output along which an
+        element comes from the same place; what is not named comes from anywhere."""
+        numbers, sizes = self.params["dimension_numbers"], self.params["slice_sizes"]
+        shape, rank = shape_of(self.inputs[0]), len(shape_of(self.outputs[0]))
+        batch = [axis for axis in range(rank) if axis not in numbers.offset_dims]
+        of_indices = dict(enumerate(batch))
+        gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+        sliced = zip((axis for axis in range(len(shape)) if axis not in gone), numbers.offset_dims, strict=True)
+        of_operand = {axis: out for axis, out in sliced if sizes[axis] == shape[axis]}
+        pairs = zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True)
+        return of_operand | {axis: of_indices[place] for axis, place in pairs}, of_indices
+
+    @property
+    def turns(self) -> tuple[int, bool]:
+        """Of a scan: how many, and whether from the last to the first."""
+        return self.params["length"], self.params["reverse"]
+
+    def differing(self, other: Equation) -> set[str]:
+        """Names of the parameters that are not equal, but for programs and functions."""
+
+        def is_plain(value: object) -> bool:
+            parts = value if isinstance(value, tuple | list) else (value,)
+            return not any(isinstance(x, jex.Jaxpr | jex.ClosedJaxpr) or callable(x) for x in parts)
+
+        pairs = [(name, value, other.params.get(name)) for name, value in self.params.items()]
+        return {name for name, a, b in pairs if is_plain(a) and not (a is b or np.all(a == b))}
 
     @property
     def bodies(self) -> list[jex.ClosedJaxpr]:

@@ -64,10 +64,15 @@ class RealView:
         Args:
           set_aside: indices of leaves that stand among the others, whatever they are.
         """
-        paths, self.treedef = jax.tree_util.tree_flatten_with_path(tree)
-        self.avals = [shape_and_dtype(leaf) for _, leaf in paths]
-        self.kinds = [Kind.OTHER if i in set_aside else _kind(aval.dtype) for i, aval in enumerate(self.avals)]
-        self.other_avals = [aval for aval, kind in zip(self.avals, self.kinds, strict=True) if kind is Kind.OTHER]
+        paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
+        self.treedef: jax.tree_util.PyTreeDef = treedef
+        self.avals: list[jax.ShapeDtypeStruct] = [shape_and_dtype(leaf) for _, leaf in paths]
+        self.kinds: list[Kind] = [
+            Kind.OTHER if i in set_aside else _kind(aval.dtype) for i, aval in enumerate(self.avals)
+        ]
+        self.other_avals: list[jax.ShapeDtypeStruct] = [
+            aval for aval, kind in zip(self.avals, self.kinds, strict=True) if kind is Kind.OTHER
+        ]
         self.real_avals: list[jax.ShapeDtypeStruct] = []
         self.names: list[str] = []
         names = [jax.tree_util.keystr(path, simple=True, separator="/") or "value" for path, _ in paths]
@@ -78,11 +83,11 @@ class RealView:
             elif kind is Kind.COMPLEX:
                 self.real_avals += [aval.update(dtype=real_dtype(aval.dtype))] * 2
                 self.names += [name + ".real", name + ".imag"]
-        self.set_aside = [name for i, name in enumerate(names) if i in set_aside]
+        self.set_aside: list[str] = [name for i, name in enumerate(names) if i in set_aside]
         self.shapes: list[tuple[int, ...]] = [aval.shape for aval in self.real_avals]
         self.dtypes: list[np.dtype] = [aval.dtype for aval in self.real_avals]
-        self.sizes = [int(np.prod(shape, dtype=int)) for shape in self.shapes]
-        self.size = sum(self.sizes)
+        self.sizes: list[int] = [int(np.prod(shape, dtype=int)) for shape in self.shapes]
+        self.size: int = sum(self.sizes)
 
     def without(self, leaves: Collection[int]) -> RealView:
         """The view in which some leaves are set aside."""

@@ -55,6 +55,8 @@ def _flat(closed: jex.ClosedJaxpr, inlined: dict[str, str]) -> Program:
             inputs = [read(atom) for atom in eqn.invars]
             if eqn.primitive.name in inlined:
                 outputs = walk(eqn.params[inlined[eqn.primitive.name]], inputs)
+            elif _says_nothing(eqn):
+                outputs = inputs
             else:
                 outputs = [Variable(var.aval) for var in eqn.outvars]
                 equations.append(Equation(eqn.primitive, eqn.params, inputs, outputs))
@@ -67,6 +69,18 @@ def _flat(closed: jex.ClosedJaxpr, inlined: dict[str, str]) -> Program:
         if isinstance(value, jax.core.Tracer):
             jax.lax.optimization_barrier(value)  # one of a trace that is over raises here, not where the program is run
     return program
+
+
+def _says_nothing(eqn: jex.JaxprEqn) -> bool:
+    """Whether it only forgets a mesh: ``jax.vjp`` inside ``shard_map`` does, for arguments that are shapes."""
+    return eqn.primitive.name == "reshard" and eqn.params["dst_sharding"].mesh.empty
+
+
+def inner_programs(equation: Equation) -> list[Program]:
+    """What an equation brings of programs, as they stand: a loop's, every branch of a conditional, a custom rule's."""
+    values = [value for _, value in sorted(equation.params.items())]
+    parts = [x for value in values for x in (value if isinstance(value, tuple | list) else (value,))]
+    return [_flat(part, CALLS) for part in parts if isinstance(part, jex.Jaxpr | jex.ClosedJaxpr)]
 
 
 def check_custom_rules(function: Callable, *args: object) -> None:

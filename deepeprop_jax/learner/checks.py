@@ -33,7 +33,7 @@ def check_step_input(x: PyTree, needed: PyTree) -> None:
         elif all(a[1:] == b for a, b in pairs):
             remedy += " Is this a whole sequence? learner.step takes ONE step, xs[t]; learner.value_and_grad takes xs."
         elif all(a[1:] == b[1:] for a, b in pairs):
-            remedy += " Time is the first axis of xs, (time, batch, ...), and the batch the second."
+            remedy += " Time is the first axis of xs, (time, batch, ...); with the batch first pass time_major=False."
     check_same(x, needed, "x", remedy)
 
 
@@ -149,34 +149,54 @@ def _check_count(name: str, value: object, least: int, needed: str) -> None:
         raise ValueError(f"{name} must be {needed}; seen {value}.")
 
 
-def check_sequence_options(loss_fn: object, segment_length: object = None, within_segment: object = "eprop") -> None:
+def check_sequence_options(
+    loss_fn: object, segment_length: object = None, within_segment: object = "eprop", window: object = None
+) -> None:
     """What ``value_and_grad`` takes."""
     if not callable(loss_fn):
         raise TypeError(f"loss_fn must be a function (y_t, target_t) -> scalar; seen {type(loss_fn).__name__}.")
     _check_count("segment_length", segment_length, 1, "None or an integer, the steps of a segment, at least 1")
+    _check_count("window", window, 1, "None or an integer, how many steps loss_fn sees together, at least 1")
+    if window is not None and segment_length not in (None, window):
+        raise ValueError(
+            f"A window is a segment: seen window={window} and segment_length={segment_length}. Leave out the latter."
+        )
     if within_segment not in ("eprop", "exact"):
         raise ValueError(f'within_segment must be "eprop" or "exact"; seen {within_segment!r}.')
-    if within_segment == "exact" and segment_length is None:
+    if within_segment == "exact" and segment_length is None and window is None:
         raise ValueError(
             "within_segment='exact' needs a segment_length, because the gradient depends on it: longer segments come "
             "closer to BPTT."
         )
 
 
-def loss_dtype(loss: PyTree, has_aux: bool, batch: int) -> np.dtype:
-    """The dtype of what ``loss_fn`` returned, given as shapes, which must be a loss."""
+def loss_dtype(loss: PyTree, has_aux: bool, lead: tuple[int, ...]) -> np.dtype:
+    """The dtype of what ``loss_fn`` returned, given as shapes, which must be a loss.
+
+    Args:
+      lead: of its outputs, (batch,), or (steps, batch) of a window.
+    """
+    aux = None
     if has_aux:
         if not isinstance(loss, tuple) or len(loss) != 2:
             raise ValueError(f"With has_aux=True loss_fn must return (loss, aux); seen {type(loss).__name__}.")
-        loss = loss[0]
+        loss, aux = loss
     if not hasattr(loss, "shape"):
         hint = " For (loss, aux) pass has_aux=True." if isinstance(loss, tuple) else ""
         raise ValueError(f"loss_fn must return one array; seen {type(loss).__name__}.{hint}")
-    if loss.shape not in ((), (batch,)) or not jnp.issubdtype(loss.dtype, jnp.floating):
+    if loss.shape not in ((), lead) or not jnp.issubdtype(loss.dtype, jnp.floating):
+        of = "one step's batched output" if len(lead) == 1 else "a window's outputs"
+        each = "per example" if len(lead) == 1 else "per step and example"
         raise ValueError(
-            f"loss_fn must return a real scalar for one step's batched output, or one loss per example, of shape "
-            f"({batch},), which are summed; seen {loss.dtype}{list(loss.shape)}. Sum or average other axes inside it."
+            f"loss_fn must return a real scalar for {of}, or one loss {each}, of shape {lead}, which are summed; seen "
+            f"{loss.dtype}{list(loss.shape)}. Sum or average other axes inside it."
         )
+    for path, leaf in leaf_avals(aux) if len(lead) > 1 else []:
+        if leaf.shape[:1] != lead[:1]:
+            raise ValueError(
+                f"aux at '{path_name(path)}' has shape {leaf.shape}; of a window of {lead[0]} steps it needs one row "
+                f"per step, (steps, ...): they come out one after the other, (time, ...)."
+            )
     return loss.dtype
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 import jax
@@ -62,6 +62,7 @@ class Init(Protocol):
         says False for them.
       carry: with a leading batch axis on every leaf.
       x: ONE step's input (batch, ...), such as ``xs[0]``; only its shapes and dtypes are used.
+      key: of the draws of a rule that draws at random (``deepeprop_jax.rules``); others refuse one.
 
     Returns:
       A state that shares no buffer with the arguments, so that it may be donated, and that no step changes in type: its
@@ -69,10 +70,10 @@ class Init(Protocol):
 
     Raises:
       TypeError: a leaf that is neither an array nor a number, with its path.
-      ValueError: params, carry or x that do not fit the network, with the node's name.
+      ValueError: params, carry or x that do not fit the network, with the node's name; a key for a rule without draws.
     """
 
-    def __call__(self, params: PyTree, carry: PyTree, x: PyTree) -> LearnerState: ...
+    def __call__(self, params: PyTree, carry: PyTree, x: PyTree, key: jax.Array | None = None) -> LearnerState: ...
 
 
 class Step(Protocol):
@@ -158,13 +159,23 @@ class ValueAndGrad(Protocol):
       signals: for a learner made with ``signals=(names)``: {name: signal}, a signal being a function
         ``(dy_t, target_t) -> (batch, ...)`` that makes from dL_t/dy_t what stands in place of the cotangent of the
         node's output, such as what ``random_feedback`` gives.
+      window: C, for losses that need several steps together, such as returns. loss_fn then sees C steps, ys and targets
+        (C, batch, ...), time first; the last window may be shorter. The loss is a real scalar, or one number per step
+        and example, (C, batch); aux is (C, ...). The loss is the sum over windows; each is a segment, and credit goes
+        on to those before it by the traces, as the dL/dy_t of any loss does. What loss_fn takes from behind the window,
+        such as the value to bootstrap from, comes in the targets, and is a constant. Resets are not shown to loss_fn:
+        put discounts of zero, or the flags, into the targets. ``carry_basis`` and ``error_meter`` take losses of single
+        steps alone.
+      time_major: False for xs, targets, resets, valid and aux of shape (batch, time, ...). What loss_fn sees, and an
+        aux that is one number per step, stay as they are; any other aux has the batch as the first axis of a step.
 
     Returns:
-      ``run(params, state, xs, targets, resets=None, valid=None) -> ((loss, state), grads)``: see ``RunSequence``.
+      ``run(params, state, xs, targets, resets=None, valid=None, seq_lengths=None) -> ((loss, state), grads)``: see
+      ``RunSequence``.
 
     Raises:
       TypeError: loss_fn is no function; an option of a wrong type.
-      ValueError: an option out of range.
+      ValueError: an option out of range; a window beside another segment_length.
     """
 
     def __call__(
@@ -175,6 +186,8 @@ class ValueAndGrad(Protocol):
         within_segment: str = "eprop",
         has_aux: bool = False,
         signals: Mapping[str, Callable[..., PyTree]] | None = None,
+        window: int | None = None,
+        time_major: bool = True,
     ) -> RunSequence: ...
 
 
@@ -195,6 +208,8 @@ class RunSequence(Protocol):
         A scalar has no examples to leave out: those that are not valid still count in the value, though not in the
         gradient. The cure, in two lines: ``targets = (targets, valid)`` and
         ``loss_fn = lambda y, target: jnp.where(target[1], losses(y, target[0]), 0).sum()``.
+      seq_lengths: in place of valid, (batch,) integers from 0 to the number of steps: how many of them are valid, the
+        first ones, as in Flax's ``nn.RNN``.
 
     Returns:
       ``((loss, state), grads)``; with ``has_aux`` ``(((loss, aux), state), grads)``, aux stacked over time. The state
@@ -204,7 +219,8 @@ class RunSequence(Protocol):
 
     Raises:
       TypeError: no state; a leaf of params or xs that is neither an array nor a number.
-      ValueError: shapes that do not fit; a loss that is neither a real scalar nor one per example.
+      ValueError: shapes that do not fit; a loss that is neither a real scalar nor one per example; both valid and
+        seq_lengths.
     """
 
     def __call__(
@@ -215,6 +231,7 @@ class RunSequence(Protocol):
         targets: PyTree,
         resets: jax.Array | None = None,
         valid: jax.Array | None = None,
+        seq_lengths: jax.Array | None = None,
     ) -> tuple[tuple[PyTree, LearnerState], PyTree]: ...
 
 
@@ -233,6 +250,55 @@ class Reset(Protocol):
     """
 
     def __call__(self, state: LearnerState, where: jax.Array) -> LearnerState: ...
+
+
+class Shardings(NamedTuple):
+    """Where arrays lie on the devices of a mesh: a ``jax.sharding.NamedSharding`` for every leaf.
+
+    Attributes:
+      params: of params, gradients and an optimiser's state: whole on every device.
+      carry, x: of a carry, and of one step's input, targets or flags: split along their first axis, the batch.
+      xs: of a sequence, its resets and valid, and targets of each example: split along their second axis.
+      state: of a ``LearnerState``; with ``unit`` its traces also along their last axis.
+    """
+
+    params: PyTree
+    carry: PyTree
+    x: PyTree
+    xs: PyTree
+    state: PyTree
+
+
+class ShardingsOf(Protocol):
+    """How ``data_parallel(learner, mesh, axis=batch, unit=unit)`` holds its arrays, for ``jax.device_put``, ``jax.jit``
+    and checkpoints. Traces that do not fit a device are split along ``unit``, by columns: each device holds those of
+    its part of every source parameter, cut along its last axis. Nothing is computed; shapes are enough.
+
+    Args:
+      mesh: from ``jax.make_mesh``.
+      params, carry, x: as for ``init``, or their shapes.
+      batch: axes of the mesh that split the batch; None for all but ``unit``.
+      unit: axes of the mesh that split the traces; None for whole ones.
+
+    Raises:
+      ValueError: axes that the mesh has not; a batch that does not divide, with both numbers; with ``unit`` a learner
+        whose traces have no columns of their own (``rank``, ``carry_factor``, other rules).
+    """
+
+    def __call__(
+        self,
+        mesh: jax.sharding.Mesh,
+        params: PyTree,
+        carry: PyTree,
+        x: PyTree,
+        *,
+        batch: str | Sequence[str] | None = None,
+        unit: str | Sequence[str] | None = None,
+    ) -> Shardings: ...
+
+
+def _unknown(mesh: jax.sharding.Mesh, params: PyTree, carry: PyTree, x: PyTree, **axes: object) -> Shardings:
+    raise TypeError("Only a learner of deep_eprop tells shardings; see data_parallel for what other rules can do.")
 
 
 def documented_by(contract: type) -> Callable[[F], F]:
@@ -259,6 +325,7 @@ class OnlineLearner(NamedTuple):
       reset: ``reset(state, where) -> state``.
       network: the network as a ``Cell``; its ``init`` makes params and carry, its ``apply`` runs without traces.
       plan: ``plan(params, carry, x)``: what was found out about the network, for ``analyse``.
+      shardings: ``shardings(mesh, params, carry, x, batch=, unit=)``: where arrays lie on several devices.
     """
 
     init: Init
@@ -268,12 +335,13 @@ class OnlineLearner(NamedTuple):
     reset: Reset
     network: Cell
     plan: Callable[[PyTree, PyTree, PyTree], Plan]
+    shardings: ShardingsOf = _unknown
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[object, ...]:
         return reduced(self)
 
     def __copy__(self) -> OnlineLearner:
         return self
 
-    def __deepcopy__(self, memo: dict) -> OnlineLearner:
+    def __deepcopy__(self, memo: object) -> OnlineLearner:
         return self

@@ -13,7 +13,9 @@ from deepeprop_jax.jaxpr.real_leaves import select_examples
 from deepeprop_jax.learner import checks, contract
 from deepeprop_jax.learner.by_segments import by_segments, choose_length
 from deepeprop_jax.learner.contract import LearnerState, OnlineLearner, Pending, documented_by
+from deepeprop_jax.learner.data_parallel import how_held
 from deepeprop_jax.learner.each_example import of_each_example
+from deepeprop_jax.learner.layout import with_layouts
 from deepeprop_jax.learner.planner import Planner
 from deepeprop_jax.learner.sequence import Stream, as_params, batched_output, keep_examples, make_sequence
 from deepeprop_jax.learner.sharded import batch_axes, over_batches
@@ -22,7 +24,7 @@ from deepeprop_jax.learner.stepper import Stepper, before_sequence, own_copy, st
 from deepeprop_jax.network.arguments import as_arrays, as_avals, batch_size, check_same
 from deepeprop_jax.network.build import as_cell
 from deepeprop_jax.network.cell import PyTree, graph_of, remade
-from deepeprop_jax.segments import window
+from deepeprop_jax.segments.window import Window, without_examples
 from deepeprop_jax.traces.plan import Given, Mode, Plan, Traces
 from deepeprop_jax.traces.projected import NAME
 from deepeprop_jax.traces.state import first_traces, reset_traces, trace_shapes
@@ -111,8 +113,15 @@ def deep_eprop(
     checks.check_options(mode)
     cell = as_cell(network)
     made = _Functions(Planner(graph_of(cell), mode, trainable))
-    learner = OnlineLearner(made.init, made.step, made.gradient, made.value_and_grad, made.reset, cell, made.plan)
+    in_time: Callable[..., PyTree] = made.value_and_grad
+    learner = OnlineLearner(made.init, made.step, made.gradient, in_time, made.reset, cell, made.plan)
+
+    @documented_by(contract.ShardingsOf)
+    def shardings(mesh, params, carry, x, *, batch=None, unit=None) -> contract.Shardings:
+        return how_held(learner, mesh, params, carry, x, batch, unit)
+
     learner = over_batches(learner, graph_of(cell))
+    learner = learner._replace(value_and_grad=with_layouts(learner.value_and_grad), shardings=shardings)
     return remade(learner, deep_eprop, cell, **mode._asdict(), trainable=trainable)
 
 
@@ -133,7 +142,9 @@ class _Functions:
         return stepper
 
     @documented_by(contract.Init)
-    def init(self, params: PyTree, carry: PyTree, x: PyTree) -> LearnerState:
+    def init(self, params: PyTree, carry: PyTree, x: PyTree, key: jax.Array | None = None) -> LearnerState:
+        if key is not None:
+            raise ValueError("deep_eprop draws nothing at random; leave out key.")
         given, carry, x = _arrays(params=params, carry=carry, x=x)
         params, carry, x = vary_alike(given, carry, x)
         stepper, batch = self._planner.once(stepper_of, params, carry, x), batch_size(carry, x)
@@ -192,8 +203,9 @@ class _Functions:
         within_segment: str = "eprop",
         has_aux: bool = False,
         signals: Mapping[str, Signal] | None = None,
-    ) -> contract.RunSequence:
-        checks.check_sequence_options(loss_fn, segment_length, within_segment)
+        window: int | None = None,
+    ) -> Callable[..., PyTree]:
+        checks.check_sequence_options(loss_fn, segment_length, within_segment, window)
         exact = within_segment == "exact"
 
         @documented_by(contract.RunSequence)
@@ -206,13 +218,14 @@ class _Functions:
             plan, pending = stepper.plan, state.pending
             own = by_index(plan, signals)
             check_functions(own)
-            sequence = make_sequence(plan, loss_fn, has_aux, state.initial_carry, xs, targets, resets, valid, own)
-            length = segment_length or choose_length(plan, pending.active.shape[0], steps).steps
+            initial = state.initial_carry
+            sequence = make_sequence(plan, loss_fn, has_aux, initial, xs, targets, resets, valid, own, window)
+            length = window or segment_length or choose_length(plan, pending.active.shape[0], steps).steps
             start = Stream(state.carry, before_sequence(stepper, state))
             (loss, end), grads = by_segments(params, start, sequence, length, exact)
             update = stepper.after_sequence(before.pending.update, end.carry)
             pending = pending._replace(active=jnp.zeros_like(pending.active), update=update)
-            new = checks.next_state(LearnerState(end.carry, end.traces, pending, state.initial_carry), state)
+            new = checks.next_state(LearnerState(end.carry, end.traces, pending, initial), state)
             return (loss, _vary(new, before.traces, True, params)), summed_like(grads, given)
 
         return run
@@ -223,8 +236,8 @@ class _Functions:
         checks.check_state(self._graph, state)
         where = checks.check_flags(where, state.pending.active.shape, "where")
         before, update = state, state.pending.update
-        if isinstance(update, window.Window):
-            update = window.without_examples(update, where, state.initial_carry)
+        if isinstance(update, Window):
+            update = without_examples(update, where, state.initial_carry)
         state, where = vary_alike(state, where)
         traces = reset_traces(where, state.traces)
         # ``gradient`` gives such an example zero, but zero times a number that is not finite would be none.

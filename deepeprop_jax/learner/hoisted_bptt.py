@@ -9,6 +9,7 @@ import jax
 from deepeprop_jax.jaxpr.mesh_axes import summed_like, vary_alike
 from deepeprop_jax.learner import checks
 from deepeprop_jax.learner.by_segments import by_segments
+from deepeprop_jax.learner.layout import with_layouts
 from deepeprop_jax.learner.planner import Planner
 from deepeprop_jax.learner.sequence import Stream, make_sequence
 from deepeprop_jax.learner.sharded import sequences_over_batches
@@ -32,8 +33,8 @@ def hoisted_bptt(network: object) -> Callable[..., PyTree]:
       network: as ``deep_eprop`` takes it.
 
     Returns:
-      ``value_and_grad(loss_fn, *, has_aux=False)``, which returns
-      ``run(params, carry, xs, targets, resets=None, valid=None) -> ((loss, carry), grads)``.
+      ``value_and_grad(loss_fn, *, has_aux=False, time_major=True)``, which returns
+      ``run(params, carry, xs, targets, resets=None, valid=None, seq_lengths=None) -> ((loss, carry), grads)``.
 
     Raises:
       TypeError: something that is not a network; loss_fn is no function.
@@ -70,4 +71,4 @@ def hoisted_bptt(network: object) -> Callable[..., PyTree]:
 
         return run
 
-    return sequences_over_batches(value_and_grad, cell, object, lambda carry, split: split.spec())
+    return with_layouts(sequences_over_batches(value_and_grad, cell, object, lambda carry, split: split.spec()))

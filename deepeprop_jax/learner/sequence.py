@@ -46,8 +46,10 @@ class Sequence(NamedTuple):
 
     Attributes:
       plan: of the network.
-      loss_fn: ``(y_t, target_t) -> loss`` or ``(loss, aux)``, the loss a scalar or one per example.
+      loss_fn: ``(y_t, target_t) -> loss`` or ``(loss, aux)``, the loss a scalar or one per example; of a window the
+        same of all of its steps, the loss a scalar or one per step and example.
       has_aux: which of the two.
+      window: whether loss_fn sees a segment's steps together.
       loss_dtype: of the loss.
       initial_carry: what an example returns to on a reset.
       inputs: xs, targets (time, ...) and flags (time, batch).
@@ -57,6 +59,7 @@ class Sequence(NamedTuple):
     plan: Plan
     loss_fn: Callable[..., PyTree]
     has_aux: bool
+    window: bool
     loss_dtype: np.dtype
     initial_carry: PyTree
     inputs: tuple[PyTree, PyTree, Flags]
@@ -71,7 +74,7 @@ class Sequence(NamedTuple):
     def loss_and_dy(
         self, y: PyTree, target: PyTree, valid: jax.Array | None
     ) -> tuple[tuple[jax.Array, PyTree], PyTree]:
-        """((loss_t, aux), dL_t/dy_t) of a step; losses per example are summed over valid ones."""
+        """((loss_t, aux), dL_t/dy_t) of a step, or of a window; losses per example are summed over valid ones."""
 
         def with_aux(y: PyTree) -> tuple[jax.Array, PyTree]:
             found = self.loss_fn(y, target)
@@ -86,8 +89,10 @@ class Sequence(NamedTuple):
     def losses_and_dy(
         self, outputs: PyTree, targets: PyTree, valid: jax.Array | None
     ) -> tuple[tuple[jax.Array, PyTree], PyTree]:
-        """``loss_and_dy`` of every step of a segment; of one step as it is, not under ``vmap``."""
+        """``loss_and_dy`` of every step of a segment, or of all together; of one step as it is, not under ``vmap``."""
         arguments = (outputs, targets, valid)
+        if self.window:
+            return self.loss_and_dy(*arguments)
         if jax.tree.leaves(outputs)[0].shape[0] > 1:
             return jax.vmap(self.loss_and_dy)(*arguments)
         found = self.loss_and_dy(*jax.tree.map(lambda leaf: leaf[0], arguments))
@@ -121,15 +126,27 @@ def make_sequence(
     resets: jax.Array | None,
     valid: jax.Array | None,
     signals: Mapping[int, Signal] | None = None,
+    window: int | None = None,
 ) -> Sequence:
-    """Check what a sequence is made of."""
+    """Check what a sequence is made of.
+
+    Args:
+      window: how many steps ``loss_fn`` sees together; None for one at a time.
+    """
     length = checks.sequence_length(xs, targets)
     x, target = jax.tree.map(lambda leaf: leaf[0], (xs, targets))
     batch = batch_size(initial_carry, x)
     named = {"resets": resets, "valid": valid}
     flags = {k: None if f is None else checks.check_flags(f, (length, batch), k) for k, f in named.items()}
-    dtype = checks.loss_dtype(jax.eval_shape(loss_fn, batched_output(plan, batch), target), has_aux, batch)
-    return Sequence(plan, loss_fn, has_aux, dtype, initial_carry, (xs, targets, Flags(**flags)), signals or {})
+    y = batched_output(plan, batch)
+    lead: tuple[int, ...] = (batch,)
+    if window is not None:
+        lead = (min(window, length), batch)
+        y = jax.tree.map(lambda aval: aval.update(shape=(lead[0], *aval.shape)), y)
+        target = jax.tree.map(lambda leaf: leaf[: lead[0]], targets)
+    dtype = checks.loss_dtype(jax.eval_shape(loss_fn, y, target), has_aux, lead)
+    inputs = xs, targets, Flags(**flags)
+    return Sequence(plan, loss_fn, has_aux, window is not None, dtype, initial_carry, inputs, signals or {})
 
 
 def batched_output(plan: Plan, batch: int) -> PyTree:
@@ -147,11 +164,12 @@ def as_params(plan: Plan, grads: list[list[jax.Array]]) -> PyTree:
 
 
 def keep_examples(where: jax.Array, dy: PyTree) -> PyTree:
-    """A cotangent without the examples where ``where``, (batch,), is false; integer outputs have none (``float0``)."""
+    """A cotangent without the examples where ``where``, ([time,] batch), is false; integer outputs have none
+    (``float0``)."""
 
     def keep(leaf: jax.Array) -> jax.Array:
         if leaf.dtype == jax.dtypes.float0:
             return leaf
-        return jnp.where(where.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, 0)
+        return jnp.where(where.reshape(*where.shape, *(1,) * (leaf.ndim - where.ndim)), leaf, 0)
 
     return jax.tree.map(keep, dy)

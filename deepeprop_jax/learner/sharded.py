@@ -20,6 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from deepeprop_jax.analysis.per_example import is_per_example
 from deepeprop_jax.learner.contract import LearnerState, OnlineLearner, Pending
+from deepeprop_jax.network.arguments import shapes_of
 from deepeprop_jax.network.cell import Cell, Graph, PyTree
 from deepeprop_jax.segments.single_step import Factors
 from deepeprop_jax.segments.window import Window
@@ -91,20 +92,51 @@ def batch_axes(graph: Graph, state: LearnerState) -> LearnerState:
     if NAME in traces:
         traces[NAME] = ProjectedCarry(*of_projected)
     by_example = isinstance(update, list) and all(isinstance(part, Factors) for part in update)
+    # Other rules (rules/by_steps.py) keep the traces after the step there.
+    by_example |= isinstance(update, dict) and update.keys() == state.traces.keys()
     waiting: PyTree = 0 if by_example else None  # else it is params
     if isinstance(update, Window):
         waiting = Window(None, 0, 1, 1, None)
     return LearnerState(0, traces, Pending(0, 0, waiting, 0), 0)
 
 
+def state_specs(graph: Graph, state: LearnerState, split: Split) -> LearnerState:
+    """How a state is held whose batch is split: a specification for every part, which counts for all of its leaves."""
+
+    def spec(axis: int | None) -> PartitionSpec:
+        return EVERYWHERE if axis is None else split.spec(*[None] * axis)
+
+    return jax.tree.map(spec, batch_axes(graph, state), is_leaf=lambda axis: axis is None)
+
+
+def parts_specs(graph: Graph, state: LearnerState, split: Split, unit: tuple[str, ...]) -> LearnerState:
+    """How the state of ``ParameterParts`` is held: traces, and factors that move them, are split along their last axis.
+
+    A device's columns stand there one behind the other; of what it does not share with others each has a copy.
+    """
+    specs, update = state_specs(graph, state, split), state.pending.update
+
+    def along_columns(spec: PartitionSpec, part: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: PartitionSpec(*spec, *(None,) * (leaf.ndim - 1 - len(spec)), unit), part)
+
+    traces = {}
+    for name, trace_ in state.traces.items():
+        spec = specs.traces[name]
+        if isinstance(trace_, ProjectedCarry):
+            columns, factored = (along_columns(a, b) for a, b in zip(spec[:2], trace_[:2], strict=True))
+            traces[name] = spec._replace(columns=columns, factored=factored)
+        else:
+            traces[name] = along_columns(spec, trace_)
+    if isinstance(update, list):  # factors
+        specs = specs._replace(pending=specs.pending._replace(update=along_columns(split.spec(), update)))
+    return specs._replace(traces=traces)
+
+
 def over_batches(learner: OnlineLearner, graph: Graph) -> OnlineLearner:
     """The learner, whose functions also take batches that are split over explicit axes of a mesh."""
 
     def specs_of(state: LearnerState, split: Split) -> LearnerState:
-        def spec(axis: int | None) -> PartitionSpec:
-            return EVERYWHERE if axis is None else split.spec(*[None] * axis)
-
-        return jax.tree.map(spec, batch_axes(graph, state), is_leaf=lambda axis: axis is None)
+        return state_specs(graph, state, split)
 
     def over(function: Callable[..., PyTree], out_specs: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """``out_specs``: what the function gives, from how the state is split, how the rest, and what is no array."""
@@ -123,7 +155,7 @@ def over_batches(learner: OnlineLearner, graph: Graph) -> OnlineLearner:
                 return function(**given)
             options = {name: given.pop(name) for name in ("per_example",) if name in given}
             arguments, batch = tuple(given.values()), split.spec()
-            held = specs_of(jax.eval_shape(function, *_shapes(arguments)) if state is None else state, split)
+            held = specs_of(jax.eval_shape(function, *shapes_of(arguments)) if state is None else state, split)
             specs = tuple({"params": EVERYWHERE, "state": held}.get(name, batch) for name in given)
             here = functools.partial(function, **options)
             return split.run(here, arguments, specs, out_specs(held, batch, **options))
@@ -169,7 +201,7 @@ def sequences_over_batches(
     @functools.wraps(value_and_grad)
     def over(loss_fn, **options):
         plain = value_and_grad(loss_fn, **options)
-        has_aux = options.get("has_aux", False)
+        has_aux, is_window = options.get("has_aux", False), options.get("window") is not None
 
         @functools.wraps(plain)
         def run(params, state, xs, targets, resets=None, valid=None):
@@ -179,10 +211,11 @@ def sequences_over_batches(
                 return plain(params, state, xs, targets, resets, valid)
             specs, in_time = specs_of(state, split), split.spec(None)
             x = jax.tree.map(lambda leaf: leaf[0], xs)
-            _, y = jax.eval_shape(jax.vmap(network.apply, (None, 0, 0)), *_shapes((params, carry, x)))
-            target_specs = None if has_aux else _target_specs(split, loss_fn, y, targets)
-            loss_here = _of_all_examples(split, loss_fn, has_aux) if target_specs is None else loss_fn
-            held, signals_of = _arrays_apart(options.get("signals"))
+            _, y = jax.eval_shape(jax.vmap(network.apply, (None, 0, 0)), *shapes_of((params, carry, x)))
+            target_specs = None if has_aux or is_window else _target_specs(split, loss_fn, y, targets)
+            of_all = _of_all_examples(split, loss_fn, has_aux, batch_axis=1 if is_window else 0)
+            loss_here = of_all if target_specs is None else loss_fn
+            held, signals_of = arrays_apart(options.get("signals"))
 
             def part(held, *arguments):
                 given = {"signals": signals_of(held)} if held else {}
@@ -200,7 +233,7 @@ def sequences_over_batches(
     return over
 
 
-def _arrays_apart(tree: PyTree) -> tuple[list[jax.Array], Callable[[list[jax.Array]], PyTree]]:
+def arrays_apart(tree: PyTree) -> tuple[list[jax.Array], Callable[[list[jax.Array]], PyTree]]:
     """A pytree's arrays, and how to put them back: ``shard_map`` cannot close over an array of an explicit mesh."""
     leaves, structure = jax.tree.flatten(tree)
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
@@ -216,10 +249,6 @@ def _sharding_of(leaf: jax.Array) -> NamedSharding | None:
     """An array at hand knows its devices, one that is traced the names of its mesh's axes."""
     found = jax.typeof(leaf).sharding if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
     return found if isinstance(found, NamedSharding) else None
-
-
-def _shapes(tree: PyTree, without_axes: int = 0) -> PyTree:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[without_axes:], jnp.result_type(x)), tree)
 
 
 def _target_specs(split: Split, loss_fn: Callable[..., jax.Array], y: PyTree, targets: PyTree) -> PyTree | None:
@@ -239,10 +268,12 @@ def _target_specs(split: Split, loss_fn: Callable[..., jax.Array], y: PyTree, ta
     specs = jax.tree.map(spec, targets)
     own = [len(spec) > 0 for spec in jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, PartitionSpec))]
     examples = jax.tree.leaves(y)[0].shape[0] // math.prod(split.mesh.shape[name] for name in split.axes)
-    return specs if is_per_example(loss_fn, y, _shapes(targets, 1), own, examples) else None
+    return specs if is_per_example(loss_fn, y, shapes_of(targets, 1), own, examples) else None
 
 
-def _of_all_examples(split: Split, loss_fn: Callable[..., PyTree], has_aux: bool) -> Callable[..., PyTree]:
+def _of_all_examples(
+    split: Split, loss_fn: Callable[..., PyTree], has_aux: bool, batch_axis: int
+) -> Callable[..., PyTree]:
     """The loss of the whole batch as a function of a device's outputs; its value counts on the first device alone."""
 
     def loss_here(y: PyTree, target_and_valid: tuple[PyTree, jax.Array | None]) -> PyTree:
@@ -250,8 +281,9 @@ def _of_all_examples(split: Split, loss_fn: Callable[..., PyTree], has_aux: bool
         number = jax.lax.axis_index(split.axes)
 
         def everyone(own: jax.Array) -> jax.Array:
-            gathered = jax.lax.all_gather(jax.lax.stop_gradient(own), split.axes, tiled=True)
-            return jax.lax.dynamic_update_slice_in_dim(gathered, own, number * own.shape[0], 0)
+            gathered = jax.lax.all_gather(jax.lax.stop_gradient(own), split.axes, axis=batch_axis, tiled=True)
+            start = number * own.shape[batch_axis]
+            return jax.lax.dynamic_update_slice_in_dim(gathered, own, start, batch_axis)
 
         found = loss_fn(jax.tree.map(everyone, y), target)
         loss, aux = found if has_aux else (found, None)

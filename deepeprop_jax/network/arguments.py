@@ -35,6 +35,11 @@ def as_avals(tree: PyTree, what: str) -> PyTree:
     return jax.eval_shape(lambda leaves: leaves, tree)
 
 
+def shapes_of(tree: PyTree, without_axes: int = 0) -> PyTree:
+    """Shapes and dtypes of arrays and numbers, without their first axes."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[without_axes:], jnp.result_type(x)), tree)
+
+
 def check_leaves(tree: PyTree, what: str) -> None:
     """Every leaf must be an array or a number, or have the shape and dtype of one."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

@@ -119,7 +119,7 @@ def remade(made: Made, factory: Callable[..., Made], *args: object, **kwargs: ob
     return made
 
 
-def call_of(made: PyTree) -> functools.partial | None:
+def call_of(made: PyTree) -> functools.partial[Any] | None:
     """The call that made it, with its arguments; None where ``remade`` has not marked it."""
     original, call = getattr(made.init, "made_by", (None, None))
     return call if original is made else None

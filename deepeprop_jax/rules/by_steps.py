@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from deepeprop_jax.jaxpr.real_leaves import RealView, select_examples
 from deepeprop_jax.learner import checks
 from deepeprop_jax.learner.contract import LearnerState, OnlineLearner, Pending
+from deepeprop_jax.learner.layout import with_layouts
 from deepeprop_jax.learner.planner import Planner
 from deepeprop_jax.learner.sequence import keep_examples, make_sequence
 from deepeprop_jax.network.arguments import as_arrays, as_avals, batch_size, check_same
@@ -107,11 +108,14 @@ def by_steps(
         within_segment: str = "eprop",
         has_aux: bool = False,
         signals: Mapping[str, Callable[..., PyTree]] | None = None,
+        window: int | None = None,
     ) -> Callable[..., PyTree]:
         _refuse_signals(name, signals)
-        checks.check_sequence_options(loss_fn, segment_length, within_segment)
-        if segment_length not in (None, 1) or within_segment != "eprop":
-            raise ValueError(f"{name} goes step by step, without segments; leave out segment_length, within_segment.")
+        checks.check_sequence_options(loss_fn, segment_length, within_segment, window)
+        if segment_length not in (None, 1) or within_segment != "eprop" or window is not None:
+            raise ValueError(
+                f"{name} goes step by step, without segments; leave out segment_length, within_segment, window."
+            )
 
         def run(params, state, xs, targets, resets=None, valid=None):
             return _run(made, loss_fn, has_aux, params, state, xs, targets, resets, valid)
@@ -125,7 +129,7 @@ def by_steps(
         named = {"params": params, "carry": carry, "x": x}
         return made.planner.plan(*(as_avals(tree, what) for what, tree in named.items()))
 
-    learner = OnlineLearner(init, step, gradient, value_and_grad, reset, cell, plan)
+    learner = OnlineLearner(init, step, gradient, with_layouts(value_and_grad), reset, cell, plan)
     return remade(learner, factory, cell, **options)
 
 

@@ -30,12 +30,12 @@ class EligibilityTraceState(NamedTuple):
 def eligibility_trace(decay: optax.ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
     """TD(lambda)'s eligibility trace of the gradients that come in, as an optax transform.
 
-    z_t = decay · z_{t-1} + g_t        z_{-1} = 0        decay = γ λ
+        z_t = decay · z_{t-1} + g_t        z_{-1} = 0        decay = γ λ
 
     γ is the discount, λ the trace's parameter; g_t the gradient, at step t alone, of the value v(s_t) or of log π(a_t).
     The TD error multiplies z_t outside, one step later, when it is known:
 
-    δ_t = r_{t+1} + γ v(s_{t+1}) - v(s_t)        θ ← θ + α δ_t z_t
+        δ_t = r_{t+1} + γ v(s_{t+1}) - v(s_t)        θ ← θ + α δ_t z_t
 
     *Episodes*: ``update(g_t, state, reset=...)`` with ``reset`` true where step t is the FIRST of an episode: there
     z_t = g_t, whatever was before (also if that was not finite). This is the convention of ``resets`` in

@@ -102,11 +102,13 @@ def advance_in_place(
     block: Block, shape: tuple[int, ...], recurrence: jax.Array, addition: Outer | jax.Array, trace: jax.Array
 ) -> jax.Array:
     """``D S + dF/dtheta`` of one leaf, (batch, K, |leaf|)."""
-    axis = _unit_axis(block, shape)
+    found = _unit_axis(block, shape)
     if isinstance(addition, Outer):
-        if axis is not None and shape[0] > 1 and trace.size > _IN_ONE_PIECE:
-            # The carry may have other units too, of leaves of another shape.
-            return _by_parts((shape[0], shape[1]), axis, recurrence[..., : shape[axis]], addition, trace)
+        if found is not None and shape[0] > 1 and trace.size > _IN_ONE_PIECE:
+            # The carry may have other units too: of leaves of another shape, or of other parts of a weight.
+            axis, first = found
+            own = lax.slice_in_dim(recurrence, first, first + shape[axis], axis=-1)
+            return _by_parts((shape[0], shape[1]), axis, own, addition, trace)
         addition = (addition.left[..., :, None] * addition.right[..., None, :]).reshape(trace.shape)
     wide = spread(recurrence, block.unit)
     rows = [_sum([wide[:, r, k] * trace[:, k] for k in range(block.rows)]) for r in range(block.rows)]
@@ -117,14 +119,15 @@ _IN_ONE_PIECE = 2**9
 """Up to this many numbers a trace is moved without a loop, which is as fast and compiles in a fraction of the time."""
 
 
-def _unit_axis(block: Block, shape: tuple[int, ...]) -> int | None:
-    """The axis of a matrix along which its entries reach all units in turn; None if neither."""
+def _unit_axis(block: Block, shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """The axis of a matrix along which its entries reach units in turn, and the first of them; None if neither."""
     if len(shape) != 2 or block.unit is None:
         return None
     held = thin.core(thin.compact(block.unit.reshape(shape)))
     for axis in (1, 0):
-        if held.shape[axis] == held.size and np.array_equal(held.ravel(), np.arange(shape[axis])):
-            return axis
+        first = int(held.flat[0]) if held.size else 0
+        if held.shape[axis] == held.size and np.array_equal(held.ravel(), np.arange(first, first + shape[axis])):
+            return axis, first
     return None
 
 

@@ -73,8 +73,7 @@ def _bars(suite: dict[str, Any], values: list[dict[str, float]]) -> Any:
             labels.append(name)
             place += 1
     axis.set_yticks(places, labels, fontsize=7.5)
-    axis.invert_yaxis()
-    axis.margins(y=0.01)
+    axis.set_ylim(place - 0.4, -0.9)  # downwards, with room for the first title
     if suite["picture"] == "ratio":
         axis.set_xscale("log")
         axis.set_xlim(left=0.1)

@@ -3,7 +3,7 @@
     python -m experiments.studies.fidelity_modes [--out FOLDER]
 
 T = 10, batch 8, 16 units, loss at every step; mean over five random networks and sequences. Prints a table and writes
-it to ``<out>/fidelity/modes.json`` (default ``docs``); README.md shows it.
+it to ``<out>/fidelity/modes.json`` (default ``docs``); docs/modes.md shows it.
 """
 
 from __future__ import annotations

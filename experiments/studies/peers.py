@@ -93,15 +93,18 @@ def mean(runs: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     ]
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table in Markdown; norms are those of the gradient over BPTT's."""
-    head = ("library", "cell", "rule", "error, lower layer", "upper layer", "norm, lower layer", "upper layer", "zero")
-    body = []
-    for row in rows:
-        zero = ", ".join(dict.fromkeys(name for layer in row["layers"] for name in layer["zero"]))
-        figures = [f"{layer[name]:.2g}" for name in ("relative_error", "norm_ratio") for layer in row["layers"]]
-        body.append([row["library"], row["cell"], row["rule"], *figures, zero])
-    return pages.table(head, body, words=3)
+def table(rows: list[dict[str, Any]], library: str) -> str:
+    """Of one library, in Markdown: a row for each rule, and for each cell the errors of lower and upper layer."""
+    own = [row for row in rows if row["library"] == library]
+    cells, rules = (list(dict.fromkeys(row[name] for row in own)) for name in ("cell", "rule"))
+    layers = {(row["rule"], row["cell"]): row["layers"] for row in own}
+
+    def errors(rule: str, cell: str) -> str:
+        return "; ".join(f"{layer['relative_error']:.2g}" for layer in layers[rule, cell])
+
+    return pages.table(
+        (f"{library}, rule", *cells), [[rule, *(errors(rule, cell) for cell in cells)] for rule in rules]
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -123,7 +126,8 @@ def main(arguments: list[str] | None = None) -> None:
             layers = mean([run[rule] for run in runs])
             rows.append({"library": library, "cell": cell, "rule": rule, "layers": layers})
     versions = {name: import_module(name).__version__ for name in (*options.libraries, "jax")}
-    print(table(rows))
+    for library in options.libraries:
+        print(table(rows, library))
     path = options.out / STORED
     path.parent.mkdir(parents=True, exist_ok=True)
     result = {"command": COMMAND, "commit": now, "versions": versions, "sizes": sizes._asdict(), "rows": rows}

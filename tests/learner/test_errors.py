@@ -222,6 +222,7 @@ VALUE_ERRORS = {
     "depth of two cells": (r"one cell", lambda s: stack(gru(2), gru(2), depth=2)),
     "depth of a network": (r"\* L", lambda s: stack(stack(gru(2)), depth=2)),
     "depth where the output is wider": (r"'layers'.*shaped", lambda s: Setup(stack(gru(4), depth=2))),
+    "a key without draws": (r"deep_eprop draws nothing.*leave out key", lambda s: s.init(key=jax.random.key(0))),
     "joined outputs clash": (r"Node 'b'", lambda s: joined_outputs_clash()),
 }
 

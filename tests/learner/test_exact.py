@@ -19,6 +19,13 @@ ALIKE = [
     *(f"tower_{cell}_{depth}" for cell in ("lru", "indrnn", "lif_no_lateral") for depth in (1, 2)),
     *(
         "lif_zero_reset",
+        "nnx_gru",
+        "nnx_lstm",
+        "nnx_optimized_lstm",
+        "linen_optimized_lstm",
+        "graph_skip",
+        "graph_nested_stack",
+        "depth_4",
         "rtu",
         "stack_3_encoder",
         "stack_5",

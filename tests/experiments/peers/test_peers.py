@@ -2,16 +2,71 @@
 
 from __future__ import annotations
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from deepeprop_jax.cells import rtu
+from experiments.benchmarks.measure import HOISTED
+from experiments.benchmarks.report import rows
 from experiments.peers import with_braintrace, with_memorax
 from experiments.peers.network import Sizes, Theirs, linear
+from experiments.program import pages
 from experiments.program.refusal import Refused
 from experiments.studies import peers
+
+ELEMENT_WISE = ("RTU", "LRU")
+GRU, LSTM = (("GRU", "braintrace"), ("LSTM", "braintrace"))
+
+
+def stored() -> dict:
+    return json.loads((pages.DOCS / peers.STORED).read_text())
+
+
+def test_the_page_shows_the_stored_figures() -> None:
+    found = stored()
+    page = (pages.DOCS / "peers.md").read_text()
+    assert len(page.splitlines()) <= 80 and peers.COMMAND in page
+    for library in peers.LIBRARIES:
+        assert peers.table(found["rows"], library) in page
+        assert f"{library} {found['versions'][library]}" in page
+    twice = {
+        row["rule"]: row["layers"][1]["norm_ratio"] for row in found["rows"] if (row["cell"], row["library"]) == LSTM
+    }
+    assert f"{twice['D_RTRL']:.1f} and {twice['SnAp(2)']:.1f} times too long" in page
+    zero = {row["rule"]: row["layers"][0]["zero"] for row in found["rows"] if (row["cell"], row["library"]) == GRU}
+    assert zero["D_RTRL"] == zero["SnAp(2)"] == ["Wr"] and not zero["here: hops=0"]
+
+
+def test_the_page_shows_the_measured_times() -> None:
+    """As the suite's own table has them."""
+    measured = json.loads((pages.DOCS / "benchmarks" / "peers.json").read_text())
+    page = (pages.DOCS / "peers.md").read_text()
+    for record in measured["comparisons"]:
+        for name, cpu, _, ratio, _, error, compiling, temporary, state, _ in rows(record, measured["machine"]):
+            if name == HOISTED:
+                continue
+            cell = record["problem"]["cell"]
+            assert f"| {cell} | {name} | {error} | {temporary} | {state} | {compiling} | {cpu} | {ratio} |" in page
+
+
+def test_every_rule_and_mode_is_stored() -> None:
+    found = stored()
+    seen = {(row["library"], row["cell"]) for row in found["rows"]}
+    assert seen == {(library, cell) for library, module in peers.LIBRARIES.items() for cell in module.CELLS}
+    for row in found["rows"]:
+        errors = [layer["relative_error"] for layer in row["layers"]]
+        if row["rule"] == "here: exact=True":
+            assert max(errors) < 1e-5
+        if row["rule"] == "here: deep e-prop" and row["cell"] in ELEMENT_WISE:
+            assert max(errors) < 1e-5
+        if not row["rule"].startswith("here: "):
+            assert errors[0] > 0.1  # None of them carries credit through time and depth at once.
+        else:
+            assert not any(layer["zero"] for layer in row["layers"])
 
 
 def test_a_library_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -80,6 +135,7 @@ def test_parameters_are_renamed_and_turned() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.mixed_promotion
 @pytest.mark.parametrize("library", peers.LIBRARIES)
 def test_their_networks_are_ours(library: str) -> None:
     """Where they are installed; ``measure`` refuses another gradient of BPTT."""

@@ -31,6 +31,7 @@ PROGRAMS = sorted(
 )
 NOT_KEPT = (
     "benchmarks",
+    "distributed.cost",
     "fuzz",
     "sweeps.report",
     "rl.report",
@@ -164,6 +165,8 @@ def test_a_table_without_its_place_is_refused_not_dropped():
     with pytest.raises(Refused, match="<!-- ablation: note -->\n<!-- end of ablation -->"):
         ablation.fill("a page", stored)
     with pytest.raises(Refused, match=r"no section 'demo\.md'"):
+        readme.insert("a page", (ROOT / "docs/demo.md").read_text())
+    with pytest.raises(Refused, match=r"two tables with the rules BPTT, .*; seen \[\]"):
         readme.insert("a page", "table")
     assert pages.fill("<!-- a: x -->\n<!-- end of a -->", "a", r"\1\n") == "<!-- a: x -->\n\\1\\n\n<!-- end of a -->"
 

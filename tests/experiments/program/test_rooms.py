@@ -18,6 +18,7 @@ BELOW = {
     "studies": ("program", "tasks", "training", "sweeps", "peers"),
     "benchmarks": ("program", "training", "peers"),
     "demo": ("program", "tasks", "training"),
+    "distributed": ("program", "tasks"),
 }
 """What a room may import from, besides itself."""
 

@@ -50,7 +50,11 @@ def moved(tree) -> bool:
     return any(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("rule", RULES)
+ALIKE = ("R = 1", "R = 2", "R = 8", "hops = 1")
+"""Those that differ from another in a number."""
+
+
+@pytest.mark.parametrize("rule", [pytest.param(r, marks=[pytest.mark.slow] * (r in ALIKE)) for r in RULES])
 def test_every_rule_learns_two_batches(rule: str) -> None:
     _, last, loss = learnt(rule)
     assert np.isfinite(loss) and loss > 0
