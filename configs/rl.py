@@ -34,12 +34,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.numbers.reward_scale = 1.0
 
     config.tasks = ml_collections.ConfigDict()
-    for length, steps in ((8, 150_000), (32, 400_000), (128, 800_000)):
+    for length, steps in ((8, 100_000), (32, 400_000), (128, 500_000)):
         task = ml_collections.ConfigDict()
         task.title = f"memory chain of {length}"
         task.environment = "memory_chain"
         task.options = {"length": length, "noise": 0.3}
         task.numbers = {}
+        task.learning_rate, task.network = 3e-3, {"readout": 1.0}
         task.steps, task.report_every = steps, steps // 50
         config.tasks[f"chain_{length}"] = task
 
@@ -49,7 +50,7 @@ def get_config() -> ml_collections.ConfigDict:
     task.environment = "masked_cart_pole"
     task.options = {"limit": 500}
     task.numbers = {"policy_lambda": 0.9, "value_lambda": 0.9, "reward_scale": 0.01}
-    task.steps, task.report_every = 400_000, 8_000
+    task.steps, task.report_every = 240_000, 4_800
     config.tasks.cart_pole = task
 
     # The same two of gymnax, where it is installed.
@@ -58,6 +59,6 @@ def get_config() -> ml_collections.ConfigDict:
     task.environment = "gymnax"
     task.options = {"name": "CartPole-v1", "best": 500.0, "seen": (0, 2)}
     task.numbers = {"policy_lambda": 0.9, "value_lambda": 0.9, "reward_scale": 0.01}
-    task.steps, task.report_every = 400_000, 8_000
+    task.steps, task.report_every = 240_000, 4_800
     config.tasks.gymnax_cart_pole = task
     return config

@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 INK = "#222222"
 COLOURS = {
     "BPTT": INK,
+    "TBPTT(1)": "#d9a441",
     "TBPTT(10)": "#7d5ba6",
     "TBPTT(50)": "#b59ad0",
     "exact RTRL": "#4c9a52",
@@ -27,6 +28,7 @@ COLOURS = {
     "hops = 0": "#3b6fb6",
     "immediate only": "#d9a441",
     "lower frozen": "#9a9a9a",
+    "feed-forward": "#9a9a9a",
     "readout only": "#c9b8a8",
 }
 """Of the rules; another one has matplotlib's own."""

@@ -36,7 +36,7 @@ def from_gymnax(
     try:
         gymnax = importlib.import_module("gymnax")
     except ImportError as error:
-        raise Refused(f"{name} is an environment of gymnax, which is not installed. {INSTALL}") from error
+        raise Refused(f"{name} is an environment of gymnax, which is not installed ({error}): {INSTALL}") from error
     try:
         environment, defaults = gymnax.make(name)
     except ValueError as error:

@@ -25,6 +25,10 @@ PAGE = pages.DOCS / "rl.md"
 FOLDER = pages.DOCS / "rl"
 KIND = "rl"
 """Of a section of the page: its title is "rl TASK"."""
+# Rules that agree lie on top of each other, so the line below is the wider one.
+LINES: dict[str, dict[str, Any]] = {"exact RTRL": {"linewidth": 4.0}, "R = 4": {"linewidth": 1.8, "linestyle": "--"}}
+OTHERS = "#8c5a3c"
+"""The colour of a rule that has none of its own."""
 LAST = 10
 """Records that a final return is the mean of: a fifth of a run."""
 HEADER = ("rule", "return at the end", "lowest to highest seed", "seeds at {threshold}", "steps to {threshold}")
@@ -72,17 +76,19 @@ def markdown(result: dict[str, Any]) -> str:
     rows = [row(run, best, threshold) for run in result["runs"]]
     seeds = len(result["settings"]["seeds"])
     note = f"`{result['command']}`, commit {result['commit']}; {seeds} seeds, mean ± standard deviation."
-    return f"{note}\n\n{pages.table(names, rows)}"
+    missing = f"\n\nNot run yet: {', '.join(result['missing'])}." if result["missing"] else ""
+    return f"{note}\n\n{pages.table(names, rows)}{missing}"
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Return over steps, a band from the worst seed to the best; pieces are put together by fives."""
     figure, axis = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
+    axis.set_prop_cycle(color=[OTHERS])
     for run in result["runs"]:
         values = curves(run)
         whole = values.shape[1] // 5 * 5
         smooth = np.nanmean(values[:, :whole].reshape(len(values), -1, 5), axis=2)
-        band(axis, np.array(run["step"])[4:whole:5], smooth, run["rule"])
+        band(axis, np.array(run["step"])[4:whole:5], smooth, run["rule"], **LINES.get(run["rule"], {}))
     axis.axhline(result["threshold"] * result["best"], color="0.8", linewidth=0.8, zorder=0)
     axis.set_title(result["title"], loc="left", fontsize=10)
     axis.set_xlabel("steps, an update at each")

@@ -3,9 +3,9 @@
     python -m experiments.rl [TASK] [--rule RULE] [--results FOLDER] [--out FOLDER]
 
 TASK is one of those of ``configs/rl.py``, or all (which leaves out gymnax's where gymnax is not installed). Each rule's
-curves go to ``<results>/<TASK>/<rule>.json`` (default ``results/rl``) once it is done; after the last rule
-``<out>/<TASK>.json`` (default ``docs/rl``) has them all, for ``python -m experiments.rl.report``. A rule that was
-stopped starts anew; one that was run with other numbers is run again.
+curves go to ``<results>/<TASK>/<rule>.json`` (default ``results/rl``) once it is done, and with those of the rules that
+were done before to ``<out>/<TASK>.json`` (default ``docs/rl``), for ``python -m experiments.rl.report``. A rule that
+was stopped starts anew; one that was run with other numbers is run again.
 """
 
 from __future__ import annotations
@@ -84,22 +84,22 @@ def write(path: Path, result: dict[str, Any]) -> None:
 
 
 def collect(config: ml_collections.ConfigDict, name: str, results: Path) -> dict[str, Any] | None:
-    """The curves of all rules of a task; None where one is missing."""
+    """The curves of the rules of a task that are done, and the names of the others; None where none is."""
     settings = settings_of(config, name)
-    runs = [stored(path_of(results, name, rule), settings) for rule in config.rules]
-    if not all(runs):
+    found = {rule: stored(path_of(results, name, rule), settings) for rule in config.rules}
+    runs = [one for one in found.values() if one is not None]
+    if not runs:
         return None
     environment = make_environment(config.tasks[name])
     return {
         "title": config.tasks[name].title,
         "command": f"{COMMAND} {name}",
-        "commit": ", ".join(sorted({run["commit"] for run in runs if run})),
+        "commit": ", ".join(sorted({one["commit"] for one in runs})),
         "best": environment.best,
         "threshold": config.threshold,
         "settings": settings,
-        "runs": [
-            {key: value for key, value in run.items() if key not in ("settings", "commit")} for run in runs if run
-        ],
+        "missing": [rule for rule in config.rules if found[rule] is None],
+        "runs": [{key: one[key] for key in one if key not in ("settings", "commit")} for one in runs],
     }
 
 
@@ -118,9 +118,9 @@ def run(config: ml_collections.ConfigDict, name: str, rules: list[str], results:
                 write(path, train(config, name, rule, progress))
             else:
                 progress.console.print(f"{config.tasks[name].title}: {rule} is done.")
-    result = collect(config, name, results)
-    if result is not None:
-        write(out / f"{name}.json", result)
+            result = collect(config, name, results)
+            if result is not None:
+                write(out / f"{name}.json", result)
 
 
 def main(arguments: list[str] | None = None, config: ml_collections.ConfigDict | None = None) -> int:

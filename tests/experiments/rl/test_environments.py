@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.program.refusal import Refused
-from experiments.rl.cart_pole import masked_cart_pole
+from experiments.rl.cart_pole import accelerated, masked_cart_pole
 from experiments.rl.from_gymnax import from_gymnax
 from experiments.rl.memory_chain import memory_chain
 
@@ -156,5 +156,19 @@ def test_what_gymnax_does_not_have_is_refused(gymnax, monkeypatch):
     with pytest.raises(Refused, match="no discrete actions"):
         from_gymnax("Counter", best=1.0)
     monkeypatch.setitem(sys.modules, "gymnax", None)
-    with pytest.raises(Refused, match=r"not installed. pip install -e '.\[rl\]'"):
+    with pytest.raises(Refused, match=r"not installed .*: pip install -e '.\[rl\]'"):
         from_gymnax("Counter", best=1.0)
+
+
+@pytest.mark.mixed_promotion
+def test_gymnaxs_own_cart_pole_is_ours():
+    pytest.importorskip("gymnax", reason="gymnax is not installed: pip install -e '.[rl]'")
+    environment = from_gymnax("CartPole-v1", best=500.0, seen=(0, 2))
+    state, _ = environment.begin(KEY)
+    for index in range(17):
+        body = jnp.stack([state.x, state.x_dot, state.theta, state.theta_dot])
+        transition = environment.step(jax.random.key(index), state, jnp.asarray(index % 3 == 0, jnp.int32))
+        np.testing.assert_allclose(transition.last, accelerated(body, index % 3 == 0)[jnp.array([0, 2])], rtol=1e-4)
+        state = transition.state
+    with pytest.raises(Refused, match="no discrete actions"):
+        from_gymnax("Pendulum-v1", best=0.0)

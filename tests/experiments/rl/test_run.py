@@ -41,7 +41,10 @@ def config_of(*rules):
 def test_what_is_done_is_not_done_again(trained, tmp_path, capsys):
     arguments = ["chain_8", "--results", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
     assert run.main(arguments, config_of("deep e-prop", "stopped")) == 130
-    assert not (tmp_path / "out").exists() and "goes on" in capsys.readouterr().out
+    assert "goes on" in capsys.readouterr().out
+    result = json.loads((tmp_path / "out" / "chain_8.json").read_text())
+    assert [one["rule"] for one in result["runs"]] == ["deep e-prop"] and result["missing"] == ["stopped"]
+    assert "Not run yet: stopped." in report.markdown(result)
     config = config_of("deep e-prop", "TBPTT(1)")
     assert run.main(arguments, config) == 0
     assert [rule for _, rule in trained] == ["deep e-prop", "stopped", "TBPTT(1)"]
