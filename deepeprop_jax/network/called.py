@@ -127,6 +127,14 @@ def kind_of(thing: object) -> type:
     return thing if inspect.isclass(thing) else type(thing)
 
 
+DENSE = {"nn": "nn.Dense(n)", "nnx": "nnx.Linear(m, n, rngs=rngs)"}
+"""A readout."""
+WHOLE = (
+    "If it runs over whole sequences, as a model with {flax}.RNN does, build the network of its steps: "
+    "stack(embedding, cell, cell, {dense}). Lengths of sequences go into run(..., seq_lengths=)."
+)
+
+
 def check_call(module: FlaxModule) -> None:
     """Raise a ``TypeError``, with the lines to write, unless an ``RNNCellBase`` is called with (carry, x) and any other
     module with x alone."""
@@ -156,11 +164,12 @@ def check_call(module: FlaxModule) -> None:
     if not recurrent and len(required) == 2 and not taken.keywords:
         raise TypeError(
             f"{name} is called with ({seen}) and is no {flax}.RNNCellBase, so the shape of its carry is not known. If "
-            f"it is (carry, x) -> (carry, y), with n the size of its carry and it as module, write:{CELL[flax]}"
+            f"it is (carry, x) -> (carry, y), with n the size of its carry and it as module, write:{CELL[flax]}\n"
+            f"{WHOLE.format(flax=flax, dense=DENSE[flax])}"
         )
     raise TypeError(
         f"{name} is called with ({seen}); needed ({inputs}). Make what is constant an attribute of the module, and "
-        f"pass several inputs as one pytree x."
+        f"pass several inputs as one pytree x. {WHOLE.format(flax=flax, dense=DENSE[flax])}"
     )
 
 

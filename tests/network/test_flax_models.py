@@ -86,6 +86,14 @@ class NoCall(nn.Module):
         return x
 
 
+class WithLengths(nn.Module):
+    """A whole model, as one with padding is written."""
+
+    @nn.compact
+    def __call__(self, tokens, lengths):
+        return nn.Dense(2)(nn.RNN(nn.GRUCell(4))(nn.Embed(8, 4)(tokens), seq_lengths=lengths))
+
+
 class Two(nn.Module):
     def __call__(self, x, y, z):
         return x
@@ -235,11 +243,12 @@ def test_a_factory_of_a_whole_model_is_refused():
     [
         (NoCall(), "NoCall has no __call__"),
         (Two(), r"Two is called with \(x, y, z\); needed \(x\)"),
+        (WithLengths(), r"called with \(tokens, lengths\).*\n.*whole sequences.*stack\(embedding.*seq_lengths="),
         (nnx.Module(), "Module has no __call__"),
         (nnx.GRUCell, r"class GRUCell.*rngs=nnx.Rngs\(0\)"),
         (nnx.bridge.ToNNX(nn.Dense(3), rngs=nnx.Rngs(0)), "ToNNX; give the Linen module"),
     ],
-    ids=["no call", "three inputs", "nnx no call", "nnx class", "bridge"],
+    ids=["no call", "three inputs", "lengths", "nnx no call", "nnx class", "bridge"],
 )
 def test_other_modules_are_refused(module, message):
     refused(lambda: deep_eprop(module), TypeError, message)
