@@ -86,7 +86,8 @@ def test_a_stream_with_updates_and_resets(make):
     p, (params, carry, xs, targets, _, _) = setup("stack_2")
     network = p.network if make is deep_eprop else leaky_rnn(3)
     if make is rflo:
-        params, carry = network.init(jax.random.key(0), xs[0])
+        made = network.init(jax.random.key(0), xs[0].astype(jnp.float32))
+        params, carry = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), made)
         targets = {"value": jnp.zeros((STEPS, BATCH, 3)), "weight": targets["weight"]}
     learner = make(network)
     here = jnp.arange(BATCH) < BATCH // len(jax.devices())
