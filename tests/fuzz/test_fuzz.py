@@ -10,10 +10,10 @@ from tests.gradients import FLOAT64, relative_errors
 
 pytestmark = pytest.mark.mixed_promotion  # Random functions mix dtypes as they come.
 
-LEFT_FOR_LATER = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(1016, 1020)]
+LEFT_FOR_LATER = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(1008, 1020)]
 
 
-@pytest.mark.parametrize("seed", [*range(1000, 1016), *LEFT_FOR_LATER])
+@pytest.mark.parametrize("seed", [*range(1000, 1008), *LEFT_FOR_LATER])
 def test_random_networks_equal_their_oracles(seed):
     # Small: compilation is what this costs.
     nodes = (1, 2, 1, 2, 1, 2, 1, 2, 1, 3)[seed % 10]

@@ -151,7 +151,7 @@ def test_resets_and_valid_steps_are_seen():
         assert float(jnp.abs(other.tangents - plain.tangents).max()) > 1e-3
 
 
-@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("batch", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_sequence_in_pieces_shows_what_it_shows_as_a_whole(batch):
     p, learner, state, before = learnt("stack_2", batch=batch, steps=11)
     basis_learner = carry_basis(learner, p.loss_fn, segment_length=3)

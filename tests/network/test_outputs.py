@@ -126,6 +126,7 @@ def test_what_is_shown_may_be_chosen_again():
     assert random_feedback(KEY, outer, (params,), (carry,), x, nodes=("0/0",), of="y")["0/0"].weights.shape == (2, 3)
 
 
+@pytest.mark.slow
 def test_it_pickles_and_takes_signals():
     network = graph({"low": (lif(3), "input"), "out": (leaky_readout(2), "low")}, outputs=("out", carry_of("low", 0)))
     again = pickle.loads(pickle.dumps(network))

@@ -94,6 +94,7 @@ def in_float64(tree):
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), tree)
 
 
+@pytest.mark.slow
 def test_lifted_transforms_inside_a_cell():
     cells = {kind.__name__: linen_cell(kind()) for kind in (Ponders, Deepens, Heads, SharedHeads)}
     network = graph({name: (cell, "input") for name, cell in cells.items()}, outputs=tuple(cells))

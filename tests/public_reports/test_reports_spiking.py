@@ -174,6 +174,7 @@ def reset_at_next(kind, detached, p, carry, x):
     return v, by_jvp(v - 0.5, 1.5)
 
 
+@pytest.mark.slow
 def test_trained_slopes():
     spikes = (by_jvp, by_vjp, straight_through, closed_over_number, untrained_slope)
     situations = {

@@ -205,7 +205,7 @@ def test_no_label_has_the_size_of_a_weight(cell, rank):
     assert large - small < 2048 * 2048  # bytes: less than one boolean per entry of one weight
 
 
-@pytest.mark.parametrize("name", ["stack_2", "deep_below_deep"])
+@pytest.mark.parametrize("name", ["stack_2", pytest.param("deep_below_deep", marks=pytest.mark.slow)])
 def test_a_projected_carry_is_listed_with_its_exact_bytes(name):
     p = problem(name)
     mode = analyse(p.network, p.params, p.carry, first(p), carry_rank=1).modes[-1]

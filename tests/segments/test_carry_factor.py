@@ -44,7 +44,12 @@ def check(name: str, kind: str, lengths: tuple[int, ...] = (1, 3)) -> bool:
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("stack_2", "random"), ("linen_lstm", "random"), ("graph_skip", "none"), ("alif_refractory", "none")],
+    [
+        ("stack_2", "random"),
+        ("linen_lstm", "random"),
+        pytest.param("graph_skip", "none", marks=pytest.mark.slow),
+        ("alif_refractory", "none"),
+    ],
 )
 def test_of_full_rank_it_is_the_whole_carry(name, kind):
     assert check(name, kind)

@@ -52,7 +52,7 @@ def run_both(name: str, hops: int | None, flags: Flags, rank: int = FULL, change
         ("alif_refractory", 0, "none"),
         ("lru", 0, "none"),
         ("depth_4", None, "random"),
-        ("depth_4", 1, "random"),
+        pytest.param("depth_4", 1, "random", marks=pytest.mark.slow),
         pytest.param("depth_4_below_recurrent", None, "random", marks=pytest.mark.slow),
         pytest.param("stack_3", None, "random", marks=pytest.mark.slow),
     ],

@@ -48,6 +48,7 @@ def test_streams_go_on_from_batch_to_batch_and_round_at_the_end(corpus):
     np.testing.assert_array_equal(joined[stream:], streams[: len(joined) - stream])
 
 
+@pytest.mark.slow
 def test_the_text_of_python_and_what_tables_of_its_characters_cost():
     corpus = text.load()
     assert len(corpus.train) > 300_000 and len(corpus.alphabet) == 96

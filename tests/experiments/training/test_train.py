@@ -79,6 +79,7 @@ def small_run(tmp_path: Path, monkeypatch) -> tuple[Callable[[str], int], Callab
     return lambda name: train.main([f"--config={file}", f"--workdir={tmp_path / name}"]), shared
 
 
+@pytest.mark.slow
 @pytest.mark.mixed_promotion
 def test_a_run_killed_at_any_write_goes_on_bit_for_bit(
     small_run: tuple[Callable[[str], int], Callable[[], Loop]], tmp_path: Path, monkeypatch, capsys
