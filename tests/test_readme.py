@@ -84,6 +84,7 @@ def test_the_notebooks_of_the_site_run(page: str) -> None:
     assert "blocks: " in run_blocks(page)
 
 
+@pytest.mark.slow
 def test_the_overview_of_the_api_runs() -> None:
     output = run_blocks("docs/api_overview.md")
     assert f"blocks: {(ROOT / 'docs/api_overview.md').read_text().count('```{code-cell}')}" in output

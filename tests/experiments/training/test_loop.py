@@ -50,7 +50,7 @@ def moved(tree) -> bool:
     return any(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(tree))
 
 
-ALIKE = ("R = 1", "R = 2", "R = 8", "hops = 1")
+ALIKE = ("R = 1", "R = 2", "R = 8", "R = 1, own traces", "hops = 1")
 """Those that differ from another in a number."""
 
 
