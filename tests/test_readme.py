@@ -123,6 +123,17 @@ def test_the_tables_are_the_measured_ones() -> None:
         assert [f for f in figures if f != "1.00" and not re.search(rf"(?<=[| ]){re.escape(f)}(?= )", measured)] == []
 
 
+def test_the_returns_of_online_learning_are_the_stored_ones() -> None:
+    stored = json.loads((ROOT / "docs" / "rl" / "chain_32.json").read_text())
+    table = (ROOT / "docs" / "rl.md").read_text().split("### N = 32")[1].split("### ")[0]
+    assert stored and "*Online reinforcement learning*" in README
+    said = re.findall(r"\d\.\d\d", README.split("*Online reinforcement learning*")[1].split("\n\n")[0])
+    rows = {line.split(" | ")[0].strip("| "): line for line in table.splitlines() if line.startswith("| ")}
+    for figure, rule in zip(said, ("deep e-prop", "TBPTT(1)", "feed-forward"), strict=True):
+        assert f"| {figure} ±" in rows[rule]
+    assert "5 of 5" in rows["deep e-prop"]
+
+
 def test_links_and_pictures_lead_somewhere() -> None:
     local = [target for target in re.findall(r"\]\(([^)]+)\)", README) if "://" not in target]
     assert "docs/demo.png" in local

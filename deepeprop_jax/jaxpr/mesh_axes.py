@@ -44,6 +44,12 @@ def vary_alike(*trees: Tree) -> tuple[Tree, ...]:
     return vary(trees, varying_axes(trees))
 
 
+def any_anywhere(flags: jax.Array) -> jax.Array:
+    """Whether any is true, on any of the devices between which they differ."""
+    axes = tuple(sorted(varying_axes(flags)))
+    return jax.lax.psum(flags.any().astype(int), axes) > 0 if axes else flags.any()
+
+
 def summed_like(gradient: Tree, params: Tree) -> Tree:
     """A gradient of the types of the params, as ``jax.grad`` gives it.
 

@@ -123,7 +123,8 @@ class Gradient(Protocol):
 
     Raises:
       TypeError: per_example is neither True nor False: it has to be known before anything runs.
-      ValueError: no step is pending. Inside ``jit``, where that cannot be seen, the gradient is NaN.
+      ValueError: no step is pending. Inside ``jit``, where that cannot be seen, the gradient is NaN (zeros with
+        ``per_example`` of a batch that is split over a mesh).
     """
 
     def __call__(

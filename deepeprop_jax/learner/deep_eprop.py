@@ -8,7 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from deepeprop_jax.jaxpr.mesh_axes import summed_like, vary_alike, vary_like
+from deepeprop_jax.jaxpr.mesh_axes import any_anywhere, summed_like, vary_alike, vary_like, varying_axes
 from deepeprop_jax.jaxpr.real_leaves import select_examples
 from deepeprop_jax.learner import checks, contract
 from deepeprop_jax.learner.by_segments import by_segments, choose_length
@@ -191,7 +191,9 @@ class _Functions:
 
         axes = batch_axes(self._graph, state)
         found = of_each_example(of, axes, state, dy, own) if per_example else of(state, dy, own)
-        found = [[jnp.where(active.any(), leaf, jnp.nan) for leaf in leaves] for leaves in found]
+        if not (per_example and varying_axes(active)):  # parts of a split batch are not compared, which would be a sum
+            there = any_anywhere(active)
+            found = [[jnp.where(there, leaf, jnp.nan) for leaf in leaves] for leaves in found]
         return jax.vmap(partial(as_params, plan))(found) if per_example else summed_like(as_params(plan, found), given)
 
     @documented_by(contract.ValueAndGrad)

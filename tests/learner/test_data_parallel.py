@@ -193,6 +193,48 @@ def test_what_is_refused():
         jax.eval_shape(signalled.value_and_grad(losses, signals=wrong), params, signalled_state, xs, targets)
 
 
+def small():
+    network, x = leaky_rnn(3), jnp.ones((BATCH, 2), jnp.float32)
+    return (network, *network.init(jax.random.key(0), x), x)
+
+
+def test_over_explicit_axes_a_device_of_reset_examples_adds_nothing():
+    """Its gradient was NaN, and so was the sum."""
+    network, params, carry, x = small()
+    learner, here = deep_eprop(network), jnp.arange(BATCH) < BATCH // len(jax.devices())
+
+    def gradients(params, carry, x, here):
+        state, y = learner.step(params, learner.init(params, carry, x), x)
+        state = learner.reset(state, here)
+        dy = jax.tree.map(jnp.ones_like, y)
+        each = learner.gradient(params, state, dy, per_example=True)
+        return learner.gradient(params, state, dy), jax.tree.map(lambda leaf: leaf.sum(0), each)
+
+    batch = NamedSharding(mesh_of(AxisType.Explicit), PartitionSpec("data"))
+    split = jax.tree.map(lambda leaf: jax.device_put(leaf, batch), (carry, x, here))
+    needed = jax.jit(gradients)(params, carry, x, here)
+    assert_same_gradient(jax.device_get(jax.jit(gradients)(params, *split)), needed, 1e-6)
+    nothing, zeros = jax.jit(gradients)(params, *split[:2], jax.device_put(jnp.ones(BATCH, bool), batch))
+    assert all(jnp.isnan(leaf).all() for leaf in jax.tree.leaves(nothing))
+    assert not any(leaf.any() for leaf in jax.tree.leaves(zeros))
+
+
+def test_batch_first_and_lengths():
+    network, params, carry, x = small()
+    xs = jax.random.normal(jax.random.key(1), (BATCH, 5, 2), jnp.float32)
+    lengths = jnp.arange(BATCH) % 5 + 1
+
+    def run(learner):
+        over = learner.value_and_grad(lambda y, target: target * (y**2).sum(axis=-1), time_major=False)
+        (loss, _), grads = jax.jit(over)(
+            params, learner.init(params, carry, x), xs, jnp.ones((BATCH, 5), jnp.float32), seq_lengths=lengths
+        )
+        return loss, grads
+
+    learner = deep_eprop(network)
+    assert_same_gradient(jax.device_get(run(data_parallel(learner, mesh_of()))), run(learner), 1e-6)
+
+
 def test_it_hashes():
     learner = data_parallel(deep_eprop(leaky_rnn(3)), mesh_of())
     assert hash(learner) == hash(learner._replace())
