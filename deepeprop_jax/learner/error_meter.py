@@ -28,13 +28,13 @@ from deepeprop_jax.traces.plan import Plan
 
 
 class Meter(NamedTuple):
-    """What a meter holds: a probe under way, and running means so far. A pytree.
+    """What a meter holds: the probes under way, and running means so far. A pytree.
 
     Attributes:
       key: of the probes to come.
-      probe: ξ, shaped as params: of one node's parameters at a time, the nodes in turn.
-      node: whose, as a place among the nodes with trained parameters.
-      tangent: τ = S ξ, shaped as the carry.
+      probe: ξ, shaped as params, (probes, ...): each of one node's parameters, the nodes in turn.
+      node: (probes,), whose, as places among the nodes with trained parameters.
+      tangent: τ = S ξ, shaped as the carry, (probes, batch, ...).
       sequences: how many were begun.
       errors, squares: (nodes,) running means of (ĝ · ξ − g · ξ)² and of (g · ξ)².
       fourths: (nodes,) running mean of (ĝ · ξ − g · ξ)⁴.
@@ -78,7 +78,7 @@ class InitMeter(Protocol):
 
 
 class BeginMeter(Protocol):
-    """Before a new sequence, all of whose examples start from their initial carry: another probe.
+    """Before a new sequence, all of whose examples start from their initial carry: other probes.
 
     Args:
       meter: the one so far.
@@ -89,9 +89,9 @@ class BeginMeter(Protocol):
 
 
 class UpdateMeter(Protocol):
-    """After a sequence, or a piece of a stream: compare its gradient with BPTT's along the probe.
+    """After a sequence, or a piece of a stream: compare its gradient with BPTT's along the probes.
 
-    *Cost*: the network forward with one tangent. Constant memory.
+    *Cost*: the network forward with one tangent for each probe. Constant memory.
 
     Args:
       meter: where the piece started.
@@ -129,23 +129,28 @@ class ErrorMeter(NamedTuple):
     error: Callable[[Meter], Error]
 
 
-def error_meter(learner: OnlineLearner, loss_fn: Callable[..., PyTree], *, horizon: int = 100) -> ErrorMeter:
+def error_meter(
+    learner: OnlineLearner, loss_fn: Callable[..., PyTree], *, horizon: int = 100, probes: int = 1
+) -> ErrorMeter:
     """Measure the error of a gradient against BPTT's while learning, in any mode, without BPTT.
 
-    A probe ξ lasts for a sequence, from its first step on; each ``update`` gives one sample. n samples of a node leave
-    an error of about 1 / sqrt(2 n). The reading is a ratio of running means, in which large gradients weigh most: while
-    they fall fast it tells of the past, the longer the larger ``horizon`` is. ``init`` begins a sequence too. Where one
-    sequence in four is enough, call ``begin`` and ``update`` for those alone.
+    A probe ξ lasts for a sequence, from its first step on; each ``update`` gives one sample for each probe. n samples
+    of a node, at fixed parameters, leave an error of about 1 / sqrt(n). The reading is a ratio of running means, in
+    which large gradients weigh most: a few sequences may decide it, and then their few samples leave more to chance.
+    Ask for more ``probes`` where that matters. While gradients fall fast the reading tells of the past, the longer the
+    larger ``horizon`` is. ``init`` begins a sequence too. Where one sequence in four is enough, call ``begin`` and
+    ``update`` for those alone.
 
-    In a stream that never begins anew one probe stays: its figures are right in the mean over keys, not over time.
+    In a stream that never begins anew the same probes stay: right in the mean over keys, not over time.
 
     Args:
       learner: what made the gradient; its network and ``trainable`` are asked for.
       loss_fn: as for ``value_and_grad``, without aux.
       horizon: how many samples of a node a running mean looks back.
+      probes: how many directions at a time, of as many nodes in turn; with more of them than nodes, several of a node.
 
     Raises:
-      TypeError, ValueError: loss_fn is no function; ``horizon`` below 1.
+      TypeError, ValueError: loss_fn is no function; ``horizon`` or ``probes`` below 1.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> from deepeprop_jax import deep_eprop, error_meter
@@ -163,6 +168,7 @@ def error_meter(learner: OnlineLearner, loss_fn: Callable[..., PyTree], *, horiz
     """
     checks.check_loss_and_learner(learner, loss_fn)
     checks.check_count("horizon", horizon, 1, "an integer >= 1, how many samples a running mean looks back")
+    checks.check_count("probes", probes, 1, "an integer >= 1, how many directions are probed at a time")
 
     @documented_by(BeginMeter)
     @with_whole_batches
@@ -170,10 +176,12 @@ def error_meter(learner: OnlineLearner, loss_fn: Callable[..., PyTree], *, horiz
         params, carry = as_arrays(params, "params"), as_arrays(carry, "carry")
         plan = learner.plan(params, carry, x)
         nodes = jnp.asarray(_trained(plan), jnp.int32)
-        node = meter.sequences % len(nodes)
+        node = (meter.sequences % len(nodes) * probes + jnp.arange(probes, dtype=jnp.int32)) % len(nodes)
         key, now = jax.random.split(meter.key)
-        probe = random_tangent(plan, now, params, nodes[node])
-        return meter._replace(key=key, probe=probe, node=node, tangent=no_tangent(carry), sequences=meter.sequences + 1)
+        draw = jax.vmap(lambda key, number: random_tangent(plan, key, params, number))
+        none = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (probes, *leaf.shape)), no_tangent(carry))
+        probe = draw(jax.random.split(now, probes), nodes[node])
+        return meter._replace(key=key, probe=probe, node=node, tangent=none, sequences=meter.sequences + 1)
 
     @documented_by(InitMeter)
     @with_whole_batches
@@ -181,7 +189,7 @@ def error_meter(learner: OnlineLearner, loss_fn: Callable[..., PyTree], *, horiz
         carry = as_arrays(carry, "carry")
         plan = learner.plan(params, carry, x)
         zeros, count = jnp.zeros(len(_trained(plan)), plan.dtype), jnp.zeros((), jnp.int32)
-        meter = Meter(key, params, count, no_tangent(carry), count, zeros, zeros, zeros, zeros)
+        meter = Meter(key, params, count, carry, count, zeros, zeros, zeros, zeros)
         return begin(meter, params, carry, x)
 
     @documented_by(UpdateMeter)
@@ -196,21 +204,27 @@ def error_meter(learner: OnlineLearner, loss_fn: Callable[..., PyTree], *, horiz
         def cotangent(y: PyTree, target: PyTree, valid: jax.Array | None) -> PyTree:
             return steps.loss_and_dy(y, target, valid)[1]
 
-        start = Moving(state.carry, meter.tangent)
-        pushed = push_forward(learner.network, params, meter.probe, start, state.initial_carry, steps.inputs, cotangent)
-        error = (_along(grads, meter.probe, params, plan.dtype) - pushed.along.astype(plan.dtype)) ** 2
-        here = jnp.arange(len(meter.counts), dtype=jnp.int32) == meter.node
-        rate = jnp.maximum(1 / (meter.counts + 1), 1 / horizon)
+        def sample(probe: PyTree, tangent: PyTree) -> tuple[PyTree, jax.Array, jax.Array]:
+            start = Moving(state.carry, tangent)
+            pushed = push_forward(learner.network, params, probe, start, state.initial_carry, steps.inputs, cotangent)
+            along = pushed.along.astype(plan.dtype)
+            return pushed.moving.tangent, (_along(grads, probe, params, plan.dtype) - along) ** 2, along**2
 
-        def mean(old: jax.Array, new: jax.Array) -> jax.Array:
-            return jnp.where(here, old + rate * (new - old), old)
+        tangent, error, square = jax.vmap(sample)(meter.probe, meter.tangent)
+        of_node = jnp.arange(len(meter.counts), dtype=jnp.int32)[:, None] == meter.node[None]
+        new = of_node.sum(axis=1, dtype=meter.counts.dtype)
+        counts = meter.counts + new
+        weight = jnp.minimum(1 / jnp.maximum(new, 1), jnp.maximum(1 / jnp.maximum(counts, 1), 1 / horizon))
+
+        def mean(old: jax.Array, samples: jax.Array) -> jax.Array:
+            return old + weight * jnp.where(of_node, samples[None] - old[:, None], 0).sum(axis=1)
 
         return meter._replace(
-            tangent=pushed.moving.tangent,
+            tangent=tangent,
             errors=mean(meter.errors, error),
-            squares=mean(meter.squares, pushed.along.astype(plan.dtype) ** 2),
+            squares=mean(meter.squares, square),
             fourths=mean(meter.fourths, error**2),
-            counts=meter.counts + here.astype(meter.counts.dtype),
+            counts=counts,
         )
 
     def error(meter):

@@ -3,9 +3,9 @@
     python -m experiments.studies.meter               # trains; docs/fidelity/meter.json, its picture and table
     python -m experiments.studies.meter --report      # picture and table from the stored result
 
-A network learns by a projected carry with R = 4, as in the sweeps of these names. After every batch the meter has one
-probe more of one node's error. The truth beside it is the same running mean of what each probe's square has as its
-mean, ‖ĝ − g‖² and ‖g‖² of that node, with g from BPTT: what is left between the two is the probes' chance.
+A network learns by a projected carry with R = 4, as in the sweeps of these names, watched by two meters: one with a
+single probe a batch, one with sixteen. The truth beside each is the same running mean of what each probe's square has
+as its mean, ‖ĝ − g‖² and ‖g‖² of that node, with g from BPTT: what is left between the two is the probes' chance.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ STORED = Path("fidelity") / "meter.json"
 TASKS = ("text_recall", "mixing", "motifs", "digits_blank_32", "xor_count_30")
 """Of the sweeps projected_NAME."""
 RULE = "R = 4"
-HORIZON = 100
-"""Probes of a node that a running mean looks back."""
+HORIZONS = {1: 100, 16: 500}
+"""Probes at a time, and how many of a node a running mean looks back: 100 batches in which a node was probed, or so."""
 
 
 def squares(tree: PyTree, trained: list[int]) -> jax.Array:
@@ -45,11 +45,12 @@ def squares(tree: PyTree, trained: list[int]) -> jax.Array:
     return jnp.stack([sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree[v])) for v in trained])
 
 
-def curve(setting: settings.Settings, every: int, batches: int) -> dict[str, list[float]]:
+def curve(setting: settings.Settings, every: int, batches: int, probes: int) -> dict[str, list[float]]:
     """Train one network; per evaluation the meter's reading, its standard error, and the truth."""
+    horizon = HORIZONS[probes]
     task, rule, optimiser = setting.task, setting.rule, setting.optimiser
     reference = RULES["BPTT"](task.network, task.loss_fn)
-    meter_of = error_meter(deep_eprop(task.network), task.loss_fn, horizon=HORIZON)
+    meter_of = error_meter(deep_eprop(task.network), task.loss_fn, horizon=horizon, probes=probes)
     key, x = jax.random.key(setting.config.seed), measure.silence(task)
     params, _ = task.network.init(jax.random.fold_in(key, 0), x)
     carry = measure.initial_carry(task, x)
@@ -62,14 +63,12 @@ def curve(setting: settings.Settings, every: int, batches: int) -> dict[str, lis
         (_, after), grads = rule.piece(params, state, xs, targets)
         _, right = reference.gradient(params, carry, xs, targets)
         meter = meter_of.begin(meter, params, carry, x)
-        here = jnp.arange(len(trained)) == meter.node
-        rate = jnp.maximum(1 / (meter.counts + 1), 1 / HORIZON)
+        before = meter.counts
         meter = meter_of.update(meter, params, LearnerState(carry, {}, None, carry), xs, targets, grads)
+        each = jnp.maximum(1 / jnp.maximum(meter.counts, 1), 1 / horizon)
+        rate = jnp.minimum(1, (meter.counts - before) * each)
         lost = squares(optax.tree.sub(grads, right), trained)
-        means = [
-            jnp.where(here, old + rate * (new - old), old)
-            for old, new in zip(truth, (lost, squares(right, trained)), strict=True)
-        ]
+        means = [old + rate * (new - old) for old, new in zip(truth, (lost, squares(right, trained)), strict=True)]
         steps, optimiser_state = optimiser.update(grads, optimiser_state, params)
         return (optax.apply_updates(params, steps), optimiser_state, rule.keep(after), meter, means), None
 
@@ -90,12 +89,13 @@ def curve(setting: settings.Settings, every: int, batches: int) -> dict[str, lis
 
 def measured() -> dict[str, Any]:
     """All tasks, one seed."""
-    curves = {}
+    curves: dict[str, dict[str, dict[str, list[float]]]] = {}
     for name in TASKS:
         sweep = SWEEPS[f"projected_{name}"]
         config, _ = settings.read(sweep.arguments({"rule": RULE, "seed": 0}, Path("unused")))
-        curves[name] = curve(settings.make(config), config.evaluate_every, config.batches)
-    return {"command": COMMAND, "rule": RULE, "horizon": HORIZON, "curves": curves}
+        setting, every, batches = settings.make(config), config.evaluate_every, config.batches
+        curves[name] = {str(probes): curve(setting, every, batches, probes) for probes in HORIZONS}
+    return {"command": COMMAND, "rule": RULE, "curves": curves}
 
 
 def deviations(one: dict[str, list[float]]) -> list[float]:
@@ -106,12 +106,21 @@ def deviations(one: dict[str, list[float]]) -> list[float]:
 def markdown(result: dict[str, Any]) -> str:
     """The table."""
     rows = []
-    for name, one in result["curves"].items():
-        far = deviations(one)
-        shown = [f"{one['truth'][i]:.2f}, {one['meter'][i]:.2f} ± {one['uncertainty'][i]:.2f}" for i in (0, -1)]
-        within = sum(value <= 0.3 for value in far)
-        rows.append([name, *shown, f"{statistics.median(far):.2f}", f"{max(far):.2f}", f"{within} of {len(far)}"])
-    heads = ["task", "first: truth, meter", "last: truth, meter", "median deviation", "largest", "within 30 %"]
+    for name, by_probes in result["curves"].items():
+        for probes, one in by_probes.items():
+            far = deviations(one)
+            shown = [f"{one['truth'][i]:.2f}, {one['meter'][i]:.2f} ± {one['uncertainty'][i]:.2f}" for i in (0, -1)]
+            counts = f"{sum(value <= 0.3 for value in far)} of {len(far)}"
+            rows.append([name, probes, *shown, f"{statistics.median(far):.2f}", f"{max(far):.2f}", counts])
+    heads = [
+        "task",
+        "probes",
+        "first: truth, meter",
+        "last: truth, meter",
+        "median deviation",
+        "largest",
+        "within 30 %",
+    ]
     return f"`{COMMAND}`, commit {result['commit']}; one seed.\n\n{pages.table(heads, rows)}"
 
 
@@ -119,11 +128,12 @@ def draw(result: dict[str, Any], path: Path) -> None:
     """Meter and truth over batches, a panel for each task."""
     curves = result["curves"]
     figure, axes = pyplot.subplots(1, len(curves), figsize=(2.9 * len(curves), 2.8), layout="constrained")
-    for axis, (name, one) in zip(axes, curves.items(), strict=True):
-        read, spread = np.array(one["meter"]), np.array(one["uncertainty"])
-        axis.plot(one["batch"], one["truth"], color="black", label="truth")
-        axis.plot(one["batch"], read, label="meter")
-        axis.fill_between(one["batch"], read - spread, read + spread, alpha=0.3, linewidth=0)
+    for axis, (name, by_probes) in zip(axes, curves.items(), strict=True):
+        for probes, one in by_probes.items():
+            read, spread = np.array(one["meter"]), np.array(one["uncertainty"])
+            axis.plot(one["batch"], read, label=f"meter, probes={probes}", linewidth=1)
+            axis.fill_between(one["batch"], read - spread, read + spread, alpha=0.3, linewidth=0)
+        axis.plot(one["batch"], one["truth"], color="black", label="truth", linewidth=1)
         axis.set_title(name, loc="left", fontsize=10)
         axis.set_xlabel("batches")
         axis.set_ylim(bottom=0)

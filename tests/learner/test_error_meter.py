@@ -28,13 +28,13 @@ def true_errors(grads, right, leaves_of) -> tuple[float, list[float]]:
     return np.sqrt(sum(a for a, _ in nodes) / sum(b for _, b in nodes)), [np.sqrt(a / b) for a, b in nodes]
 
 
-def measured(name: str, options: dict, probes: int, pieces: int = 1, times: int = 1, **run_options):
-    """(the meter's figures after so many probes, and after ``times`` as many; the true ones; the meter)."""
+def measured(name: str, options: dict, sequences: int, pieces: int = 1, times: int = 1, probes: int = 1, **run_options):
+    """(the meter's figures after so many sequences, and after ``times`` as many; the true ones; the meter)."""
     p = problem(name, steps=8)
     learner = deep_eprop(p.network, **options)
     state = start(learner, p)
     run = learner.value_and_grad(p.loss_fn, segment_length=2, **run_options)
-    meter_of = error_meter(learner, p.loss_fn, horizon=10**6)
+    meter_of = error_meter(learner, p.loss_fn, horizon=10**6, probes=probes)
     size = 8 // pieces
     cut = [jax.tree.map(lambda a, i=i: a[i * size : (i + 1) * size], (p.xs, p.targets)) for i in range(pieces)]
     passed, grads = [state], []
@@ -50,7 +50,7 @@ def measured(name: str, options: dict, probes: int, pieces: int = 1, times: int 
         return meter, None
 
     meter = meter_of.init(jax.random.key(0), p.params, p.carry, p.xs[0])
-    more = jax.jit(lambda meter: jax.lax.scan(sequence, meter, None, probes)[0])
+    more = jax.jit(lambda meter: jax.lax.scan(sequence, meter, None, sequences)[0])
     meter = more(meter)
     first = meter_of.error(meter)
     for _ in range(times - 1):
@@ -89,11 +89,47 @@ def test_of_an_exact_gradient_it_reads_zero(name):
     assert error.total < 1e-12
 
 
-def test_pieces_of_a_stream_go_on_with_their_tangent():
-    (_, error), _, _ = measured("stack_2", {"exact": True}, 2, pieces=4)
+@pytest.mark.parametrize("probes", [1, 3])
+def test_pieces_of_a_stream_go_on_with_their_tangent(probes):
+    (_, error), _, _ = measured("stack_2", {"exact": True}, 2, pieces=4, probes=probes)
     assert error.total < 1e-12
-    *_, meter = measured("stack_2", {}, 2, pieces=4)
-    assert meter.counts.tolist() == [4, 4]
+    *_, meter = measured("stack_2", {}, 2, pieces=4, probes=probes)
+    assert meter.counts.tolist() == [4 * probes, 4 * probes]
+
+
+@pytest.mark.parametrize("name", ["stack_2", "complex_dense", "counter_and_key"])
+def test_several_probes_at_a_time_are_as_many_samples_of_their_nodes(name):
+    """Nodes in turn, so that five probes of two nodes leave none behind; each with a ξ and a tangent of its own."""
+    nodes = 2 if name == "stack_2" else 1
+    (first, error), (total, _), meter = measured(name, {"hops": 0}, 80, times=8, probes=5)
+    assert meter.counts.tolist() == [640 * 5 // nodes] * nodes
+    assert abs(float(first.total) / total - 1) < 0.15
+    assert abs(float(error.total) - total) < 4 * float(error.uncertainty) < 0.2 * total
+    numbers = [np.asarray(leaf) for leaf in jax.tree.leaves(meter.tangent) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    assert any(len(np.unique(leaf.reshape(5, -1), axis=0)) == 5 for leaf in numbers)  # what lies above all nodes
+
+
+def test_a_running_mean_over_samples_by_hand():
+    """Each sample has the weight 1 / n so far, and 1 / horizon at least: of three in one update, together at most 1."""
+    p = problem("linen_lstm", steps=4)
+    learner = deep_eprop(p.network)
+    state, nothing = start(learner, p), jax.tree.map(jnp.zeros_like, p.params)
+    means = {}
+    for horizon in (1, 4, 100):
+        meter_of = error_meter(learner, p.loss_fn, horizon=horizon, probes=3)
+        meter = meter_of.init(jax.random.key(0), p.params, p.carry, p.xs[0])
+        read = []
+        for _ in range(2):
+            before, meter = meter, meter_of.update(meter, p.params, state, p.xs, p.targets, nothing)
+            read.append((float(meter.errors[0]), float(meter.squares[0])))
+            assert read[-1][0] == pytest.approx(read[-1][1])  # of a gradient of zero all of g · ξ is error
+            meter = meter_of.begin(meter, p.params, p.carry, p.xs[0])
+            assert not np.array_equal(jax.tree.leaves(before.probe)[0], jax.tree.leaves(meter.probe)[0])
+        means[horizon] = [square for _, square in read]
+    first, mean_of_six = means[100]
+    second = 2 * mean_of_six - first
+    assert means[1] == pytest.approx([first, second])
+    assert means[4] == pytest.approx([first, first + 3 / 4 * (second - first)])
 
 
 def test_resets_valid_steps_and_masks():
@@ -135,6 +171,7 @@ def test_keys_among_the_parameters_nothing_trained_and_bad_options():
     frozen = error_meter(deep_eprop(Cell(None, apply), trainable=False), lambda y, target: y.sum())
     with pytest.raises(ValueError, match="No parameter is trained"):
         frozen.init(jax.random.key(0), params, carry, xs[0])
-    for horizon, kind in ((0, ValueError), (None, TypeError)):
-        with pytest.raises(kind, match="horizon must be"):
-            error_meter(learner, lambda y, target: y.sum(), horizon=horizon)
+    for number, kind in ((0, ValueError), (None, TypeError)):
+        for option in ("horizon", "probes"):
+            with pytest.raises(kind, match=f"{option} must be"):
+                error_meter(learner, lambda y, target: y.sum(), **{option: number})
