@@ -108,11 +108,11 @@ def _where_example(mask: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(choose, new, old)
 
 
-def _make_step(apply: Apply, loss_fn: LossFn, params: PyTree, initial: PyTree) -> Callable:
-    """The body of every time loop here: reset, apply, hold, loss."""
+def _make_step(apply: Apply, params: PyTree, initial: PyTree) -> Callable:
+    """The body of every time loop here: reset, apply, hold; gives the output."""
     batched = jax.vmap(apply, in_axes=(None, 0, 0))
 
-    def step(carry_tm1: PyTree, at: _Steps) -> tuple[PyTree, jax.Array]:
+    def step(carry_tm1: PyTree, at: _Steps) -> tuple[PyTree, PyTree]:
         if at.cut is not None:
             cut_carry = lax.stop_gradient(carry_tm1)
             carry_tm1 = jax.tree.map(lambda stop, go: jnp.where(at.cut, stop, go), cut_carry, carry_tm1)
@@ -122,12 +122,28 @@ def _make_step(apply: Apply, loss_fn: LossFn, params: PyTree, initial: PyTree) -
         if at.valid is not None:
             carry_t = _where_example(at.valid, carry_t, carry_tm1)
             y = _where_example(at.valid, y, lax.stop_gradient(y))
-        loss = loss_fn(y, at.target)
-        if jnp.ndim(loss):  # one per example
-            loss = (loss if at.valid is None else jnp.where(at.valid, loss, 0)).sum()
-        return carry_t, loss
+        return carry_t, y
 
     return step
+
+
+def _loss_of(loss_fn: LossFn, y: PyTree, at: _Steps) -> jax.Array:
+    """Of a step, or of a window of them: losses per example are summed where valid."""
+    loss = loss_fn(y, at.target)
+    if jnp.ndim(loss):
+        loss = (loss if at.valid is None else jnp.where(at.valid, loss, 0)).sum()
+    return loss
+
+
+def _make_loss_step(apply: Apply, loss_fn: LossFn, params: PyTree, initial: PyTree) -> Callable:
+    """A step that gives its loss."""
+    step = _make_step(apply, params, initial)
+
+    def with_loss(carry_tm1: PyTree, at: _Steps) -> tuple[PyTree, jax.Array]:
+        carry_t, y = step(carry_tm1, at)
+        return carry_t, _loss_of(loss_fn, y, at)
+
+    return with_loss
 
 
 def _scan(step: Callable, carry: PyTree, steps: _Steps) -> tuple[PyTree, jax.Array]:
@@ -143,13 +159,21 @@ def reverse_mode(apply: Apply, loss_fn: LossFn, loop: Callable = _scan) -> Run:
     """``jax.value_and_grad`` of the loss of ``apply``, one step for one example; ``loop(step, carry, steps) -> (carry,
     summed loss)`` runs over the steps."""
 
-    def run(params, carry, xs, targets, resets=None, valid=None):
-        def total(reals: list[jax.Array]) -> tuple[jax.Array, PyTree]:
-            step = _make_step(apply, loss_fn, with_real_leaves(params, reals), carry)
-            final_carry, loss = loop(step, carry, _Steps(xs, targets, resets, valid))
-            return loss, final_carry
+    def total(params: PyTree, carry: PyTree, steps: _Steps) -> tuple[jax.Array, PyTree]:
+        final_carry, loss = loop(_make_loss_step(apply, loss_fn, params, carry), carry, steps)
+        return loss, final_carry
 
-        result, grads = jax.value_and_grad(total, has_aux=True)(real_leaves(params))
+    return _gradient_of(total)
+
+
+def _gradient_of(total: Callable[[PyTree, PyTree, _Steps], tuple[jax.Array, PyTree]]) -> Run:
+    """``run``, from what gives the loss of a sequence and the carry at its end."""
+
+    def run(params, carry, xs, targets, resets=None, valid=None):
+        def of_reals(reals: list[jax.Array]) -> tuple[jax.Array, PyTree]:
+            return total(with_real_leaves(params, reals), carry, _Steps(xs, targets, resets, valid))
+
+        result, grads = jax.value_and_grad(of_reals, has_aux=True)(real_leaves(params))
         return result, as_gradient(grads, params)
 
     return run
@@ -167,6 +191,28 @@ def bptt(network: Cell, loss_fn: LossFn) -> Run:
     (2.5, 1.0)
     """
     return reverse_mode(network.apply, loss_fn)
+
+
+def windowed_bptt(network: Cell, loss_fn: LossFn, window: int) -> Run:
+    """BPTT of a loss on C steps together, ``loss_fn(ys, targets)`` on (C, batch, ...), summed over windows; the last
+    one may be shorter. The loss is a scalar, or one per step and example, (C, batch).
+
+    *Cost*: as ``bptt``.
+
+    Raises:
+      ValueError: ``window``, C, below 1.
+    """
+    _check_positive("window", window)
+
+    def total(params: PyTree, carry: PyTree, steps: _Steps) -> tuple[jax.Array, PyTree]:
+        final_carry, ys = lax.scan(_make_step(network.apply, params, carry), carry, steps)
+        loss = jnp.zeros(())
+        for first in range(0, _length(steps), window):
+            y, at = jax.tree.map(lambda leaf, first=first: leaf[first : first + window], (ys, steps))
+            loss = loss + _loss_of(loss_fn, y, at)
+        return loss, final_carry
+
+    return _gradient_of(total)
 
 
 def checkpointed_bptt(network: Cell, loss_fn: LossFn, segment_length: int) -> Run:
@@ -230,7 +276,7 @@ def forward_rtrl(network: Cell, loss_fn: LossFn) -> Run:
 
     def run(params, carry, xs, targets, resets=None, valid=None):
         def total(reals: list[jax.Array]) -> tuple[jax.Array, tuple[jax.Array, PyTree]]:
-            step = _make_step(network.apply, loss_fn, with_real_leaves(params, reals), carry)
+            step = _make_loss_step(network.apply, loss_fn, with_real_leaves(params, reals), carry)
             final_carry, loss = _scan(step, carry, _Steps(xs, targets, resets, valid))
             return loss, (loss, final_carry)
 

@@ -12,10 +12,11 @@ import numpy as np
 
 from deepeprop_jax.learner.basis import CarryBasis, with_basis
 from deepeprop_jax.learner.contract import OnlineLearner
+from deepeprop_jax.learner.layout import with_layouts
 from deepeprop_jax.learner.signals import Signal
 from deepeprop_jax.network.arguments import as_arrays
 from deepeprop_jax.network.cell import PyTree
-from deepeprop_jax.reference import LossFn, bptt, is_differentiable
+from deepeprop_jax.reference import LossFn, Run, bptt, is_differentiable, windowed_bptt
 from deepeprop_jax.report.table import table
 from deepeprop_jax.report.trace_error import trace_error
 
@@ -69,7 +70,13 @@ def compare_to_bptt(
     targets: PyTree,
     loss_fn: LossFn,
     *,
+    resets: jax.Array | None = None,
+    valid: jax.Array | None = None,
+    seq_lengths: jax.Array | None = None,
     segment_length: int | None = None,
+    within_segment: str = "eprop",
+    window: int | None = None,
+    time_major: bool = True,
     basis: CarryBasis | None = None,
     signals: Mapping[str, Signal] | None = None,
 ) -> Comparison:
@@ -83,19 +90,37 @@ def compare_to_bptt(
       carry: initial carry, leaves (batch, ...).
       xs: inputs, leaves (T, batch, ...).
       targets: any pytree with leading T.
-      loss_fn: ``loss_fn(y_t, target_t) -> scalar`` on the batched output of one step.
-      segment_length, signals: as for ``learner.value_and_grad``.
+      loss_fn: ``loss_fn(y_t, target_t)`` on the batched output of one step, a scalar or one number per example; with
+        ``window`` on that of C steps.
+      resets, valid, seq_lengths: as for ``learner.value_and_grad``'s ``run``.
+      segment_length, within_segment, window, time_major, signals: as for ``learner.value_and_grad``.
       basis: of a projected carry, see ``with_basis``; None for the one that ``learner.init`` gives.
 
     Returns:
       A ``Comparison``: ``rows``, ``total``, and a table when printed ("-": undefined, as one of the two is zero).
+
+    Raises:
+      TypeError, ValueError: as ``learner.value_and_grad`` and its ``run``.
     """
     params, carry, xs = as_arrays(params, "params"), as_arrays(carry, "carry"), as_arrays(xs, "xs")
-    state = learner.init(params, carry, jax.tree.map(lambda leaf: leaf[0], xs))
+    of_sequence = {"resets": resets, "valid": valid, "seq_lengths": seq_lengths}
+    in_segments = learner.value_and_grad(
+        loss_fn,
+        segment_length=segment_length,
+        within_segment=within_segment,
+        signals=signals,
+        window=window,
+        time_major=time_major,
+    )
+    state = learner.init(params, carry, jax.tree.map(lambda leaf: leaf[0] if time_major else leaf[:, 0], xs))
     state = state if basis is None else with_basis(state, basis)
-    run = jax.jit(learner.value_and_grad(loss_fn, segment_length=segment_length, signals=signals))
-    (_, end), grads = run(params, state, xs, targets)
-    _, reference = jax.jit(bptt(learner.network, loss_fn))(params, carry, xs, targets)
+    (_, end), grads = jax.jit(in_segments)(params, state, xs, targets, **of_sequence)
+
+    def backwards(loss_fn: LossFn) -> Run:
+        return bptt(learner.network, loss_fn) if window is None else windowed_bptt(learner.network, loss_fn, window)
+
+    through_time = jax.jit(with_layouts(backwards)(loss_fn, time_major=time_major))
+    _, reference = through_time(params, carry, xs, targets, **of_sequence)
 
     rows, seen, wanted = [], [], []
     for (path, r), g in zip(jax.tree.leaves_with_path(reference), jax.tree.leaves(grads), strict=True):

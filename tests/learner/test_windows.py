@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from deepeprop_jax import deep_eprop, random_feedback
-from deepeprop_jax.reference import segment_oracle, stop_gradient_oracle
+from deepeprop_jax.reference import segment_oracle, stop_gradient_oracle, windowed_bptt
 from deepeprop_jax.rules import uoro
 from tests.gradients import FLOAT64, SAME, assert_same_gradient, relative_errors
 from tests.segments.test_projected import setup as projected_setup
@@ -115,6 +115,22 @@ def check(name, kind, within="eprop", **options) -> None:
         exact, (_, needed) = needed, jax.jit(reference)(p.params, p.carry, p.xs, dys, resets, valid)
         assert max(relative_errors(needed, exact).values()) > 1e-3
     assert_same_gradient(grads, needed, FLOAT64, f"{name}, {options}, {within}, {kind}")
+
+
+@pytest.mark.parametrize("kind", ["none", "random"])
+def test_windowed_bptt_is_reverse_mode_of_the_windows_losses(kind):
+    p, targets, (resets, valid) = problem("linen_lstm", steps=STEPS), targets_of(), flags_of(kind)
+
+    def total(params):
+        ys, end = plain(p.network, params, p.carry, p.xs, resets, valid)
+        return total_loss(ys, targets, valid), end
+
+    needed = jax.jit(jax.value_and_grad(total, has_aux=True))(p.params)
+    found = jax.jit(windowed_bptt(p.network, returns_loss, WINDOW))(p.params, p.carry, p.xs, targets, resets, valid)
+    assert_same_gradient(found[0], needed[0], FLOAT64)
+    assert_same_gradient(found[1], needed[1], FLOAT64)
+    with pytest.raises(ValueError, match="window counts steps"):
+        windowed_bptt(p.network, returns_loss, 0)
 
 
 WIDE = [

@@ -26,7 +26,7 @@ def fake_learner(network, change):
     """A learner that computes BPTT's gradient, then ``change``s it."""
 
     def value_and_grad(loss_fn, **options):
-        def run(params, state, xs, targets):
+        def run(params, state, xs, targets, **of_sequence):
             (loss, carry), grads = bptt(network, loss_fn)(params, state, xs, targets)
             return (loss, LearnerState(carry, {}, None, carry)), change(grads)
 
@@ -119,3 +119,34 @@ def test_a_projected_carry_is_compared_along_the_directions_that_are_given():
     none = basis._replace(lift=0 * every)
     assert compare_to_bptt(*arguments, segment_length=4, basis=none).total.relative_error > 1e-2
     assert compare_to_bptt(*arguments, segment_length=len(p.xs), basis=none).total.relative_error < FLOAT64
+
+
+def test_flags_lengths_windows_and_the_batch_first():
+    """What a sequence may be given reaches the learner and BPTT alike: exact=True is BPTT, and another is not."""
+    p = problem("linen_lstm", steps=7)
+    resets = jnp.zeros((7, BATCH), bool).at[(2, 5), (1, 0)].set(True)
+    lengths = jnp.array([7, 4, 5])
+    targets = jax.random.normal(jax.random.key(3), (7, BATCH))
+
+    def losses(y, target):
+        return (jnp.tanh(y).sum(axis=-1) - target) ** 2
+
+    def returns(ys, targets):  # of a window: its derivative at a step depends on the steps behind it
+        return (jnp.cumsum(jnp.tanh(ys).sum(axis=-1)[::-1], axis=0)[::-1] - targets) ** 2
+
+    def against(learner, loss_fn=losses, xs=p.xs, targets=targets, **options):
+        return compare_to_bptt(learner, p.params, p.carry, xs, targets, loss_fn, **options).total
+
+    exact, online = deep_eprop(p.network, exact=True), deep_eprop(p.network)
+    flags = {"resets": resets, "valid": jnp.arange(7)[:, None] < lengths[None]}
+    found = [against(exact, **flags), against(exact, returns, window=3), against(exact, returns, window=3, **flags)]
+    assert all(row.relative_error < FLOAT64 for row in found)
+    assert len({round(row.norm, 9) for row in (*found, against(online), against(online, returns, window=7))}) == 5
+    turned = (jnp.swapaxes(leaf, 0, 1) for leaf in (p.xs, targets))
+    by_lengths = against(online, losses, *turned, resets=resets.T, seq_lengths=lengths, time_major=False)
+    assert by_lengths[1:] == pytest.approx(against(online, **flags)[1:])
+    assert by_lengths.relative_error > 1e-3
+    inside = {"within_segment": "exact", "segment_length": 7}
+    assert against(online, **inside, **flags).relative_error < FLOAT64
+    with pytest.raises(ValueError, match="valid or seq_lengths, not both"):
+        against(exact, **flags, seq_lengths=lengths)
