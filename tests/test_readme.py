@@ -58,7 +58,7 @@ def test_the_page_for_neuroscientists_runs() -> None:
     pairs = re.findall(r"^([\d.]+)   NEST ([\d.]+)$", output, re.MULTILINE)
     assert len(pairs) == 5
     assert all(abs(float(seen) / float(nest) - 1) < 1e-12 for seen, nest in pairs)
-    assert "{'0': (8, 12, 20)}" in output and "0_recurrent" in output and "blocks: 4" in output
+    assert "{'0': (8, 12, 20)}" in output and "0_recurrent" in output and "blocks: 5" in output
 
 
 def test_the_page_of_the_rules_runs() -> None:
