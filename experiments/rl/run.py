@@ -5,7 +5,7 @@
 TASK is one of those of ``configs/rl.py``, or all (which leaves out gymnax's where gymnax is not installed). Each rule's
 curves go to ``<results>/<TASK>/<rule>.json`` (default ``results/rl``) once it is done, and with those of the rules that
 were done before to ``<out>/<TASK>.json`` (default ``docs/rl``), for ``python -m experiments.rl.report``. A rule that
-was stopped starts anew; one that was run with other numbers is run again.
+was stopped starts anew; one that was run with other numbers is run again. What ``<out>`` has of other rules stays.
 """
 
 from __future__ import annotations
@@ -83,10 +83,15 @@ def write(path: Path, result: dict[str, Any]) -> None:
     part.replace(path)
 
 
-def collect(config: ml_collections.ConfigDict, name: str, results: Path) -> dict[str, Any] | None:
-    """The curves of the rules of a task that are done, and the names of the others; None where none is."""
+def collect(config: ml_collections.ConfigDict, name: str, results: Path, out: Path) -> dict[str, Any] | None:
+    """The curves of the rules of a task that are done, and the names of the others; None where none is.
+
+    What is in ``out`` already, with the same numbers, stays there: a fresh clone has ``out`` and no ``results``.
+    """
     settings = settings_of(config, name)
-    found = {rule: stored(path_of(results, name, rule), settings) for rule in config.rules}
+    before = stored(out / f"{name}.json", settings) or {"runs": []}
+    kept = {one["rule"]: one for one in before["runs"]}
+    found = {rule: stored(path_of(results, name, rule), settings) or kept.get(rule) for rule in config.rules}
     runs = [one for one in found.values() if one is not None]
     if not runs:
         return None
@@ -99,7 +104,7 @@ def collect(config: ml_collections.ConfigDict, name: str, results: Path) -> dict
         "threshold": config.threshold,
         "settings": settings,
         "missing": [rule for rule in config.rules if found[rule] is None],
-        "runs": [{key: one[key] for key in one if key not in ("settings", "commit")} for one in runs],
+        "runs": [{key: one[key] for key in one if key != "settings"} for one in runs],
     }
 
 
@@ -118,7 +123,7 @@ def run(config: ml_collections.ConfigDict, name: str, rules: list[str], results:
                 write(path, train(config, name, rule, progress))
             else:
                 progress.console.print(f"{config.tasks[name].title}: {rule} is done.")
-            result = collect(config, name, results)
+            result = collect(config, name, results, out)
             if result is not None:
                 write(out / f"{name}.json", result)
 

@@ -56,6 +56,23 @@ def test_what_is_done_is_not_done_again(trained, tmp_path, capsys):
     assert [rule for _, rule in trained][3:] == ["deep e-prop", "TBPTT(1)"]
 
 
+def test_one_rule_is_run_again_in_a_clone_without_the_others_curves(trained, tmp_path):
+    """``out`` comes with the repository, ``results`` does not: what stands there of other rules is not lost."""
+    config, out = config_of("exact RTRL", "deep e-prop", "TBPTT(1)"), str(tmp_path / "out")
+    first = ["chain_8", "--results", str(tmp_path / "runs"), "--out", out, "--rule", "exact RTRL", "--rule", "TBPTT(1)"]
+    assert run.main(first, config) == 0
+    before = json.loads((tmp_path / "out" / "chain_8.json").read_text())
+    elsewhere = ["chain_8", "--results", str(tmp_path / "none"), "--out", out]
+    assert run.main([*elsewhere, "--rule", "deep e-prop"], config) == 0
+    after = json.loads((tmp_path / "out" / "chain_8.json").read_text())
+    assert [one["rule"] for one in after["runs"]] == list(config.rules) and not after["missing"]
+    assert [after["runs"][i] for i in (0, 2)] == before["runs"] and before["missing"] == ["deep e-prop"]
+    config.learning_rate = 0.5  # of other numbers nothing is kept
+    assert run.main([*elsewhere, "--rule", "deep e-prop"], config) == 0
+    after = json.loads((tmp_path / "out" / "chain_8.json").read_text())
+    assert [one["rule"] for one in after["runs"]] == ["deep e-prop"] and len(after["missing"]) == 2
+
+
 def test_what_is_not_there_is_refused(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "gymnax", None)
     folders = ["--results", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
