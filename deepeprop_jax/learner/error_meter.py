@@ -39,6 +39,7 @@ class Meter(NamedTuple):
       errors, squares: (nodes,) running means of (ĝ · ξ − g · ξ)² and of (g · ξ)².
       fourths: (nodes,) running mean of (ĝ · ξ − g · ξ)⁴.
       counts: (nodes,) how many went into them.
+      squared_weights: (nodes,) sum of the squares of the weights that those have in the means: 1 / n of n alike.
     """
 
     key: jax.Array
@@ -50,6 +51,7 @@ class Meter(NamedTuple):
     squares: jax.Array
     fourths: jax.Array
     counts: jax.Array
+    squared_weights: jax.Array
 
 
 class Error(NamedTuple):
@@ -144,13 +146,15 @@ def error_meter(
     In a stream that never begins anew the same probes stay: right in the mean over keys, not over time.
 
     Args:
-      learner: what made the gradient; its network and ``trainable`` are asked for.
+      learner: what made the gradient; its network and ``trainable`` are asked for. Parameters that are not trained are
+        left out.
       loss_fn: as for ``value_and_grad``, without aux.
       horizon: how many samples of a node a running mean looks back.
       probes: how many directions at a time, of as many nodes in turn; with more of them than nodes, several of a node.
 
     Raises:
-      TypeError, ValueError: loss_fn is no function; ``horizon`` or ``probes`` below 1.
+      TypeError, ValueError: loss_fn is no function; ``horizon`` or ``probes`` below 1; in calls, a meter that was made
+        with another number of probes.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> from deepeprop_jax import deep_eprop, error_meter
@@ -170,10 +174,17 @@ def error_meter(
     checks.check_count("horizon", horizon, 1, "an integer >= 1, how many samples a running mean looks back")
     checks.check_count("probes", probes, 1, "an integer >= 1, how many directions are probed at a time")
 
+    def check_probes(meter: Meter) -> None:
+        if meter.node.shape != (probes,):
+            raise ValueError(
+                f"The meter has {meter.node.size} probes at a time, this error_meter {probes}: begin another with init."
+            )
+
     @documented_by(BeginMeter)
     @with_whole_batches
     def begin(meter, params, carry, x):
         params, carry = as_arrays(params, "params"), as_arrays(carry, "carry")
+        check_probes(meter)
         plan = learner.plan(params, carry, x)
         nodes = jnp.asarray(_trained(plan), jnp.int32)
         node = (meter.sequences % len(nodes) * probes + jnp.arange(probes, dtype=jnp.int32)) % len(nodes)
@@ -188,14 +199,18 @@ def error_meter(
     def init(key, params, carry, x):
         carry = as_arrays(carry, "carry")
         plan = learner.plan(params, carry, x)
-        zeros, count = jnp.zeros(len(_trained(plan)), plan.dtype), jnp.zeros((), jnp.int32)
-        meter = Meter(key, params, count, carry, count, zeros, zeros, zeros, zeros)
+        count = jnp.zeros((), jnp.int32)
+        # Each an array of its own, so that a meter may be donated.
+        errors, squares, fourths, weights = (jnp.zeros(len(_trained(plan)), plan.dtype) for _ in range(4))
+        counts = jnp.zeros(len(_trained(plan)), jnp.int32)
+        meter = Meter(key, params, jnp.zeros(probes), carry, count, errors, squares, fourths, counts, weights)
         return begin(meter, params, carry, x)
 
     @documented_by(UpdateMeter)
     @with_whole_batches
     def update(meter, params, state, xs, targets, grads, resets=None, valid=None):
         params, xs = as_arrays(params, "params"), as_arrays(xs, "xs")
+        check_probes(meter)
         remedy = "Give what value_and_grad gave for these params."
         check_same(_numbers(grads), _numbers(params), "grads", remedy)
         plan = learner.plan(params, state.carry, jax.tree.map(lambda leaf: leaf[0], xs))
@@ -212,9 +227,9 @@ def error_meter(
 
         tangent, error, square = jax.vmap(sample)(meter.probe, meter.tangent)
         of_node = jnp.arange(len(meter.counts), dtype=jnp.int32)[:, None] == meter.node[None]
-        new = of_node.sum(axis=1, dtype=meter.counts.dtype)
-        counts = meter.counts + new
-        weight = jnp.minimum(1 / jnp.maximum(new, 1), jnp.maximum(1 / jnp.maximum(counts, 1), 1 / horizon))
+        counts = meter.counts + of_node.sum(axis=1, dtype=meter.counts.dtype)
+        new, all_ = (counts - meter.counts).astype(plan.dtype), counts.astype(plan.dtype)
+        weight = jnp.minimum(1 / jnp.maximum(new, 1), jnp.maximum(1 / jnp.maximum(all_, 1), 1 / horizon))
 
         def mean(old: jax.Array, samples: jax.Array) -> jax.Array:
             return old + weight * jnp.where(of_node, samples[None] - old[:, None], 0).sum(axis=1)
@@ -225,17 +240,17 @@ def error_meter(
             squares=mean(meter.squares, square),
             fourths=mean(meter.fourths, error**2),
             counts=counts,
+            squared_weights=(1 - new * weight) ** 2 * meter.squared_weights + new * weight**2,
         )
 
     def error(meter):
-        count = jnp.minimum(meter.counts, 2 * horizon - 1)
         seen = (meter.counts > 0).all()
         errors, squares = meter.errors.sum(), meter.squares.sum()
         # Of a sum of squares of normal numbers the variance is twice the mean's square.
-        spread = jnp.sum((meter.fourths - meter.errors**2) / count) / errors**2
-        spread = spread + jnp.sum(2 * meter.squares**2 / count) / squares**2
+        spread = jnp.sum((meter.fourths - meter.errors**2) * meter.squared_weights) / errors**2
+        spread = spread + jnp.sum(2 * meter.squares**2 * meter.squared_weights) / squares**2
         total = jnp.sqrt(errors / squares)
-        uncertainty = jnp.where(errors > 0, total * jnp.sqrt(spread) / 2, 0)
+        uncertainty = jnp.where(errors == 0, 0, total * jnp.sqrt(spread) / 2)
         nothing = jnp.nan
         return Error(
             jnp.where(seen, total, nothing),

@@ -31,15 +31,9 @@ def with_layouts(value_and_grad: Callable[..., Callable[..., PyTree]]) -> Callab
         def run(*args, **kwargs):
             given = signature.bind(*args, **kwargs)
             given.apply_defaults()
-            params, state, xs, targets, resets, valid, seq_lengths = given.args
-            if not time_major:
-                xs, targets, resets, valid = _with_time_first(xs, targets, resets, valid)
-            if seq_lengths is not None:
-                if valid is not None:
-                    raise ValueError("Give valid or seq_lengths, not both: seq_lengths stands for the first steps.")
-                sequence_length(xs, targets)
-                valid = _first_steps(seq_lengths, *jax.tree.leaves(xs)[0].shape[:2])
-            (loss, end), grads = in_time(params, state, xs, targets, resets, valid)
+            params, state, *sequence = given.args
+            xs, *others = time_first(*sequence, time_major=time_major)
+            (loss, end), grads = in_time(params, state, xs, *others)
             if options.get("has_aux", False) and not time_major:
                 loss = loss[0], _with_batch_first(loss[1], jax.tree.leaves(xs)[0].shape[1])
             return (loss, end), grads
@@ -48,6 +42,30 @@ def with_layouts(value_and_grad: Callable[..., Callable[..., PyTree]]) -> Callab
 
     order = Parameter("time_major", Parameter.KEYWORD_ONLY, default=True)
     return _like(over, value_and_grad, _with_last(value_and_grad, order))
+
+
+def time_first(
+    xs: PyTree,
+    targets: PyTree,
+    resets: jax.Array | None = None,
+    valid: jax.Array | None = None,
+    seq_lengths: jax.Array | None = None,
+    *,
+    time_major: bool = True,
+) -> tuple[PyTree, PyTree, jax.Array | None, jax.Array | None]:
+    """xs, targets, resets and valid, (time, batch, ...), whatever the layout that they were given in.
+
+    Raises:
+      ValueError: an empty sequence; arrays that do not begin alike; both valid and seq_lengths; lengths out of range.
+    """
+    if not time_major:
+        xs, targets, resets, valid = _with_time_first(xs, targets, resets, valid)
+    sequence_length(xs, targets)
+    if seq_lengths is not None:
+        if valid is not None:
+            raise ValueError("Give valid or seq_lengths, not both: seq_lengths stands for the first steps.")
+        valid = _first_steps(seq_lengths, *jax.tree.leaves(xs)[0].shape[:2])
+    return xs, targets, resets, valid
 
 
 def _with_last(function: Callable[..., PyTree], more: Parameter) -> Signature:

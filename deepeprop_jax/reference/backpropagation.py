@@ -206,11 +206,14 @@ def windowed_bptt(network: Cell, loss_fn: LossFn, window: int) -> Run:
 
     def total(params: PyTree, carry: PyTree, steps: _Steps) -> tuple[jax.Array, PyTree]:
         final_carry, ys = lax.scan(_make_step(network.apply, params, carry), carry, steps)
-        loss = jnp.zeros(())
-        for first in range(0, _length(steps), window):
-            y, at = jax.tree.map(lambda leaf, first=first: leaf[first : first + window], (ys, steps))
-            loss = loss + _loss_of(loss_fn, y, at)
-        return loss, final_carry
+        whole = _length(steps) // window * window
+        losses = []
+        if whole:
+            parts = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, window, *leaf.shape[1:]), (ys, steps))
+            losses.append(lax.map(lambda part: _loss_of(loss_fn, *part), parts).sum())
+        if whole < _length(steps):
+            losses.append(_loss_of(loss_fn, *jax.tree.map(lambda leaf: leaf[whole:], (ys, steps))))
+        return sum(losses[1:], start=losses[0]), final_carry
 
     return _gradient_of(total)
 

@@ -12,11 +12,11 @@ import numpy as np
 
 from deepeprop_jax.learner.basis import CarryBasis, with_basis
 from deepeprop_jax.learner.contract import OnlineLearner
-from deepeprop_jax.learner.layout import with_layouts
+from deepeprop_jax.learner.layout import time_first
 from deepeprop_jax.learner.signals import Signal
 from deepeprop_jax.network.arguments import as_arrays
 from deepeprop_jax.network.cell import PyTree
-from deepeprop_jax.reference import LossFn, Run, bptt, is_differentiable, windowed_bptt
+from deepeprop_jax.reference import LossFn, bptt, is_differentiable, windowed_bptt
 from deepeprop_jax.report.table import table
 from deepeprop_jax.report.trace_error import trace_error
 
@@ -82,6 +82,8 @@ def compare_to_bptt(
 ) -> Comparison:
     """A learner's gradient beside that of BPTT through the same network, per parameter and for the whole.
 
+    A parameter that ``trainable`` leaves out has a gradient of zero here, and counts so.
+
     *Cost*: one gradient of each; memory O(T) for BPTT.
 
     Args:
@@ -103,24 +105,16 @@ def compare_to_bptt(
       TypeError, ValueError: as ``learner.value_and_grad`` and its ``run``.
     """
     params, carry, xs = as_arrays(params, "params"), as_arrays(carry, "carry"), as_arrays(xs, "xs")
-    of_sequence = {"resets": resets, "valid": valid, "seq_lengths": seq_lengths}
+    sequence = time_first(xs, targets, resets, valid, seq_lengths, time_major=time_major)
     in_segments = learner.value_and_grad(
-        loss_fn,
-        segment_length=segment_length,
-        within_segment=within_segment,
-        signals=signals,
-        window=window,
-        time_major=time_major,
+        loss_fn, segment_length=segment_length, within_segment=within_segment, signals=signals, window=window
     )
-    state = learner.init(params, carry, jax.tree.map(lambda leaf: leaf[0] if time_major else leaf[:, 0], xs))
+    state = learner.init(params, carry, jax.tree.map(lambda leaf: leaf[0], sequence[0]))
     state = state if basis is None else with_basis(state, basis)
-    (_, end), grads = jax.jit(in_segments)(params, state, xs, targets, **of_sequence)
-
-    def backwards(loss_fn: LossFn) -> Run:
-        return bptt(learner.network, loss_fn) if window is None else windowed_bptt(learner.network, loss_fn, window)
-
-    through_time = jax.jit(with_layouts(backwards)(loss_fn, time_major=time_major))
-    _, reference = through_time(params, carry, xs, targets, **of_sequence)
+    (_, end), grads = jax.jit(in_segments)(params, state, *sequence)
+    network = learner.network
+    through_time = bptt(network, loss_fn) if window is None else windowed_bptt(network, loss_fn, window)
+    _, reference = jax.jit(through_time)(params, carry, *sequence)
 
     rows, seen, wanted = [], [], []
     for (path, r), g in zip(jax.tree.leaves_with_path(reference), jax.tree.leaves(grads), strict=True):

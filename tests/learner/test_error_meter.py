@@ -110,11 +110,14 @@ def test_several_probes_at_a_time_are_as_many_samples_of_their_nodes(name):
 
 
 def test_a_running_mean_over_samples_by_hand():
-    """Each sample has the weight 1 / n so far, and 1 / horizon at least: of three in one update, together at most 1."""
+    """Each sample has the weight 1 / n so far, and 1 / horizon at least: of three in one update, together at most 1.
+
+    What those weights leave to chance is the sum of their squares.
+    """
     p = problem("linen_lstm", steps=4)
     learner = deep_eprop(p.network)
     state, nothing = start(learner, p), jax.tree.map(jnp.zeros_like, p.params)
-    means = {}
+    means, weights = {}, {}
     for horizon in (1, 4, 100):
         meter_of = error_meter(learner, p.loss_fn, horizon=horizon, probes=3)
         meter = meter_of.init(jax.random.key(0), p.params, p.carry, p.xs[0])
@@ -126,10 +129,13 @@ def test_a_running_mean_over_samples_by_hand():
             meter = meter_of.begin(meter, p.params, p.carry, p.xs[0])
             assert not np.array_equal(jax.tree.leaves(before.probe)[0], jax.tree.leaves(meter.probe)[0])
         means[horizon] = [square for _, square in read]
+        weights[horizon] = float(meter.squared_weights[0])
     first, mean_of_six = means[100]
     second = 2 * mean_of_six - first
     assert means[1] == pytest.approx([first, second])
     assert means[4] == pytest.approx([first, first + 3 / 4 * (second - first)])
+    by_hand = {1: 3 / 3**2, 4: 3 * (1 / 4 * 1 / 3) ** 2 + 3 / 4**2, 100: 6 / 6**2}
+    assert weights == pytest.approx(by_hand)
 
 
 def test_resets_valid_steps_and_masks():
@@ -152,8 +158,25 @@ def test_nothing_seen_is_nan_and_grads_of_another_shape_are_refused():
     meter_of = error_meter(learner, p.loss_fn)
     meter = meter_of.init(jax.random.key(0), p.params, p.carry, p.xs[0])
     assert np.isnan(meter_of.error(meter).total)
+    state = start(learner, p)
     with pytest.raises(ValueError, match="grads"):
-        meter_of.update(meter, p.params, start(learner, p), p.xs, p.targets, p.params[0])
+        meter_of.update(meter, p.params, state, p.xs, p.targets, p.params[0])
+    other = error_meter(learner, p.loss_fn, probes=3)
+    with pytest.raises(ValueError, match="has 1 probes at a time, this error_meter 3"):
+        other.update(meter, p.params, state, p.xs, p.targets, p.params)
+    with pytest.raises(ValueError, match="has 1 probes at a time, this error_meter 3"):
+        other.begin(meter, p.params, p.carry, p.xs[0])
+
+
+def test_a_meter_may_be_donated_and_a_gradient_of_nan_is_not_certain():
+    p = problem("linen_lstm", steps=4)
+    learner = deep_eprop(p.network)
+    meter_of, state = error_meter(learner, p.loss_fn, probes=2), start(learner, p)
+    meter = meter_of.init(jax.random.key(0), p.params, p.carry, p.xs[0])
+    nothing = jax.tree.map(lambda leaf: leaf * jnp.nan, p.params)
+    meter = jax.jit(meter_of.update, donate_argnums=0)(meter, p.params, state, p.xs, p.targets, nothing)
+    error = meter_of.error(meter)
+    assert np.isnan(error.total) and np.isnan(error.uncertainty)
 
 
 def test_keys_among_the_parameters_nothing_trained_and_bad_options():

@@ -129,6 +129,11 @@ def test_windowed_bptt_is_reverse_mode_of_the_windows_losses(kind):
     found = jax.jit(windowed_bptt(p.network, returns_loss, WINDOW))(p.params, p.carry, p.xs, targets, resets, valid)
     assert_same_gradient(found[0], needed[0], FLOAT64)
     assert_same_gradient(found[1], needed[1], FLOAT64)
+    with jax.numpy_dtype_promotion("strict"):  # the loss has the dtype of loss_fn's, of less than a window too
+        run = jax.jit(
+            windowed_bptt(p.network, lambda ys, target: jnp.float32(0) * ys.sum(dtype=jnp.float32), STEPS + 1)
+        )
+        assert run(p.params, p.carry, p.xs, targets)[0][0].dtype == jnp.float32
     with pytest.raises(ValueError, match="window counts steps"):
         windowed_bptt(p.network, returns_loss, 0)
 

@@ -26,7 +26,7 @@ def fake_learner(network, change):
     """A learner that computes BPTT's gradient, then ``change``s it."""
 
     def value_and_grad(loss_fn, **options):
-        def run(params, state, xs, targets, **of_sequence):
+        def run(params, state, xs, targets, *flags):
             (loss, carry), grads = bptt(network, loss_fn)(params, state, xs, targets)
             return (loss, LearnerState(carry, {}, None, carry)), change(grads)
 
@@ -150,3 +150,9 @@ def test_flags_lengths_windows_and_the_batch_first():
     assert against(online, **inside, **flags).relative_error < FLOAT64
     with pytest.raises(ValueError, match="valid or seq_lengths, not both"):
         against(exact, **flags, seq_lengths=lengths)
+    with pytest.raises(ValueError, match="from 0 to 7"):
+        against(exact, seq_lengths=jnp.array([99, 1, 1]))
+    with pytest.raises(ValueError, match=r"begin with \(batch, time\)"):
+        against(exact, xs=jnp.zeros(3), time_major=False)
+    with pytest.raises(ValueError, match="empty"):
+        against(exact, xs=p.xs[:0], targets=targets[:0])

@@ -28,7 +28,8 @@ def test_with_sixteen_probes_every_reading_is_within_thirty_percent():
     far = {probes: [far for one in curves.values() for far in meter.deviations(one[probes])] for probes in ("1", "16")}
     assert max(far["16"]) <= 0.3
     page = " ".join((pages.EXPERIMENTS.parent / "projected.md").read_text().split())
-    assert f"all {len(far['16'])} readings are within {100 * max(far['16']):.0f} % with `probes=16`" in page
+    many = f"with `probes=16` and a horizon of {meter.HORIZONS[16]}"
+    assert f"all {len(far['16'])} readings are within {100 * max(far['16']):.0f} % {many}" in page
     within = sum(one <= 0.3 for one in far["1"])
     assert f"with one, {within} of them are within 30 %, and the others up to {100 * max(far['1']):.0f} % away" in page
 
