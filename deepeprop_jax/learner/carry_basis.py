@@ -167,18 +167,17 @@ def _first(plan: Plan, key: jax.Array, horizons: int, sketch: int | None) -> Car
 
 
 def _begin(basis: CarryBasis, key: jax.Array, carry: PyTree) -> Observed:
-    """See ``BeginToObserve``."""
-    nothing = jnp.zeros_like(basis.tangents)
+    """See ``BeginToObserve``. Each leaf is an array of its own, so that what is observed may be donated."""
     return Observed(
-        key=key,
+        key=jnp.copy(key),
         roots=kind_of(basis.signals).roots(basis.signals, 0) / math.sqrt(len(basis.signals)),
-        turn=basis.updates,
+        turn=jnp.copy(basis.updates),
         tangent=no_tangent(as_arrays(carry, "carry")),
         mean=jnp.zeros(basis.tangents.shape[-1], basis.tangents.dtype),
         boundaries=jnp.zeros_like(basis.updates),
-        own=nothing,
+        own=jnp.zeros_like(basis.tangents),
         pulled=jnp.zeros_like(basis.signals),
-        tangents=nothing,
+        tangents=jnp.zeros_like(basis.tangents),
     )
 
 

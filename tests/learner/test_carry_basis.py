@@ -156,13 +156,16 @@ def test_a_sequence_in_pieces_shows_what_it_shows_as_a_whole(batch):
     p, learner, state, before = learnt("stack_2", batch=batch, steps=11)
     basis_learner = carry_basis(learner, p.loss_fn, segment_length=3)
     whole = basis_learner.update(before, KEY, p.params, state, p.xs, p.targets)
-    observed, observe = basis_learner.begin(before, KEY, state.carry), jax.jit(basis_learner.observe)
+    key = jax.random.clone(KEY)
+    observed = basis_learner.begin(before, key, state.carry)
+    observe = jax.jit(basis_learner.observe, donate_argnums=0)  # it shares nothing, with itself or what it was given
     run = learner.value_and_grad(p.loss_fn, segment_length=3)
     for steps in (slice(0, 3), slice(3, 9), slice(9, 11)):
         piece = jax.tree.map(lambda a, steps=steps: a[steps], (p.xs, p.targets))
         observed = observe(observed, p.params, state, *piece)
         (_, state), _ = run(p.params, state, *piece)
     assert observed.boundaries == 4
+    assert not key.is_deleted()
     assert_same_gradient(basis_learner.choose(before, observed), whole, FLOAT64)
 
 
