@@ -97,7 +97,9 @@ def test_pieces_of_a_stream_go_on_with_their_tangent(probes):
     assert meter.counts.tolist() == [4 * probes, 4 * probes]
 
 
-@pytest.mark.parametrize("name", ["stack_2", "complex_dense", "counter_and_key"])
+@pytest.mark.parametrize(
+    "name", ["stack_2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("complex_dense", "counter_and_key"))]
+)
 def test_several_probes_at_a_time_are_as_many_samples_of_their_nodes(name):
     """Nodes in turn, so that five probes of two nodes leave none behind; each with a ξ and a tangent of its own."""
     nodes = 2 if name == "stack_2" else 1

@@ -35,7 +35,7 @@ def test_with_sixteen_probes_every_reading_is_within_thirty_percent():
 
 
 @pytest.mark.mixed_promotion
-@pytest.mark.parametrize("probes", [1, 16])
+@pytest.mark.parametrize("probes", [pytest.param(1, marks=pytest.mark.slow), 16])
 def test_the_truth_is_what_the_meter_comes_to(probes):
     """Of so many probes of one short training that chance is small: the same running mean, exactly computed."""
     sweep = SWEEPS["projected_motifs"]
