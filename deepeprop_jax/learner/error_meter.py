@@ -174,17 +174,11 @@ def error_meter(
     checks.check_count("horizon", horizon, 1, "an integer >= 1, how many samples a running mean looks back")
     checks.check_count("probes", probes, 1, "an integer >= 1, how many directions are probed at a time")
 
-    def check_probes(meter: Meter) -> None:
-        if meter.node.shape != (probes,):
-            raise ValueError(
-                f"The meter has {meter.node.size} probes at a time, this error_meter {probes}: begin another with init."
-            )
-
     @documented_by(BeginMeter)
     @with_whole_batches
     def begin(meter, params, carry, x):
         params, carry = as_arrays(params, "params"), as_arrays(carry, "carry")
-        check_probes(meter)
+        _check_probes(meter, probes)
         plan = learner.plan(params, carry, x)
         nodes = jnp.asarray(_trained(plan), jnp.int32)
         node = (meter.sequences % len(nodes) * probes + jnp.arange(probes, dtype=jnp.int32)) % len(nodes)
@@ -199,18 +193,18 @@ def error_meter(
     def init(key, params, carry, x):
         carry = as_arrays(carry, "carry")
         plan = learner.plan(params, carry, x)
-        count = jnp.zeros((), jnp.int32)
+        nodes = len(_trained(plan))
         # Each an array of its own, so that a meter may be donated.
-        errors, squares, fourths, weights = (jnp.zeros(len(_trained(plan)), plan.dtype) for _ in range(4))
-        counts = jnp.zeros(len(_trained(plan)), jnp.int32)
-        meter = Meter(key, params, jnp.zeros(probes), carry, count, errors, squares, fourths, counts, weights)
+        errors, squares, fourths, weights = (jnp.zeros(nodes, plan.dtype) for _ in range(4))
+        sequences, counts = jnp.zeros((), jnp.int32), jnp.zeros(nodes, jnp.int32)
+        meter = Meter(key, params, jnp.zeros(probes), carry, sequences, errors, squares, fourths, counts, weights)
         return begin(meter, params, carry, x)
 
     @documented_by(UpdateMeter)
     @with_whole_batches
     def update(meter, params, state, xs, targets, grads, resets=None, valid=None):
         params, xs = as_arrays(params, "params"), as_arrays(xs, "xs")
-        check_probes(meter)
+        _check_probes(meter, probes)
         remedy = "Give what value_and_grad gave for these params."
         check_same(_numbers(grads), _numbers(params), "grads", remedy)
         plan = learner.plan(params, state.carry, jax.tree.map(lambda leaf: leaf[0], xs))
@@ -226,39 +220,57 @@ def error_meter(
             return pushed.moving.tangent, (_along(grads, probe, params, plan.dtype) - along) ** 2, along**2
 
         tangent, error, square = jax.vmap(sample)(meter.probe, meter.tangent)
-        of_node = jnp.arange(len(meter.counts), dtype=jnp.int32)[:, None] == meter.node[None]
-        counts = meter.counts + of_node.sum(axis=1, dtype=meter.counts.dtype)
-        new, all_ = (counts - meter.counts).astype(plan.dtype), counts.astype(plan.dtype)
-        weight = jnp.minimum(1 / jnp.maximum(new, 1), jnp.maximum(1 / jnp.maximum(all_, 1), 1 / horizon))
+        return _averaged(meter._replace(tangent=tangent), error, square, horizon)
 
-        def mean(old: jax.Array, samples: jax.Array) -> jax.Array:
-            return old + weight * jnp.where(of_node, samples[None] - old[:, None], 0).sum(axis=1)
+    return ErrorMeter(init, begin, update, _read)
 
-        return meter._replace(
-            tangent=tangent,
-            errors=mean(meter.errors, error),
-            squares=mean(meter.squares, square),
-            fourths=mean(meter.fourths, error**2),
-            counts=counts,
-            squared_weights=(1 - new * weight) ** 2 * meter.squared_weights + new * weight**2,
+
+def _averaged(meter: Meter, error: jax.Array, square: jax.Array, horizon: int) -> Meter:
+    """With one sample more for each probe.
+
+    Args:
+      error, square: (probes,) (ĝ · ξ − g · ξ)² and (g · ξ)².
+    """
+    dtype = meter.errors.dtype
+    of_node = jnp.arange(len(meter.counts), dtype=jnp.int32)[:, None] == meter.node[None]
+    counts = meter.counts + of_node.sum(axis=1, dtype=meter.counts.dtype)
+    new, so_far = (counts - meter.counts).astype(dtype), counts.astype(dtype)
+    weight = jnp.minimum(1 / jnp.maximum(new, 1), jnp.maximum(1 / jnp.maximum(so_far, 1), 1 / horizon))
+
+    def mean(old: jax.Array, samples: jax.Array) -> jax.Array:
+        return old + weight * jnp.where(of_node, samples[None] - old[:, None], 0).sum(axis=1)
+
+    return meter._replace(
+        errors=mean(meter.errors, error),
+        squares=mean(meter.squares, square),
+        fourths=mean(meter.fourths, error**2),
+        counts=counts,
+        squared_weights=(1 - new * weight) ** 2 * meter.squared_weights + new * weight**2,
+    )
+
+
+def _read(meter: Meter) -> Error:
+    """The error, from a meter's running means."""
+    seen = (meter.counts > 0).all()
+    errors, squares = meter.errors.sum(), meter.squares.sum()
+    # Of a sum of squares of normal numbers the variance is twice the mean's square.
+    spread = jnp.sum((meter.fourths - meter.errors**2) * meter.squared_weights) / errors**2
+    spread = spread + jnp.sum(2 * meter.squares**2 * meter.squared_weights) / squares**2
+    total = jnp.sqrt(errors / squares)
+    uncertainty = jnp.where(errors == 0, 0, total * jnp.sqrt(spread) / 2)
+    nothing = jnp.nan
+    return Error(
+        jnp.where(seen, total, nothing),
+        jnp.where(meter.counts > 0, jnp.sqrt(meter.errors / meter.squares), nothing),
+        jnp.where(seen, uncertainty, nothing),
+    )
+
+
+def _check_probes(meter: Meter, probes: int) -> None:
+    if meter.node.shape != (probes,):
+        raise ValueError(
+            f"The meter has {meter.node.size} probes at a time, this error_meter {probes}: begin another with init."
         )
-
-    def error(meter):
-        seen = (meter.counts > 0).all()
-        errors, squares = meter.errors.sum(), meter.squares.sum()
-        # Of a sum of squares of normal numbers the variance is twice the mean's square.
-        spread = jnp.sum((meter.fourths - meter.errors**2) * meter.squared_weights) / errors**2
-        spread = spread + jnp.sum(2 * meter.squares**2 * meter.squared_weights) / squares**2
-        total = jnp.sqrt(errors / squares)
-        uncertainty = jnp.where(errors == 0, 0, total * jnp.sqrt(spread) / 2)
-        nothing = jnp.nan
-        return Error(
-            jnp.where(seen, total, nothing),
-            jnp.where(meter.counts > 0, jnp.sqrt(meter.errors / meter.squares), nothing),
-            jnp.where(seen, uncertainty, nothing),
-        )
-
-    return ErrorMeter(init, begin, update, error)
 
 
 def _trained(plan: Plan) -> list[int]:
