@@ -112,7 +112,7 @@ endif
 
 TASK := all
 rl: $(VENV)/demo
-	@JAX_PLATFORMS=cpu $(RUN) -m experiments.rl $(TASK)
+	@JAX_PLATFORMS=cpu XLA_FLAGS="--xla_cpu_multi_thread_eigen=false" $(RUN) -m experiments.rl $(TASK)
 	@$(RUN) -m experiments.rl.report
 
 report: $(VENV)/test
