@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepeprop_jax.learner.checks import check_flag, check_flags, sequence_length
-from deepeprop_jax.network.arguments import leaf_avals, path_name
+from deepeprop_jax.network.arguments import as_arrays, leaf_avals, path_name
 from deepeprop_jax.network.cell import PyTree
 
 
@@ -56,8 +56,10 @@ def time_first(
     """xs, targets, resets and valid, (time, batch, ...), whatever the layout that they were given in.
 
     Raises:
+      TypeError: xs that are no arrays.
       ValueError: an empty sequence; arrays that do not begin alike; both valid and seq_lengths; lengths out of range.
     """
+    xs = as_arrays(xs, "xs")
     if not time_major:
         xs, targets, resets, valid = _with_time_first(xs, targets, resets, valid)
     sequence_length(xs, targets)
