@@ -21,6 +21,7 @@ from deepeprop_jax import (
     symmetric_feedback,
     third_factor,
 )
+from deepeprop_jax.cells import lif, low_pass
 from deepeprop_jax.network.cell import graph_of, select
 from deepeprop_jax.reference import Pair, bptt, segment_oracle, stop_gradient_oracle
 from tests.gradients import FLOAT64, assert_same_gradient
@@ -300,3 +301,40 @@ def test_mistakes_are_refused_with_a_remedy():
         with pytest.raises(kind) as refused:
             call()
         assert message in str(refused.value), (mistake, refused.value)
+
+
+def test_a_relay_without_a_signal_leaves_the_layer_below_to_its_own():
+    """The two layers of docs/neuroscience.md: the lower one's gradient is that of it alone under its own signal."""
+    cells = {"low": lif(5, tau=10.0), "low rate": low_pass(tau=20.0)}
+    two = graph(
+        {
+            "low": (cells["low"], "input"),
+            "low rate": (cells["low rate"], "low"),
+            "relay": (lambda z: z, "low"),
+            "high": (lif(4, tau=10.0), "relay"),
+            "readout": (low_pass(tau=20.0), "high"),
+        },
+        outputs={"y": "readout", "low rate": "low rate"},
+    )
+    xs = 3 * jax.random.bernoulli(KEY, 0.5, (12, 3, 6)).astype(jnp.float32)
+    targets = jax.random.normal(jax.random.key(6), (12, 3, 4), jnp.float32)
+    params, carry = two.init(jax.random.key(7), xs[0])
+    feedback = random_feedback(jax.random.key(8), two, params, carry, xs[0], nodes=("low rate",), of="y")
+
+    def gradient_of_low(relay: dict) -> jax.Array:
+        signals = {**feedback, **relay}
+        learner = deep_eprop(two, signals=tuple(signals))
+        run = learner.value_and_grad(lambda y, t: jnp.sum(y["y"] * t), signals=signals, segment_length=5)
+        return jax.jit(run)(params, learner.init(params, carry, xs[0]), xs, targets)[1]["low"]
+
+    alone = deep_eprop(stack(cells["low"], cells["low rate"]))
+    both = (params["low"], params["low rate"])
+    state = alone.init(both, (carry["low"], carry["low rate"]), xs[0])
+    weights = feedback["low rate"].weights
+    run = alone.value_and_grad(lambda y, t: jnp.sum(y * (t @ weights)), segment_length=5)
+    needed = jax.jit(run)(both, state, xs, targets)[1][0]
+    found = gradient_of_low({"relay": lambda dy, target: jnp.zeros((3, 5), jnp.float32)})
+    assert float(jnp.abs(needed["input_kernel"]).max()) > 1e-3
+    assert_same_gradient(found, needed, 1e-6)
+    through = gradient_of_low({})["input_kernel"]
+    assert float(jnp.abs(through - needed["input_kernel"]).max() / jnp.abs(needed["input_kernel"]).max()) > 1e-3
